@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from jax_specexit.planning.estimate import (
 from jax_specexit.planning.hbm import SHORTER, smaller, too_much
 from jax_specexit.planning.hlo import SLICES, collectives
 from jax_specexit.planning.timeline import timeline
-from jax_specexit.planning.work import compute_seconds, step_work
+from jax_specexit.planning.work import Work, compute_seconds, step_work
 from jax_specexit.sharding import ROWS
 from jax_specexit.training.place import check_place
 from specexit.chips import Chip
@@ -292,7 +292,7 @@ def summarise(
     assert config.topology is not None
     memory = memory_of(compiled, chip)
     work = list(step_work(config, shapes, mesh))
-    flops, moved = sum(w.flops for w in work), sum(w.hbm_bytes for w in work)
+    flops = sum(w.flops for w in work)
     by_part, by_axis = defaultdict(float), defaultdict(float)
     for w in work:
         by_part[w.part] += w.flops
@@ -301,14 +301,7 @@ def summarise(
     sent = [c for c in collectives(text, one_slice) if c.axes]  # a group of one chip sends nothing
     for c in sent:
         by_axis["+".join(c.axes)] += c.sent * c.times
-    between = by_axis.get(SLICES, 0.0)
-    seconds = {
-        "compute": compute_seconds(work, chip),
-        "hbm": moved / chip.hbm_bytes_per_second,
-        "interconnect": (sum(by_axis.values()) - between) / chip.ici_bytes_per_second,
-    }
-    if config.mesh.dcn_data > 1 and chip.dcn_bytes_per_second is not None:
-        seconds["network"] = between / chip.dcn_bytes_per_second
+    seconds = _bounds(config, work, by_axis, chip)
     binds = max(seconds, key=lambda part: seconds[part])
     spent = timeline(text, one_slice, chip, shares(shapes, chip))
     tokens = shapes.batch * shapes.length
@@ -332,7 +325,7 @@ def summarise(
         flops=flops,
         flops_by_part=dict(by_part),
         useful_flops=sum(w.useful for w in work) / flops,
-        hbm_bytes=moved,
+        hbm_bytes=sum(w.hbm_bytes for w in work),
         collective_bytes=dict(by_axis),
         collectives=[dataclasses.asdict(c) | {"sent": c.sent * c.times} for c in sent],
         seconds=seconds,
@@ -349,6 +342,19 @@ def summarise(
         compile_seconds=compile_seconds,
         others=others,
     )
+
+
+def _bounds(config: PlanConfig, work: list[Work], sent: Mapping[str, float], chip: Chip) -> dict[str, float]:
+    """Seconds that each part of a chip is busy at its peak; ``sent`` is in bytes, by mesh axis."""
+    between = sent.get(SLICES, 0.0)
+    seconds = {
+        "compute": compute_seconds(work, chip),
+        "hbm": sum(w.hbm_bytes for w in work) / chip.hbm_bytes_per_second,
+        "interconnect": (sum(sent.values()) - between) / chip.ici_bytes_per_second,
+    }
+    if config.mesh.dcn_data > 1 and chip.dcn_bytes_per_second is not None:
+        seconds["network"] = between / chip.dcn_bytes_per_second
+    return seconds
 
 
 PEAKS = ("flops", "hbm_gib", "per_second")

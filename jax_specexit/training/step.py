@@ -142,12 +142,25 @@ def teacher_of(
     target: Target | CachedTarget,
     hidden: Float[Array, "batch time thidden"],
     draft_vocab: Int[Array, " dvocab"],
-    tokens: Array,
+    tokens: Int[Array, "batch time"],
 ) -> Teacher:
     """The target's side of the token loss."""
     place = jnp.full((target.shape.vocab_size,), -1, jnp.int32)
     place = place.at[draft_vocab].set(jnp.arange(draft_vocab.size, dtype=jnp.int32))
     return Teacher(hidden, target.head()[:, draft_vocab], place[shift(tokens, 1)])
+
+
+def without_unknown(
+    batch: Batch,
+    target: Target | CachedTarget,
+    hidden: Float[Array, "batch time thidden"],
+    frozen: Frozen,
+    config: TrainConfig,
+) -> Batch:
+    """The batch without the rows whose most likely token, by the target, the draft cannot say, in its loss mask."""
+    choice = first_choices(hidden[None], target.head(), config.loss_chunk)[0]
+    known = jnp.isin(choice, frozen.draft_vocab)
+    return batch | {"loss_mask": batch["loss_mask"] & shift(known, -1)}
 
 
 def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphDef, ttt_steps: int) -> Callable:
@@ -167,11 +180,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             outputs = ttt_outputs(draft, target.embedding[...], aux, batch, ttt_steps, remat=config.remat)
             normed, aligned = outputs[0], jnp.stack([shift(y, -1 - k) for k, y in enumerate(outputs)])
             teacher = teacher_of(target, target_hidden, frozen.draft_vocab, tokens)
-            counted = batch
-            if config.skip_unknown:
-                choice = first_choices(target_hidden[None], target.head(), config.loss_chunk)[0]
-                known = jnp.isin(choice, frozen.draft_vocab)
-                counted = batch | {"loss_mask": batch["loss_mask"] & shift(known, -1)}
+            counted = without_unknown(batch, target, target_hidden, frozen, config) if config.skip_unknown else batch
             weights = token_weights(counted, ttt_steps, config.ttt_decay)
             fused = linear_cross_entropy(aligned, draft.lm_head.kernel[...], teacher, weights, config.loss_chunk)
             token = cast(TokenLoss, fused)  # custom_vjp hides the type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
 from rich.console import Console
@@ -109,34 +110,36 @@ def finish(config: CollectConfig, counts: Counts, max_tokens: int) -> None:
         soft_wrap=True,
         markup=False,
     )
+    for said in _warnings(config, counts):
+        console.print(f"[yellow]warning:[/yellow] {said}", soft_wrap=True)
+    _check(config, counts, max_tokens)
+
+
+def _warnings(config: CollectConfig, counts: Counts) -> Iterator[str]:
+    """What is worth a second look before the traces are trained on."""
     if _in_trials(counts) > MOST_IN_TRIALS and counts.trial_tokens > SHORT_TRIAL * counts.trials:
-        console.print(
-            f"[yellow]warning:[/yellow] {_in_trials(counts):.1%} of all tokens were written in trials, "
+        yield (
+            f"{_in_trials(counts):.1%} of all tokens were written in trials, "
             f"{counts.trial_tokens / counts.trials:.0f} in each; collect into a new folder with a text in the target's "
-            "trial that makes it answer at once, with a larger stride, or with boundaries=stable or bisect",
-            soft_wrap=True,
+            "trial that makes it answer at once, with a larger stride, or with boundaries=stable or bisect"
         )
     if counts.trials and counts.undecided > config.max_undecided * counts.trials:
-        console.print(
-            f"[yellow]warning:[/yellow] {_percent(counts.undecided, counts.trials)} of the trials were cut off or "
-            "state nothing, so nobody knows what they would have answered; raise trial_max_tokens, or give the "
-            "target's trial a text that makes it answer at once",
-            soft_wrap=True,
+        yield (
+            f"{_percent(counts.undecided, counts.trials)} of the trials were cut off or state nothing, so nobody knows "
+            "what they would have answered; raise trial_max_tokens, or give the target's trial a text that makes it "
+            "answer at once"
         )
     if counts.unbroken > config.max_unbroken * counts.answered:
-        console.print(
-            f"[yellow]warning:[/yellow] {_percent(counts.unbroken, counts.answered)} of the answered traces have no "
-            "step boundary, so nothing is learnt from them; do the target's split_endings occur in its thinking?",
-            soft_wrap=True,
+        yield (
+            f"{_percent(counts.unbroken, counts.answered)} of the answered traces have no step boundary, so nothing is "
+            "learnt from them; do the target's split_endings occur in its thinking?"
         )
     if counts.free_same < config.min_forced_as_free * counts.free:
-        console.print(
-            f"[yellow]warning:[/yellow] {_percent(counts.free_same, counts.free)} of {counts.free} forced trials come "
-            "to the verdict of the whole answer, so the labels are not what an exit gives; look at the target's trial "
-            "(text, stop and close) beside answers in the traces, or lower min_forced_as_free",
-            soft_wrap=True,
+        yield (
+            f"{_percent(counts.free_same, counts.free)} of {counts.free} forced trials come to the verdict of the "
+            "whole answer, so the labels are not what an exit gives; look at the target's trial (text, stop and close) "
+            "beside answers in the traces, or lower min_forced_as_free"
         )
-    _check(config, counts, max_tokens)
 
 
 def check_early(config: CollectConfig, counts: Counts, max_tokens: int, of: int) -> None:

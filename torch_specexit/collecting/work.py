@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from specexit.config import ConfigError
+from specexit.data.answers import kind
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
@@ -88,8 +89,6 @@ def all_asks(config: CollectConfig, target: TargetConfig) -> list[Ask]:
 
 def _with_plain_reference(prompt: Prompt, target: TargetConfig) -> Prompt:
     """A prompt whose reference can be compared without its options: of a choice, the letter and not the text."""
-    from specexit.data.answers import kind
-
     if prompt.reference is None:
         return prompt
     answers = kind(prompt.answer_kind or target.answer_kind)
@@ -232,8 +231,6 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
       AnswerError: an answer kind does not exist or cannot be used here.
       PromptError: a reference is no answer of its prompt's kind.
     """
-    from specexit.data.answers import kind
-
     target.think_tokens()  # first, as any_architecture is no way round it
     if not config.any_architecture:
         _check_trainable(target)

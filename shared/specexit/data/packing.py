@@ -32,7 +32,7 @@ from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, t
 from specexit.method.signals import NAMES
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.pack import PackConfig
-from specexit.schemas.target import save_target
+from specexit.schemas.target import TargetConfig, save_target
 
 BLOCK_TOKENS = 1_000_000
 """Size of a block, of which rows are made together: they take 33 MB."""
@@ -100,33 +100,39 @@ def pack(config: PackConfig) -> PackMeta:
             raise PackError(
                 f"{config.traces}: no trace's prompt fits an example of {length} tokens, expected a greater length"
             )
-        meta = PackMeta(
-            format_version=FORMAT_VERSION,
-            n=tally.rows,
-            length=length,
-            shards={name: (folder / name).stat().st_size for name in names},
-            traces=tally.traces,
-            dropped=tally.dropped,
-            cut=tally.cut,
-            tokens=tally.used + tally.tokens_cut + tally.tokens_dropped,
-            tokens_cut=tally.tokens_cut,
-            tokens_dropped=tally.tokens_dropped,
-            fill=tally.used / (tally.rows * length),
-            signals=NAMES,
-            exit_point=config.exit_point,
-            truncate=config.truncate,
-            target=target.name,
-            tokenizer_sha256=tokenizer_sha256(target),
-            data_sha256=data_sha256(config.traces),
-            config_sha256=hashlib.sha256(config.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
-            token_counts=tuple(tally.counts.tolist()),
-        )
+        shards = {name: (folder / name).stat().st_size for name in names}
+        meta = _meta(config, target, length, shards, tally)
         write_prompts(folder, tally.prompts)
         write_text(folder / "meta.json", meta.model_dump_json(indent=2) + "\n")
         save_target(folder, target)
         save_run(config, folder)
     Console(stderr=True).print(_summary(config.out, meta), soft_wrap=True, markup=False)
     return meta
+
+
+def _meta(config: PackConfig, target: TargetConfig, length: int, shards: dict[str, int], tally: _Tally) -> PackMeta:
+    """What ``meta.json`` says of rows of that length, in shards of these sizes in bytes."""
+    return PackMeta(
+        format_version=FORMAT_VERSION,
+        n=tally.rows,
+        length=length,
+        shards=shards,
+        traces=tally.traces,
+        dropped=tally.dropped,
+        cut=tally.cut,
+        tokens=tally.used + tally.tokens_cut + tally.tokens_dropped,
+        tokens_cut=tally.tokens_cut,
+        tokens_dropped=tally.tokens_dropped,
+        fill=tally.used / (tally.rows * length),
+        signals=NAMES,
+        exit_point=config.exit_point,
+        truncate=config.truncate,
+        target=target.name,
+        tokenizer_sha256=tokenizer_sha256(target),
+        data_sha256=data_sha256(config.traces),
+        config_sha256=hashlib.sha256(config.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
+        token_counts=tuple(tally.counts.tolist()),
+    )
 
 
 def _first(batches: Iterable[pa.RecordBatch], n: int | None) -> Iterator[pa.RecordBatch]:
