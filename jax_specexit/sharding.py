@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from specexit.config import ConfigError, PassingError
 from specexit.schemas.train import MeshConfig
@@ -84,8 +84,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def device_grid(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
-    """The devices as [data, fsdp, expert, context, tensor].
+def device_grid(config: MeshConfig, devices: Sequence[Any]) -> Shaped[np.ndarray, "data fsdp expert context tensor"]:
+    """The devices, one axis for each of the mesh.
 
     On TPUs in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus. Of several
     slices, which only the data centre's network joins, each holds whole replicas: ``data`` runs over the slices first,
@@ -206,14 +206,14 @@ def check_mesh(mesh: Mesh | AbstractMesh, batch_size: int, models: Sequence[Any]
         )
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
+def constrain(x: Shaped[Array, "*shape"], *axes: str | None) -> Shaped[Array, "*shape"]:
     """Say where an activation lives, one logical axis per dimension; as it is where no mesh is in force."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(MESH_AXES[axis] if axis else None for axis in axes)))
 
 
-def shift(x: Array, by: int) -> Array:
+def shift(x: Shaped[Array, "batch time *rest"], by: int) -> Shaped[Array, "batch time *rest"]:
     """``y[:, t] = x[:, t + by]``, zeros where that is outside; negative ``by`` looks back.
 
     Where time lies on several chips each hands a few rows to its neighbour, and nothing is gathered.

@@ -16,6 +16,7 @@ import orbax.checkpoint.experimental.v1 as v1
 from blake3 import blake3
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jax.sharding import Mesh
+from jaxtyping import Shaped
 
 from jax_specexit.sharding import shardings
 from jax_specexit.training.checkpoint import FOLDERS, opened, whole
@@ -117,7 +118,7 @@ class ParameterHash:
     def __init__(self) -> None:
         self.parts: dict[str, str] = {}
 
-    def see(self, path: str, value: np.ndarray) -> np.ndarray:
+    def see(self, path: str, value: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         """Take a parameter in; hands it back."""
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
         head = f"{path} {value.dtype.name} {list(value.shape)}\n".encode()

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, Int
 from pydantic import Field
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
@@ -111,7 +112,9 @@ def _batch(rows: list[tuple[list[int], int]], length: int) -> Batch:
     return tokens, mask
 
 
-def loss_fn(target: Target, tokens: jax.Array, mask: jax.Array, *, remat: bool = False) -> jax.Array:
+def loss_fn(
+    target: Target, tokens: Int[Array, "batch time"], mask: Float[Array, "batch time"], *, remat: bool = False
+) -> Float[Array, ""]:
     """Mean cross-entropy of the response tokens."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, _ = target(tokens, positions, jnp.ones_like(tokens), dtype=jnp.bfloat16, remat=remat)

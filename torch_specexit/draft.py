@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,7 +35,7 @@ Rows = Float[Tensor, "batch rows hidden"]
 Heads = Float[Tensor, "batch heads rows dim"]
 
 
-def as_torch(array: np.ndarray) -> Tensor:
+def as_torch(array: Shaped[np.ndarray, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """The array's own memory as a tensor; numpy hands bfloat16 over as bits only."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)

@@ -67,7 +67,10 @@ def layers_of(config: DraftConfig) -> tuple[int, ...]:
 
 
 def repairs(
-    config: DraftConfig, weights: Mapping[str, Tensor], target: Mapping[str, Any], embedding: Tensor
+    config: DraftConfig,
+    weights: Mapping[str, Tensor],
+    target: Mapping[str, Any],
+    embedding: Float[Tensor, "vocab hidden"],
 ) -> Iterator[Repair]:
     """Every repair that can be tried on a draft.
 

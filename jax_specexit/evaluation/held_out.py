@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 
 from jax_specexit.cluster import is_first
@@ -226,7 +226,7 @@ def scoring(
 
 
 def score_rows(
-    draft: Draft, target: Target, vocab: Array, batch: Batch, config: TrainConfig, dtype: DTypeLike
+    draft: Draft, target: Target, vocab: Int[Array, " dvocab"], batch: Batch, config: TrainConfig, dtype: DTypeLike
 ) -> tuple[Float[Array, "batch time signals"], Bool[Array, "step batch time"]]:
     """Raw signals, and whether TTT step k predicts token t + 2 + k from row t, in one packed segment.
 

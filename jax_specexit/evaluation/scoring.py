@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
@@ -59,7 +59,7 @@ def sequence(trace: Trace, think_end: int) -> list[int]:
 def score(
     draft: Draft,
     target: Target,
-    vocab: np.ndarray,
+    vocab: Int[np.ndarray, " dvocab"],
     traces: Iterable[Trace],
     *,
     think_end: int,
@@ -128,7 +128,7 @@ def padded(length: int, bucket: int) -> int:
 
 
 def program(
-    vocab: np.ndarray, ttt_steps: int, chunk: int, dtype: DTypeLike
+    vocab: Int[np.ndarray, " dvocab"], ttt_steps: int, chunk: int, dtype: DTypeLike
 ) -> Callable[[Draft, Target, jax.Array], tuple[Any, Any]]:
     """The jitted program behind `score`: (raw signals [batch, time, signals], hits [step, batch, time]) of tokens."""
 

@@ -57,13 +57,26 @@ class Causal(Protocol):
         """Chips that a row lies on."""
         ...
 
-    def forward(self, q: Array, k: Array, v: Array, starts: Array) -> tuple[Array, Array]:
-        """The output [batch, time, heads, dim] and the log of its normaliser [batch, time, heads]."""
+    def forward(
+        self,
+        q: Queries,
+        k: Float[Array, "batch all kv dim"],
+        v: Float[Array, "batch all kv dim"],
+        starts: Int[Array, "batch all"],
+    ) -> tuple[Queries, Float[Array, "batch time heads"]]:
+        """The output, and the log of its normaliser."""
         ...
 
     def backward(
-        self, q: Array, k: Array, v: Array, starts: Array, out: Array, log_total: Array, d_out: Array
-    ) -> tuple[Array, Array, Array]:
+        self,
+        q: Queries,
+        k: Float[Array, "batch all kv dim"],
+        v: Float[Array, "batch all kv dim"],
+        starts: Int[Array, "batch all"],
+        out: Queries,
+        log_total: Float[Array, "batch time heads"],
+        d_out: Queries,
+    ) -> tuple[Queries, Float[Array, "batch all kv dim"], Float[Array, "batch all kv dim"]]:
         """Gradients of q, k and v; ``out`` and ``log_total`` are merged with the diagonals."""
         ...
 

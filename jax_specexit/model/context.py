@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from jax_specexit.sharding import CONTEXT
 
@@ -45,15 +45,15 @@ def _moves(shards: int, odd: int) -> list[tuple[int, int]]:
     return [(i, min(2 * i + odd, 2 * shards - 1 - 2 * i - odd)) for i in range(shards)]
 
 
-def spread(x: Array, shards: int) -> Array:
-    """A chip's stretch of [batch, time, ...] becomes the rows that it computes, in the `order` of its places."""
+def spread(x: Shaped[Array, "batch stretch *rest"], shards: int) -> Shaped[Array, "batch stretch *rest"]:
+    """A chip's stretch of a row becomes the places that it computes, in their `order`."""
     if shards == 1:
         return x
     pieces = jnp.split(x, 2, axis=1)
     return jnp.concatenate([jax.lax.ppermute(x, CONTEXT, _moves(shards, i)) for i, x in enumerate(pieces)], axis=1)
 
 
-def collect(x: Array, shards: int) -> Array:
+def collect(x: Shaped[Array, "batch stretch *rest"], shards: int) -> Shaped[Array, "batch stretch *rest"]:
     """The way back from `spread`."""
     if shards == 1:
         return x
@@ -62,16 +62,16 @@ def collect(x: Array, shards: int) -> Array:
     return jnp.concatenate([jax.lax.ppermute(x, CONTEXT, moves) for x, moves in zip(pieces, back, strict=True)], axis=1)
 
 
-def gather(x: Array, shards: int) -> Array:
-    """The whole row of [batch, time, ...]."""
+def gather(x: Shaped[Array, "batch stretch *rest"], shards: int) -> Shaped[Array, "batch time *rest"]:
+    """The whole row, of which a chip has a stretch."""
     return x if shards == 1 else jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True)
 
 
-def scatter_sum(x: Array, shards: int) -> Array:
+def scatter_sum(x: Shaped[Array, "batch time *rest"], shards: int) -> Shaped[Array, "batch stretch *rest"]:
     """The gradient of `gather`: of every chip's whole row the sum, of which each keeps its stretch."""
     return x if shards == 1 else jax.lax.psum_scatter(x, CONTEXT, scatter_dimension=1, tiled=True)
 
 
-def own(rows: Array, shards: int) -> Array:
-    """Of something per chip, [shards, ...], this one's."""
+def own(rows: Shaped[Array, shards * one], shards: int) -> Shaped[Array, "*one"]:
+    """Of something per chip, this one's."""
     return rows[0] if shards == 1 else rows[jax.lax.axis_index(CONTEXT)]

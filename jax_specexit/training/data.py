@@ -15,6 +15,7 @@ import grain
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
+from jaxtyping import Int
 
 from jax_specexit.model.cached import ends_of
 from jax_specexit.sharding import CONTEXT, ROWS
@@ -165,7 +166,7 @@ class Batches:
             yield int(step), place(local, self.rows, self.size, self.sharding)
 
 
-def rows_of_process(size: int, sharding: NamedSharding) -> np.ndarray:
+def rows_of_process(size: int, sharding: NamedSharding) -> Int[np.ndarray, " local"]:
     """Which rows of a batch live on this process's devices, rising.
 
     Raises:
@@ -178,7 +179,7 @@ def rows_of_process(size: int, sharding: NamedSharding) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(size)[index[0]] for index in held if index is not None]))
 
 
-def place(local: Example, rows: np.ndarray, size: int, sharding: NamedSharding) -> dict[str, jax.Array]:
+def place(local: Example, rows: Int[np.ndarray, " local"], size: int, sharding: NamedSharding) -> dict[str, jax.Array]:
     """A process's rows of a batch as arrays of the whole batch on the mesh."""
 
     def one(x: np.ndarray) -> jax.Array:
@@ -203,7 +204,7 @@ def first_rows(folder: Path, meta: PackMeta, features: Features | None = None) -
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def choose_draft_vocab(meta: PackMeta, size: int, always: tuple[int, ...]) -> np.ndarray:
+def choose_draft_vocab(meta: PackMeta, size: int, always: tuple[int, ...]) -> Int[np.ndarray, " dvocab"]:
     """Target ids of the draft vocabulary: the most frequent tokens of the training traces, in rising order.
 
     Args:

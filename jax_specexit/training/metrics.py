@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 
-def acceptance_estimate(top1: np.ndarray) -> float:
+def acceptance_estimate(top1: Float[np.ndarray, " step"]) -> float:
     r"""Tokens per decoding step if drafts were accepted independently: :math:`1 + \sum_k \prod_{j \le k} a_j`.
 
     ``a_j`` is the token top-1 of TTT step j. An estimate: measured acceptance is printed by `specexit bench`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 
 def list_lengths(column: pa.Array) -> Int[np.ndarray, " rows"]:
@@ -12,7 +12,7 @@ def list_lengths(column: pa.Array) -> Int[np.ndarray, " rows"]:
     return np.diff(column.offsets.to_numpy().astype(np.int64))
 
 
-def flat_values(column: pa.Array, dtype: type[np.generic]) -> np.ndarray:
+def flat_values(column: pa.Array, dtype: type[np.generic]) -> Shaped[np.ndarray, " values"]:
     """The lists of a column behind one another."""
     return column.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Shaped
 
 from specexit.config import write_text
 from specexit.drafts.config import ARCHITECTURES, PLAIN_ARCHITECTURES, DraftConfig, DraftError, read_config
@@ -123,7 +123,7 @@ def check_shapes(config: DraftConfig, tensors: Shapes, path: Path) -> None:
             raise DraftError(f"{path}: tensor {name} {list(tensors[name][1])} is not part of the draft in config.json")
 
 
-def check_values(name: str, tensor: np.ndarray, path: Path) -> None:
+def check_values(name: str, tensor: Shaped[np.ndarray, "*shape"], path: Path) -> None:
     """Check that a weight is a number throughout.
 
     Raises:
@@ -136,7 +136,12 @@ def check_values(name: str, tensor: np.ndarray, path: Path) -> None:
             raise DraftError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
 
 
-def check_vocabulary(config: DraftConfig, d2t: np.ndarray, path: Path, t2d: np.ndarray | None = None) -> None:
+def check_vocabulary(
+    config: DraftConfig,
+    d2t: Int[np.ndarray, " draft_vocab"],
+    path: Path,
+    t2d: Bool[np.ndarray, " vocab"] | None = None,
+) -> None:
     """Check that every draft token stands for a target token of its own.
 
     Args:
@@ -184,7 +189,7 @@ def target_ids(config: DraftConfig, tensors: Mapping[str, np.ndarray]) -> Int[np
     return ids if config.whole_vocabulary else ids + tensors["d2t"]
 
 
-def vocabulary_tensors(vocab: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
+def vocabulary_tensors(vocab: Int[np.ndarray, " draft_vocab"], vocab_size: int) -> dict[str, np.ndarray]:
     """``d2t`` and ``t2d``, given the target id of every draft token; neither where those are all of the target's."""
     if len(vocab) == vocab_size:
         return {}

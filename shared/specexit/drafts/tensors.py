@@ -22,7 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from blake3 import blake3
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from specexit.buckets import BucketPath
 from specexit.drafts.files import MAX_NAME, NO_POINTER, POINTER, TensorError, inside, odd, parse_json, read_json
@@ -70,11 +70,11 @@ class Stored:
         """Its size."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self) -> np.ndarray:
+    def read(self) -> Shaped[np.ndarray, "*shape"]:
         """The tensor, read into memory of its own."""
         return self._values(0, math.prod(self.shape)).reshape(self.shape)
 
-    def rows(self, begin: int, end: int) -> np.ndarray:
+    def rows(self, begin: int, end: int) -> Shaped[np.ndarray, rows * rest]:
         """Some of the tensor's rows, without the others; there is at least one axis."""
         width = math.prod(self.shape[1:])
         return self._values(begin * width, end * width).reshape(-1, *self.shape[1:])

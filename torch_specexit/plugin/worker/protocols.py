@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor, device
 
 from specexit.drafts.directory import Serving, SpecExitBlock
@@ -61,16 +62,16 @@ class SchedulerOutput(Protocol):
 class LogprobsTensors(Protocol):
     """`vllm.v1.outputs.LogprobsTensors`. First column: the sampled token; the others: the most likely ones."""
 
-    logprob_token_ids: Tensor
-    logprobs: Tensor
-    selected_token_ranks: Tensor
+    logprob_token_ids: Int[Tensor, "rows columns"]
+    logprobs: Float[Tensor, "rows columns"]
+    selected_token_ranks: Int[Tensor, " rows"]
 
 
 @runtime_checkable
 class SamplerOutput(Protocol):
     """`vllm.v1.outputs.SamplerOutput`, and that of V2."""
 
-    sampled_token_ids: Tensor
+    sampled_token_ids: Int[Tensor, "requests width"]
     logprobs_tensors: LogprobsTensors | None
 
 
@@ -88,7 +89,7 @@ class InputBatchV1(Protocol):
     num_reqs: int
     req_ids: list[str]
     req_id_to_index: dict[str, int]
-    token_ids_cpu: np.ndarray
+    token_ids_cpu: Int[np.ndarray, "requests tokens"]
     """On the host: of each request, its prompt and behind that its output."""
 
 
@@ -96,15 +97,15 @@ class InputBatchV1(Protocol):
 class SpecDecodeMetadata(Protocol):
     """`vllm.v1.spec_decode.metadata.SpecDecodeMetadata`."""
 
-    logits_indices: Tensor
-    cu_num_sampled_tokens: Tensor
+    logits_indices: Int[Tensor, " rows"]
+    cu_num_sampled_tokens: Int[Tensor, " requests"]
 
 
 @runtime_checkable
 class StepState(Protocol):
     """``ExecuteModelState`` of either runner, between the target's pass and sampling."""
 
-    aux_hidden_states: list[Tensor] | None
+    aux_hidden_states: list[Float[Tensor, "time hidden"]] | None
 
 
 @runtime_checkable
@@ -123,7 +124,7 @@ class RunnerV1(Runner, Protocol):
     input_batch: InputBatchV1
     discard_request_mask: Buffer
     query_start_loc: Buffer
-    positions: Tensor
+    positions: Int[Tensor, " time"]
     input_ids: Buffer
 
 
@@ -133,10 +134,10 @@ class InputBatchV2(Protocol):
 
     num_reqs: int
     req_ids: list[str]
-    positions: Tensor
-    input_ids: Tensor
-    logits_indices: Tensor
-    cu_num_logits: Tensor
+    positions: Int[Tensor, " time"]
+    input_ids: Int[Tensor, " time"]
+    logits_indices: Int[Tensor, " rows"]
+    cu_num_logits: Int[Tensor, " requests_and_one"]
 
 
 @runtime_checkable
@@ -144,12 +145,14 @@ class ContextParallel(Protocol):
     """`vllm.v1.worker.gpu.pcp_manager.PCPManager`."""
 
     def restore_for_sampling(
-        self, hidden_states: Tensor, aux_hidden_states: list[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor] | None, object]:
+        self, hidden_states: Float[Tensor, "own hidden"], aux_hidden_states: list[Float[Tensor, "own hidden"]] | None
+    ) -> tuple[Float[Tensor, "time hidden"], list[Float[Tensor, "time hidden"]] | None, object]:
         """Hidden states of the whole batch, in its order."""
         ...
 
-    def restore_draft_prefill(self, last_hidden_states: Tensor, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    def restore_draft_prefill(
+        self, last_hidden_states: Float[Tensor, "own hidden"], hidden_states: Float[Tensor, "own hidden"]
+    ) -> tuple[Float[Tensor, "time hidden"], Float[Tensor, "time hidden"]]:
         """The draft's, of its first pass."""
         ...
 
@@ -167,7 +170,7 @@ class RequestStateV2(Protocol):
 class TargetV2(Protocol):
     """The target's model."""
 
-    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+    def compute_logits(self, hidden_states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"] | None:
         """Raw logits of some rows."""
         ...
 
@@ -190,7 +193,7 @@ class Draft(Protocol):
     think_tokens: ThinkTokens
     transition: Sequence[int]
     vocab_size: int
-    signals: Tensor
+    signals: Float[Tensor, "batch last signals"]
     first_pass: Any
     weights: Weights
 
@@ -202,14 +205,16 @@ class Draft(Protocol):
         """See whether a sleep has left the weights as they were."""
         ...
 
-    def record(self, passes: int, last_rows: Tensor | None = None) -> None:
+    def record(self, passes: int, last_rows: Int[Tensor, " batch"] | None = None) -> None:
         """Have the next passes leave their signals, at these rows and those before."""
         ...
 
-    def leave_signals(self, hidden_states: Tensor) -> None:
+    def leave_signals(self, hidden_states: Float[Tensor, "rows hidden"]) -> None:
         """Read the signals off a pass."""
         ...
 
-    def signals_of_target(self, aux: Sequence[Tensor], rows: Tensor) -> Tensor:
+    def signals_of_target(
+        self, aux: Sequence[Float[Tensor, "time hidden"]], rows: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows signals"]:
         """Raw signals at some rows of the target's aux hidden states (source ``fc``)."""
         ...

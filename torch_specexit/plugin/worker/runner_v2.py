@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from torch_specexit.plugin.worker.exits import Exits
@@ -22,8 +22,8 @@ def rewrite(
     runner: RunnerV2,
     exits: Exits,
     output: SamplerOutput,
-    n_sampled: Tensor,
-    n_rejected: Tensor,
+    n_sampled: Int[Tensor, " batch"],
+    n_rejected: Int[Tensor, " batch"],
     batch: InputBatchV2,
     logits: Float[Tensor, "rows vocab"] | None,
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from torch_specexit.plugin.worker.rule import (
@@ -139,7 +139,7 @@ class Slots:
             self.tables.knobs[rows] = self.to_device(list(self._policies.values()))
             self._policies.clear()
 
-    def to_device(self, values: Sequence, dtype: torch.dtype = torch.int32) -> Tensor:
+    def to_device(self, values: Sequence, dtype: torch.dtype = torch.int32) -> Shaped[Tensor, "*values"]:
         """A list on the device. Pinned, so that the host does not wait for the copy."""
         return torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda").to(
             self.device, non_blocking=True
