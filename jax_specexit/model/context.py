@@ -72,6 +72,6 @@ def scatter_sum(x: Shaped[Array, "batch time *rest"], shards: int) -> Shaped[Arr
     return x if shards == 1 else jax.lax.psum_scatter(x, CONTEXT, scatter_dimension=1, tiled=True)
 
 
-def own(rows: Shaped[Array, shards * one], shards: int) -> Shaped[Array, "*one"]:
+def own(rows: Shaped[Array, "shards ..."], shards: int) -> Shaped[Array, ...]:
     """Of something per chip, this one's."""
     return rows[0] if shards == 1 else rows[jax.lax.axis_index(CONTEXT)]

@@ -74,7 +74,7 @@ class Stored:
         """The tensor, read into memory of its own."""
         return self._values(0, math.prod(self.shape)).reshape(self.shape)
 
-    def rows(self, begin: int, end: int) -> Shaped[np.ndarray, rows * rest]:
+    def rows(self, begin: int, end: int) -> Shaped[np.ndarray, "rows ..."]:
         """Some of the tensor's rows, without the others; there is at least one axis."""
         width = math.prod(self.shape[1:])
         return self._values(begin * width, end * width).reshape(-1, *self.shape[1:])
