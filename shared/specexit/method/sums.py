@@ -47,15 +47,15 @@ def columns_of(
 ) -> Int[np.ndarray, "sums traces"]:
     """What each trace adds to the `Sums`, a row for each of their fields."""
     n = len(replay.traces)
-    one = Sums(
-        traces=np.ones(n, np.int64),
-        full=replay.n_think,
-        kept=outcome.kept,
-        rest=replay.n_answer + 1,
-        probes=np.zeros(n, np.int64) if probe_tokens is None else probe_tokens,
-        changed=outcome.changed,
-        exited=outcome.exited & (outcome.kept < replay.n_think),
-        known=~np.isnan(outcome.correct),
-        right=outcome.correct == 1,
-    )
-    return np.array(one, np.int64)
+    columns = {
+        "traces": np.ones(n, np.int64),
+        "full": replay.n_think,
+        "kept": outcome.kept,
+        "rest": replay.n_answer + 1,
+        "probes": np.zeros(n, np.int64) if probe_tokens is None else probe_tokens,
+        "changed": outcome.changed,
+        "exited": outcome.exited & (outcome.kept < replay.n_think),
+        "known": ~np.isnan(outcome.correct),
+        "right": outcome.correct == 1,
+    }
+    return np.array([columns[name] for name in Sums._fields], np.int64)
