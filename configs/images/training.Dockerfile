@@ -1,5 +1,5 @@
 # A TPU host: JAX with libtpu and the training half, as in constraints.txt. One image for every host of a slice.
-# This image was not built so far; a test reads this file.
+# Built on a stand-in of its first line (Debian 13, Python 3.11.7 in /usr/local), 2.5 GB; never run on a TPU.
 #   docker build -f configs/images/training.Dockerfile -t specexit .
 FROM python:3.11-slim
 COPY . /src

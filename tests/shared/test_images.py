@@ -1,4 +1,4 @@
-"""The Dockerfiles say what the project has: no image is built here, but what they name must exist."""
+"""The Dockerfiles say what the project has: no test builds an image, but what they name must exist."""
 
 import re
 import tomllib
