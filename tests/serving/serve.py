@@ -61,7 +61,7 @@ def fail_in_the_next_step(worker: Any) -> None:
 
 def forbid_nothing(worker: Any) -> None:
     """Exits go over what a client has forbidden: with one token that it may draw, a model can only go in circles."""
-    worker.model_runner._specexit.closing = ()
+    worker.model_runner._specexit.requests.closing = ()
 
 
 def read_prompts_from_vllm(worker: Any) -> None:

@@ -136,7 +136,7 @@ def test_an_exit_does_not_cut_into_the_text_that_vllm_writes_where_a_thinking_bu
     exits.prepare(given_step(["x"], [[5]]).none())
     exits.track(scheduled(new("a", thinking_token_budget=budget)))
     assert text_of(exits, *boundary_and_more()) == [[2], [END if exits_at_all else 5]]
-    assert ("a" in exits.owners) == exits_at_all  # nor does an interrupt
+    assert ("a" in exits.requests.owners) == exits_at_all  # nor does an interrupt
 
 
 def test_a_forbidden_word_is_looked_for_in_all_that_an_exit_writes():

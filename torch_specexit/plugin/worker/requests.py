@@ -36,7 +36,7 @@ class Requests:
     def __init__(self, draft: Draft, config: Any, slots: Slots, reader: Reader, checker: Checker | None):
         self.draft, self.ids = draft, draft.think_tokens
         self.slots, self.reader, self.checker = slots, reader, checker
-        self._closing = (*draft.transition, *self.ids.end_marker)
+        self.closing = (*draft.transition, *self.ids.end_marker)
         self._grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
         self._budget_has_text = closes_with_text(config, self.ids.end_marker)
         self._processed_logprobs: bool = config.model_config.logprobs_mode.startswith("processed")
@@ -126,7 +126,7 @@ class Requests:
         processed = params.logprobs is not None and self._processed_logprobs
         refused = params.structured_outputs is not None and self._grammar_binds_thinking
         closed = self._budget_has_text and getattr(params, "thinking_token_budget", None) is not None
-        return processed or refused or closed or forbids(params, self._closing)
+        return processed or refused or closed or forbids(params, self.closing)
 
     def look_through(self, requests: Collection[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:
         """Look through prompts of `unread`, which vLLM has in place by now.
