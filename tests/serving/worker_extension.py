@@ -27,7 +27,7 @@ class Remembered:
 
     def forbid_nothing(self) -> None:
         """Exits go over what a client has forbidden: with one token that it may draw, a model thinks for ever."""
-        self.model_runner._specexit.closing = ()
+        self.model_runner._specexit.requests.closing = ()
 
     def send_draft_weights(self, part: int) -> None:
         """What the draft hears of an update in two parts. The tensors themselves stay: vLLM's CPU kernels have packed
