@@ -21,16 +21,7 @@ from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.frontend import audit as audits
 from torch_specexit.plugin.frontend import opening
 from torch_specexit.plugin.frontend.activity import Activity
-from torch_specexit.plugin.frontend.audit import (
-    CACHE_SALT,
-    LOWEST_PRIORITY,
-    PRIORITY,
-    Audit,
-    Case,
-    generator_of,
-    same_answer_apart,
-    stated_apart,
-)
+from torch_specexit.plugin.frontend.audit import Audit, Case, generator_of, same_answer_apart, stated_apart
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Operation, in_share
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
@@ -248,7 +239,7 @@ def finished(name, *, output=(9, START, *THOUGHT, END, 20), by_itself=True):
         detokenizer=SimpleNamespace(output_token_ids=list(output)),
         max_tokens_param=None,
         lora_request="an adapter",
-        **{CACHE_SALT: "of " + name, PRIORITY: 3, BY_ITSELF: by_itself},
+        **{audits.CACHE_SALT: "of " + name, audits.PRIORITY: 3, BY_ITSELF: by_itself},
     )
 
 
@@ -445,7 +436,7 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
     case = Case.of(finished("r"), 2, TOKENS)
     assert asyncio.run(generator_of(engine)([1, 2], 5, case)) == "done"
     assert asked["prompt"] == {"prompt_token_ids": [1, 2], "cache_salt": "of r"}
-    assert (asked["lora"], asked["priority"]) == ("an adapter", LOWEST_PRIORITY + 3)
+    assert (asked["lora"], asked["priority"]) == ("an adapter", audits.LOWEST_PRIORITY + 3)
     assert asked["request"] == "specexit-audit-r"
     assert asked["inner"]
     assert asked["params"].extra_args is None  # it asks for nothing, so no server can refuse it
