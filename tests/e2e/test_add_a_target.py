@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from specexit.bench.comparison import read_requests
+from specexit.bench.requests import read_requests
 from specexit.bench.results import read_results
 from specexit.data.traces import read_labelled
 from specexit.demo import ALLOCATOR

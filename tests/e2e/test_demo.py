@@ -18,7 +18,7 @@ from jax_specexit.model.draft import Draft
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.run import read_start
 from jax_specexit.weights import load_target
-from specexit.bench.comparison import read_requests
+from specexit.bench.requests import read_requests
 from specexit.bench.results import read_results
 from specexit.data.traces import read_labelled
 from specexit.drafts.directory import read_draft

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from specexit.bench.comparison import read_requests
 from specexit.bench.process import BenchError, BenchProcess
+from specexit.bench.requests import read_requests
 from specexit.bench.results import Results, read_results
 from specexit.method.policies import METHODS as METHODS_REPLAYED
 from specexit.method.simulate import Simulation

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from specexit.bench.comparison import Request, Run
 from specexit.bench.journal import alone_at
 from specexit.bench.methods import find_method
 from specexit.bench.process import BenchError
+from specexit.bench.requests import Request, Run
 from specexit.bench.results import read_results
 from specexit.data.traces import Trace, write_traces
 from specexit.drafts.directory import read_config

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from specexit.bench.comparison import Request
 from specexit.bench.methods import Marks, Problem, Trial, Tuning, find_method
 from specexit.bench.process import BenchError
+from specexit.bench.requests import Request
 from specexit.method.decision import ENDED
 from tests.serving.benching import TARGET, generated_traces
 from torch_specexit.bench.driver import drive

@@ -13,10 +13,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specexit.bench.comparison import Run, open_loop_speedup, speedup_at
+from specexit.bench.comparison import open_loop_speedup, speedup_at
 from specexit.bench.journal import Journal, alone_at
 from specexit.bench.methods import find_method
 from specexit.bench.process import BenchError, BenchProcess
+from specexit.bench.requests import Run
 from specexit.bench.results import Results, read_results
 from specexit.data.traces import write_traces
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy

@@ -2,14 +2,8 @@
 
 from functools import cache
 
-from specexit.bench.comparison import (
-    Reason,
-    Request,
-    Run,
-    compare,
-    identities,
-    summarise,
-)
+from specexit.bench.comparison import compare, identities, summarise
+from specexit.bench.requests import Reason, Request, Run
 from specexit.bench.results import (
     Oracle,
     Results,

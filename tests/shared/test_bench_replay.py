@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from specexit.bench.comparison import Request, Run, compare, summarise, write_requests
+from specexit.bench.comparison import compare, summarise
 from specexit.bench.inputs import draft_inputs
 from specexit.bench.replay import ReplayError, bench_replay, check_exits
+from specexit.bench.requests import Request, Run, write_requests
 from specexit.bench.results import BASELINE, Oracle, Results, read_results, write_results
 from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, Scores, write_scores

@@ -9,7 +9,6 @@ import pytest
 
 from specexit.bench import comparison
 from specexit.bench.comparison import (
-    Run,
     accuracy,
     by_task,
     compare,
@@ -19,6 +18,7 @@ from specexit.bench.comparison import (
     speedup_at,
     summarise,
 )
+from specexit.bench.requests import Run
 from specexit.bench.results import (
     result_tables,
 )

@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from specexit.bench.comparison import (
-    identities,
-    oracle,
-    read_requests,
-    reason_of,
-    requests_in,
-    summarise,
-    write_requests,
-)
+from specexit.bench.comparison import identities, oracle, summarise
+from specexit.bench.requests import read_requests, reason_of, requests_in, write_requests
 from specexit.bench.results import (
     DEFINITIONS,
     Comparison,

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from specexit.bench.comparison import Request, Run
 from specexit.bench.inputs import draft_inputs
 from specexit.bench.journal import Journal, alone_at, journal_of
 from specexit.bench.process import BenchError
+from specexit.bench.requests import Request, Run
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
 from specexit.data.traces import target_named_in

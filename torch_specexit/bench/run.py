@@ -18,11 +18,12 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from specexit.bench.comparison import Run, by_task, compare, faster, identities, oracle, summarise, write_requests
+from specexit.bench.comparison import by_task, compare, faster, identities, oracle, summarise
 from specexit.bench.inputs import finished, read_scores_of, tolerance_of
 from specexit.bench.journal import Journal, alone_at
 from specexit.bench.methods import Known, Method, Tuning, check_parameters, find_method
 from specexit.bench.process import BenchError, BenchProcess
+from specexit.bench.requests import Run, write_requests
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
 from specexit.data.overlap import refuse_selected, refuse_shared, refuse_trained

@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from specexit.bench.comparison import Request, Run, ended_by, reason_of
 from specexit.bench.journal import Journal
 from specexit.bench.methods import Method, to_job
 from specexit.bench.process import BenchError, BenchProcess
+from specexit.bench.requests import Request, Run, ended_by, reason_of
 from specexit.bench.results import BASELINE
 from specexit.data.answers import extract_answer, same_answer
 from specexit.data.traces import Trace

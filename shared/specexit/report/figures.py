@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from specexit.bench.comparison import requests_in
+from specexit.bench.requests import requests_in
 from specexit.bench.results import Results
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES

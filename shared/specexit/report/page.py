@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ValidationError
 
 from specexit.bench.ablate import Ablations
-from specexit.bench.comparison import read_requests
 from specexit.bench.inputs import read_scores_of
 from specexit.bench.replay import ReplayCheck
+from specexit.bench.requests import read_requests
 from specexit.bench.results import ALL_ALIKE, NO_INTERVAL, Results, Triple, is_interval, read_results
 from specexit.config import write_text
 from specexit.data.scores import Scores, read_scores

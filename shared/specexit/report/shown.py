@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from specexit.bench.comparison import Request
+from specexit.bench.requests import Request
 from specexit.data.traces import Trace
 from specexit.errors import InputError
 from specexit.method.decision import Policy

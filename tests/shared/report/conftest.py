@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specexit.bench.comparison import Request, Run, summarise, write_requests
+from specexit.bench.comparison import summarise
+from specexit.bench.requests import Request, Run, write_requests
 from specexit.bench.results import (
     Comparison,
     MethodResult,

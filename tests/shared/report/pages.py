@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from specexit.bench.comparison import Request
+from specexit.bench.requests import Request
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import Trace
 from specexit.method.decision import Policy

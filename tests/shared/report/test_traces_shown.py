@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specexit.bench.comparison import Request
+from specexit.bench.requests import Request
 from specexit.data.traces import Trace, write_traces
 from specexit.method.decision import Policy
 from specexit.report.page import report
