@@ -78,6 +78,12 @@ def test_what_has_to_be_several_is_asked_for_as_it_is_written(schema, override, 
         load(schema, overrides=[override])
 
 
+@pytest.mark.parametrize("written", ["0.01", "1e-2", "[1e-2]", "'0.01'"])
+def test_one_risk_needs_no_brackets_however_it_is_written(written):
+    """To YAML, 1e-2 is text."""
+    assert load(CalibrateConfig, overrides=["draft=a", "traces=b", "scores=c", f"epsilon={written}"]).epsilon == (0.01,)
+
+
 @pytest.mark.parametrize("size", ["inf", ".inf", "nan", "1e308"])
 @pytest.mark.parametrize(("schema", "more"), [(ExportConfig, ["format=plugin"]), (ConvertConfig, [])])
 def test_a_largest_file_of_no_size_is_named(schema, more, size):

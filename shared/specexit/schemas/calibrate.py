@@ -12,7 +12,11 @@ from specexit.schemas.early import EARLY, EarlyShare
 
 
 def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, int | float) else value
+    """One risk as several; to YAML a number without a point, such as 1e-2, is text."""
+    try:
+        return (float(value),)
+    except (TypeError, ValueError):
+        return value
 
 
 def point_name(epsilon: float) -> str:
