@@ -101,6 +101,23 @@ def test_methods_may_lose_what_specexit_s_certificate_allows(
     assert said in tolerance_of(tmp_path / "draft").why
 
 
+def test_a_method_that_loses_more_than_the_tolerance_says_so(inputs: Path, tmp_path: Path) -> None:
+    """Sure of a wrong answer at its first boundary in one trace of four, at any threshold."""
+    traces = []
+    for i, t in enumerate(generated_traces(4, "calibration")):
+        agrees = [i > 0, *[True] * (len(t.boundaries) - 1)]
+        said = {"boundary_answers": [t.answer if right else "no" for right in agrees], "boundary_agrees": agrees}
+        said |= {"boundary_state": ["agrees" if right else "differs" for right in agrees]}
+        traces.append(replace(t, boundary_confidence=[1.0] * len(agrees), **said))
+    write_traces(tmp_path / "calibration.parquet", traces)
+    given = {"calibration_traces": tmp_path / "calibration.parquet", "scores": None}
+    ours = config(inputs, methods=["eagle3", "deer", "stability"], **given)
+    (tmp_path / "scratch").mkdir()
+    plain, deer, stability = plan_methods(ours, TARGET, generated_traces(N), tmp_path / "scratch")
+    assert deer.says.endswith("the most cautious is measured, which loses 25.0 points on them")
+    assert [entry.says for entry in (plain, stability)] == [entry.method.says for entry in (plain, stability)]
+
+
 def test_scores_of_another_draft_are_refused_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
     """Their exits are another draft's, and the table would show them as those of this one."""
     signals = {t.id: np.zeros((len(t.think_ids), 4), np.float32) for t in generated_traces(N)}

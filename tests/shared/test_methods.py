@@ -311,6 +311,15 @@ def test_parameters_are_the_boldest_within_the_tolerance(trace: Trace) -> None:
         find_method("deer").tuned(Tuning([trace, one_point], 0.0))
 
 
+def test_a_method_that_cannot_be_tuned_to_the_tolerance_tells_what_it_loses(trace: Trace) -> None:
+    """It was measured as if it lost no more than the tolerance there."""
+    wrong = replace(trace, boundary_confidence=[0.5, 1.0, 0.9, 0.99, 1.0])  # sure of what is wrong, whatever is asked
+    tuning = Tuning([wrong, trace], 0.0)
+    assert to_job("deer", find_method("deer").tuned(tuning))["parameters"] == {"confidence": 0.999}
+    find_method("stability").tuned(tuning)
+    assert tuning.beyond == {"deer": 0.5}
+
+
 def test_traces_without_a_boundary_tell_of_no_k(make_trace: Callable[..., Trace]) -> None:
     """As those are that all ran out of tokens; it was an IndexError."""
     nothing = {"boundaries": [], "boundary_answers": [], "boundary_agrees": [], "boundary_confidence": []}

@@ -260,7 +260,7 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
             refuse_held_back(config, draft)
         if any(hint is not None for hint in hints):
             _refuse_other_text(kind.name, config, traces, config.sampling)
-        entries.append(Entry(kind.name, reference, method, draft, hints, trials))
+        entries.append(Entry(kind.name, reference, method, draft, hints, trials, tuning.beyond.get(kind.name)))
     return entries
 
 
@@ -424,8 +424,7 @@ def gather(
         num_speculative_tokens=config.num_speculative_tokens,
         budget=next((entry.parameters["tokens"] for entry in entries if entry.name == "budget"), None),
         methods={
-            entry.name: summarise(runs[entry.name], says=entry.method.says, parameters=entry.parameters)
-            for entry in entries
+            entry.name: summarise(runs[entry.name], says=entry.says, parameters=entry.parameters) for entry in entries
         },
         against_eagle3=against,
         oracle=oracle(traces, against),

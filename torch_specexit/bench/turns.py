@@ -41,6 +41,18 @@ class Entry:
     """One for each problem."""
     trials: tuple[dict[str, Any], ...]
     """How an answer to each is tried: fields of `specexit.bench.methods.Trial`."""
+    beyond: float | None = None
+    """Accuracy that it loses on the calibration traces, where no setting of it is within the tolerance."""
+
+    @property
+    def says(self) -> str:
+        """Its definition, and that it could not be tuned to the tolerance where that is so."""
+        if self.beyond is None:
+            return self.method.says
+        return (
+            f"{self.method.says}; none that was tried is within the tolerance there, so that the most cautious is "
+            f"measured, which loses {100 * self.beyond:.1f} points on them"
+        )
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -77,7 +77,8 @@ DEFINITIONS = {
     "preempted": "how often a request lost its KV cache to others and was computed again, at all batch sizes and "
     "rates; that is in the seconds: where it is not 0, they are of an engine.kv_cache_gib that is too small",
     "says": "definition of a method",
-    "parameters": "what a method was tuned to on calibration traces: the boldest that loses at most tolerance there",
+    "parameters": "what a method was tuned to on calibration traces: the boldest that loses at most tolerance there; "
+    "where none does, the most cautious, and the method's definition says what that loses",
     "latency": "seconds of single responses, from when the problem came in: mean, median, 95th percentile; "
     "first_answer: mean seconds to the first token behind </think>",
     "open_loop": "the same where problems come in at random, so many a second on average, whatever is in progress; "

@@ -121,9 +121,12 @@ class Tuning:
     """Accuracy that may be lost on them."""
     budget: int | None = None
     """Of the fixed budgets, where the config gives one."""
+    beyond: dict[str, float] = field(default_factory=dict)
+    """Methods none of whose candidates is within the tolerance, and what the first of them loses on the traces."""
 
     def boldest(self, name: str, candidates: Sequence[Any], exit_of: Callable[[Trace, Any], int | None]) -> Any:
-        """The candidate that saves the most thinking within the tolerance; the first where none is within it.
+        """The candidate that saves the most thinking within the tolerance; the first where none is within it, which
+        `beyond` then tells.
 
         Picked by the loss that was observed, with no bound on chance: that favours the method.
 
@@ -143,16 +146,18 @@ class Tuning:
                 f"method {name} chooses its parameters on trial answers, but {unknown} of {len(self.traces)} of "
                 "calibration_traces were tried about one exit point (boundaries=stable or bisect): expected refine"
             )
-        best, most, replay = candidates[0], -1, Replay(self.traces)
+        best, most, replay, losses = candidates[0], -1, Replay(self.traces), list[float]()
         for candidate in candidates:
             exits = [exit_of(trace, candidate) for trace in self.traces]
             outcome = replay.outcome_at(np.array([-1 if at is None else at for at in exits]))
             # Accuracy where the right answer is known, else agreement.
             gone = replay.correct - outcome.correct
-            lost = np.where(np.isnan(gone), outcome.changed, gone).mean()
+            losses.append(float(np.where(np.isnan(gone), outcome.changed, gone).mean()))
             saved = int((replay.n_think - outcome.kept).sum())
-            if lost <= self.tolerance and saved > most:
+            if losses[-1] <= self.tolerance and saved > most:
                 best, most = candidate, saved
+        if most < 0:
+            self.beyond[name] = losses[0]
         return best
 
 
