@@ -16,7 +16,7 @@ from specexit.config import find, load
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.scores import ScoreError, Scores, write_scores
-from specexit.data.traces import Trace, write_traces
+from specexit.data.traces import Trace, data_sha256, write_traces
 from specexit.drafts.directory import DraftError, plain_copy, read_config
 from specexit.drafts.policy import (
     Certificate,
@@ -302,6 +302,20 @@ def test_problems_that_chose_a_checkpoint_are_refused(inputs: Path, tmp_path: Pa
     selection = Selection(by="auroc", prompts=tuple(trace.prompt_hash[:16] for trace in generated_traces(2)))
     write_policy(tmp_path / "draft", PolicyFile(selection=selection))
     with pytest.raises(OverlapError, match=r"2 of 4 prompts chose the checkpoint of .*draft \(by auroc\)"):
+        read_problems(config(inputs, **{which: tmp_path / "draft"}))
+
+
+@pytest.mark.parametrize("which", ["draft", "draft_fc"])
+def test_the_very_traces_that_a_policy_was_certified_on_are_refused(inputs: Path, tmp_path: Path, which: str) -> None:
+    """The page said of them that nobody had checked whether they were among those."""
+    write_random_draft(tmp_path / "draft")
+    policy = Policy(thresholds={"validity": 0.5})
+    found = {"epsilon": 0.06, "delta": 0.1, "n": 4, "errors": 0, "bound": 0.06, "policy_sha256": policy_sha256(policy)}
+    data = data_sha256(inputs / "traces.parquet")
+    certificate = Certificate(risk="answer_changed", data_sha256=data, **found)
+    points = (OperatingPoint(name="default", policy=policy, certificate=certificate),)
+    write_policy(tmp_path / "draft", PolicyFile(points=points))
+    with pytest.raises(OverlapError, match=r"traces\.parquet: point 'default' of .*draft was certified on these very"):
         read_problems(config(inputs, **{which: tmp_path / "draft"}))
 
 

@@ -26,7 +26,7 @@ from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.requests import Run, write_requests
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
-from specexit.data.overlap import refuse_selected, refuse_shared, refuse_trained
+from specexit.data.overlap import refuse_calibrated, refuse_selected, refuse_shared, refuse_trained
 from specexit.data.traces import Trace, first_samples, read_outlines, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, write_policy
@@ -147,8 +147,8 @@ def read_problems(config: BenchConfig) -> list[Trace]:
     Raises:
       BenchError: there are fewer, or none of some task, two have one id, one has no reference answer, or none has any
         thinking.
-      OverlapError: a draft was trained on some of them, its checkpoint was chosen on them, or they are among
-        ``calibration_traces``.
+      OverlapError: a draft was trained on some of them, its checkpoint was chosen or its policy certified on them,
+        or they are among ``calibration_traces``.
     """
     found: dict[str, Trace] = {}
     every = read_traces(config.traces)
@@ -170,8 +170,9 @@ def read_problems(config: BenchConfig) -> list[Trace]:
     traces = traces[: config.n]
     for draft in filter(None, (config.draft, config.draft_fc)):
         refuse_trained(draft, traces, config.traces)
-        chosen_on = read_policy(draft).selection if read_config(draft).specexit else None
-        refuse_selected(draft, chosen_on, traces, config.traces)
+        stored = read_policy(draft) if read_config(draft).specexit else PolicyFile()
+        refuse_selected(draft, stored.selection, traces, config.traces)
+        refuse_calibrated(draft, stored, config.traces)
     if config.calibration_traces is not None:
         refuse_shared(read_outlines(config.calibration_traces), config.calibration_traces, traces, config.traces)
     for trace in traces:

@@ -15,8 +15,9 @@ import numpy as np
 from specexit.config import write_bytes
 from specexit.data.outlines import Hashes, Outlines, outlines
 from specexit.data.rows import AnyTrace, short_hash
+from specexit.data.traces import data_sha256
 from specexit.drafts.files import read_bytes
-from specexit.drafts.policy import Selection
+from specexit.drafts.policy import PolicyFile, Selection
 from specexit.errors import InputError
 
 FILE = "prompts.npy"
@@ -137,6 +138,27 @@ def refuse_selected(
         raise OverlapError(
             f"{where}: {both} of {known.n_prompts()} prompts chose the checkpoint of {folder} (by {selection.by}), "
             "which makes it look better on them: expected prompts that nothing was selected on"
+        )
+
+
+def refuse_calibrated(folder: Path, stored: PolicyFile, where: Path) -> None:
+    """Check that no policy of a draft was certified on the very trace files that are judged; of other files of the same
+    prompts it does not tell.
+
+    Args:
+      folder: of the draft, for the message.
+      stored: its ``policy.json``.
+      where: the traces lie.
+
+    Raises:
+      OverlapError: one was.
+      TraceError: they cannot be read.
+    """
+    on = {point.certificate.data_sha256: point.name for point in stored.points if point.certificate is not None}
+    if on and (name := on.get(data_sha256(where))):
+        raise OverlapError(
+            f"{where}: point {name!r} of {folder} was certified on these very traces, and looks better on them: "
+            "expected other prompts"
         )
 
 
