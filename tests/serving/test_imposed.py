@@ -200,6 +200,20 @@ def test_an_edit_does_not_make_audits_begin_anew(draft):
     assert front.hold.summary()["points"] == {}
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_word_by_the_route_that_lifts_nothing_does_not_make_audits_begin_anew(n, draft):
+    """A job that said `mode: exit` every minute kept the hold from ever finding anything."""
+    front = start(draft)
+    front.api_servers = n
+    for audits in (1, 2, 3):
+        front.audited("usual", "no_exit", front.operation.file.point("usual").policy)
+        front.switch(mode="exit")
+        assert front.hold.summary()["points"]["usual"]["audits"] == audits
+    audit(front, "usual")
+    front.switch(mode="exit")
+    assert front.hold.summary()["points"] == {}
+
+
 def test_an_operators_word_by_the_route_lifts_it_for_good(draft):
     front = start(draft)
     audit(front, "usual")

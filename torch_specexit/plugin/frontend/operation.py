@@ -179,10 +179,12 @@ class Operation:
                 self.kept.forget(one)
         return not lifted
 
-    def _lift(self) -> None:
+    def _lift(self, *, edited: bool = False) -> None:
         if self.kept is not None:
             self.kept.forget(self.imposed)
-        self.imposed, self.lifted = nothing(self.file, self.serving), self.lifted + 1
+        # Whoever says `mode: exit` by the route every minute lifts nothing, and must not make audits begin anew.
+        self.lifted += edited or bool(self.rejected)
+        self.imposed = nothing(self.file, self.serving)
 
     @property
     def mode(self) -> Mode:
@@ -215,7 +217,7 @@ class Operation:
             return
         said = said_since(before.words, now.words)
         if said is None or any(self._lifts(mode, point) for mode, point in said):
-            self._lift()
+            self._lift(edited=said is None)
             return
         self.imposed = before.model_copy(update={"words": now.words, "settings": now.settings})
         if self.kept is not None:
