@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import shutil
 from array import array
 from contextlib import nullcontext
@@ -283,6 +284,16 @@ def test_a_server_that_must_have_certified_exits_does_not_start_where_it_would_n
     assert opening.settings_of(config_with(draft)) is not None
     monkeypatch.setenv("SPECEXIT_SERVING", '{"required": true}')
     with pytest.raises(ConfigError, match=f"specexit.required is true, .*{hook.place}"):
+        opening.settings_of(config_with(draft))
+
+
+@pytest.mark.parametrize("text", ["Time is up.</think>", "<think> again"])
+def test_a_transition_that_holds_a_marker_keeps_a_server_from_starting(text, draft, monkeypatch):
+    """The answer began within it, with a second end marker; in checking mode the engine died of the first exit."""
+    write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "usual"} | MADE))
+    monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {"dtype": "float32"})
+    monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"transition": text}))
+    with pytest.raises(ConfigError, match=f"transition is '{text}', expected a text without '</?think>'"):
         opening.settings_of(config_with(draft))
 
 

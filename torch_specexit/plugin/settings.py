@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURES
-from specexit.drafts.directory import DraftConfig, Mode, Serving, read_config
+from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
 from specexit.drafts.policy import FILE
 from torch_specexit.plugin.compat.checks import draft_folder
 
@@ -63,6 +63,20 @@ def serving_over(below: Serving, additional_config: Any) -> Serving:
     except ValueError as error:
         raise ConfigError(f"{ENVIRONMENT}: cannot be read as JSON: {error}") from error
     return _on_top(settings, given, ENVIRONMENT, over=f"{COMMAND_LINE} or {FILE}")
+
+
+def check_transition(serving: Serving, block: SpecExitBlock) -> None:
+    """Check that a server's transition text leaves opening and ending the thinking to the markers.
+
+    Raises:
+      ConfigError: it holds one of them. An answer would begin within it, and the end marker come twice.
+    """
+    for marker in (block.think_start.strip(), block.think_end.strip()):
+        if marker in serving.transition:
+            raise ConfigError(
+                f"{KEY}.transition is {serving.transition!r}, expected a text without {marker!r}: "
+                f"{block.think_end.strip()!r} is written behind it anyway"
+            )
 
 
 def _on_top(below: Serving, given: Any, where: str, *, over: str) -> Serving:

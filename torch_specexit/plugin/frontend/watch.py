@@ -18,7 +18,7 @@ from specexit.drafts.hold import SWITCH
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import FILE, Event, Mode, PolicyError, PolicyFile, Serving, read_policy, write_policy
 from torch_specexit.plugin.frontend.operation import Operation
-from torch_specexit.plugin.settings import COMMAND_LINE, ENVIRONMENT, serving_over
+from torch_specexit.plugin.settings import COMMAND_LINE, ENVIRONMENT, check_transition, serving_over
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -56,6 +56,7 @@ def policies_for(folder: Path, block: SpecExitBlock, additional_config: Any) -> 
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{COMMAND_LINE} or {ENVIRONMENT}, over {path}: {said}") from error
+    check_transition(serving, block)
     return file, serving
 
 

@@ -20,7 +20,7 @@ from specexit.method.signals import NAMES
 from specexit.method.splits import load_tokenizer
 from torch_specexit.plugin.compat.checks import as_in_directory, check_draft, checked, draft_folder, folder_of
 from torch_specexit.plugin.compat.hooks import install_worker_hooks
-from torch_specexit.plugin.settings import serving_over
+from torch_specexit.plugin.settings import check_transition, serving_over
 from torch_specexit.plugin.worker.weights import Weights
 
 _ROWS = 1024
@@ -67,8 +67,8 @@ class WithSignals(Eagle3):
 
     Raises:
       DraftError: the draft is not there, see `draft_folder`, or cannot serve this target, see `check_draft`.
-      ConfigError: ``--additional-config`` holds settings that cannot be used, see `serving_over`; or exits are
-        required, and this vLLM does not fit.
+      ConfigError: ``--additional-config`` holds settings that cannot be used, see `serving_over` and
+        `check_transition`; or exits are required, and this vLLM does not fit.
       SplitError: the target's tokenizer has no such think markers or no split token; see `resolve`.
     """
 
@@ -90,6 +90,7 @@ class WithSignals(Eagle3):
         self.folder, self.draft_config, self.block = folder, config, block
         self.vocab_size = config.vocab_size
         self.serving = serving_over(block.serving, vllm_config.additional_config)
+        check_transition(self.serving, block)
         tokenizer = load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json"))
         self.transition = tokenizer.encode(self.serving.transition, add_special_tokens=False)
         """Tokens that are written before the end marker where thinking is ended."""
