@@ -129,18 +129,27 @@ ablate: $(VENV)/.demo-ready  ## What each choice of the method is worth, by repl
 	  out=$(CONNECTORS)/packed
 	@$(BIN)/specexit ablate configs/bench/ablate.yaml
 
+SAMPLED = temperature=0.6 top_p=0.95 top_k=20
+
 bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; goes on where it stopped (hours; needs `make demo`)
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=1000 out=runs/field/traces
 	@$(BIN)/specexit score draft=runs/demo/draft traces=runs/field/traces out=runs/field/scores
+	@$(BIN)/specexit collect target=tiny-reasoner split=calibration n=2000 $(SAMPLED) out=runs/field/calibration
+	@for draft in draft draft-fc; do $(BIN)/specexit score draft=runs/demo/$$draft traces=runs/field/calibration \
+	  out=runs/field/calibration-scores/$$draft && rm -rf runs/field/$$draft && cp -r runs/demo/$$draft runs/field && \
+	  $(BIN)/specexit calibrate draft=runs/field/$$draft traces=runs/field/calibration \
+	  scores=runs/field/calibration-scores/$$draft risk=accuracy_lost epsilon=0.01 || exit 1; done
 	@$(BIN)/specexit bench configs/bench/field.yaml
 	@$(BIN)/specexit bench configs/bench/field-sampled.yaml
 	@$(BIN)/specexit bench-replay bench=runs/field/greedy traces=runs/field/traces draft=runs/demo/draft \
 	  scores=runs/field/scores out=runs/field/replay.json
 	@$(BIN)/specexit ablate traces=runs/field/traces scores.draft=runs/field/scores out=runs/field/ablations
-	@for decoding in greedy sampled; do $(BIN)/specexit report bench=runs/field/$$decoding traces=runs/field/traces \
-	  draft=runs/demo/draft scores=runs/field/scores simulation=runs/field/greedy/simulation.json \
-	  ablations=runs/field/ablations/ablations.json $$(test $$decoding = sampled || echo replay=runs/field/replay.json) \
-	  $(addprefix full_size=,$(wildcard runs/bench/full-size.json)) out=runs/field/$$decoding.html || exit 1; done
+	@$(FIELD_REPORT) bench=runs/field/greedy draft=runs/demo/draft replay=runs/field/replay.json out=runs/field/greedy.html
+	@$(FIELD_REPORT) bench=runs/field/sampled draft=runs/field/draft out=runs/field/sampled.html
+
+FIELD_REPORT = $(BIN)/specexit report traces=runs/field/traces scores=runs/field/scores \
+  simulation=runs/field/greedy/simulation.json ablations=runs/field/ablations/ablations.json \
+  $(addprefix full_size=,$(wildcard runs/bench/full-size.json))
 
 bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by family, on one of which nothing can be cut
 	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(QUICK),true,false)
