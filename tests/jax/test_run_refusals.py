@@ -27,7 +27,7 @@ from jax_specexit.training.train import train
 from specexit.config import REPOSITORY, ConfigError, PassingError, load
 from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError
-from specexit.data.packed import PackError, read_meta
+from specexit.data.packed import PackError, open_rows, read_meta
 from specexit.data.traces import read_labelled, write_traces
 from specexit.errors import InputError, lasts
 from specexit.schemas.target import load_target_config
@@ -75,6 +75,17 @@ def test_a_shard_that_was_damaged_in_place_is_named(recipe: TrainConfig, packed:
     batches = Batches(config, read_meta(config.data), NamedSharding(make_mesh(config.mesh), BATCH))
     with pytest.raises(PackError, match=named):
         list(batches.steps(1, read_meta(config.data).n))
+
+
+def test_a_shard_that_is_gone_since_the_start_is_named(packed: Path, tmp_path: Path) -> None:
+    """As one that somebody deletes in the bucket of a run; the run may go on where it is brought back."""
+    data = copy_of(packed, tmp_path)
+    rows = open_rows(data, read_meta(data))
+    shard = min(data.glob("*.array_record"))
+    shard.unlink()
+    with pytest.raises(PackError, match=rf"{shard}: cannot be opened any more .*: bring it back") as refusal:
+        rows[0]
+    assert not lasts(refusal.value)
 
 
 def test_a_damaged_list_of_prompts_is_refused(recipe: TrainConfig, packed: Path, tmp_path: Path) -> None:

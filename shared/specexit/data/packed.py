@@ -117,7 +117,7 @@ class Records:
         """Record i, counted over all shards.
 
         Raises:
-          PackError: its shard is damaged there; named is the file.
+          PackError: its shard is damaged there, or gone since; named is the file.
         """
         try:
             return self._records[i]
@@ -128,9 +128,16 @@ class Records:
             ) from error
 
     def _place(self, i: int) -> tuple[Path, int]:
-        """Shard of a record, and its number there."""
+        """Shard of a record, and its number there.
+
+        Raises:
+          PackError: a shard cannot be opened any more.
+        """
         for path in self._paths:
-            n = len(self._open([str(path)]))
+            try:
+                n = len(self._open([str(path)]))
+            except (ValueError, RuntimeError, OSError) as error:
+                raise PackError(f"{path}: cannot be opened any more ({error}): bring it back, or pack again") from error
             if i < n:
                 return path, i
             i -= n
