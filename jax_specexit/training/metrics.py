@@ -130,8 +130,10 @@ def _board(run: Path, start: int) -> SummaryWriter:
     from tensorboardX.record_writer import register_writer_factory
 
     register_writer_factory(_FACTORY, _Events)
+    # What a kill loses of steps that are saved no start writes again. An object is sent whole, so that less often.
+    seconds = 120 if isinstance(run, BucketPath) else 1
     # A queue of any length: training does not wait for a bucket that is slow.
-    return SummaryWriter(f"{_FACTORY}:{run / 'tensorboard'}", purge_step=start + 1, max_queue=0)
+    return SummaryWriter(f"{_FACTORY}:{run / 'tensorboard'}", purge_step=start + 1, max_queue=0, flush_secs=seconds)
 
 
 class Metrics:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -238,6 +239,16 @@ def test_from_traces_to_a_draft_in_a_bucket(
     np.testing.assert_array_equal(fixed.vocab, theirs["d2t"] + np.arange(len(theirs["d2t"])))
 
 
+def test_tensorboard_s_file_on_a_disk_has_a_line_long_before_the_run_ends(tmp_path: Path) -> None:
+    """Or a kill would leave a gap there: steps that are saved are not made again."""
+    deadline = time.monotonic() + 60  # half of what tensorboardX waits unless it is told otherwise
+    with Metrics(tmp_path, total=2, start=0) as metrics:
+        metrics.write({"step": 1, "a-number": 1.0})
+        while not any(b"a-number" in path.read_bytes() for path in tmp_path.glob("tensorboard/events*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def test_a_flush_of_tensorboard_s_file_that_fails_is_made_up_for(
     bucket: BucketPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -246,7 +257,7 @@ def test_a_flush_of_tensorboard_s_file_that_fails_is_made_up_for(
 
     class Quick(SummaryWriter):
         def __init__(self, *args: Any, **options: Any):
-            super().__init__(*args, flush_secs=0.01, **options)
+            super().__init__(*args, **options | {"flush_secs": 0.01})
 
     write, sync = BucketPath.write_bytes, os.fsync
     failing, failed = threading.Event(), threading.Event()
