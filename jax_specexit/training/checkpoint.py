@@ -148,7 +148,7 @@ class Checkpoints:
         yet.
 
         Raises:
-          PassingError: the checkpoint has other parameters than the recipe, or cannot be read.
+          PassingError: the checkpoint cannot be read, or has other parameters than the recipe.
         """
         step = self.manager.latest_step()
         best = self.best.latest_step()
@@ -159,13 +159,9 @@ class Checkpoints:
             self._compare(best, restored["score"])
         if step is None:
             return None
-        try:
+        with whole(self.manager, step):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return step, self.manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError) as error:
-            raise PassingError(  # TensorStore's failures to read are a `ValueError`, too
-                f"{self.manager.directory}: checkpoint of step {step} does not fit the recipe: {error}"
-            ) from error
 
     def _compare(self, step: int, best: dict[str, Any]) -> None:
         """Go on from the best score so far, if what is evaluated now can be compared with it."""
@@ -222,7 +218,7 @@ def whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     """Have what orbax and TensorStore say of a checkpoint of which parts are missing or damaged be one line.
 
     Raises:
-      ConfigError: of what they raise.
+      PassingError: of what they raise; TensorStore's failures to read are a `ValueError`, too.
     """
     try:
         yield
@@ -230,7 +226,7 @@ def whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
         others = [other for other in manager.all_steps() if other != step]
         without = f", or that folder removed, and step {max(others)} is taken" if others else ""
         said = " ".join(str(error).split())[:200]
-        raise ConfigError(
+        raise PassingError(
             f"{manager.directory / str(step)}: cannot be read as a checkpoint: {type(error).__name__}: {said}; "
             f"expected it whole, as `specexit train` wrote it{without}"
         ) from error

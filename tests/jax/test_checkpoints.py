@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,18 @@ def test_another_failure_to_save_is_no_full_disk(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(ocp.CheckpointManager, "save", Mock(side_effect=ValueError("something else")))
     with pytest.raises(ValueError, match="something else"):
         judged(tmp_path, None, {2: 0.0})
+
+
+@pytest.mark.parametrize("part", ["state", "state/_METADATA"])
+def test_a_checkpoint_that_lacks_parts_is_named_with_the_one_that_can_be_taken(tmp_path: Path, part: str) -> None:
+    """It was said not to fit the recipe, in a thousand characters of TensorStore's, or was a traceback."""
+    judged(tmp_path, None, {2: 0.0, 4: 0.0})
+    newest = tmp_path / "checkpoints" / "4"
+    shutil.rmtree(newest / part) if (newest / part).is_dir() else (newest / part).unlink()
+    with pytest.raises(
+        PassingError, match=rf"^{newest}: cannot be .*or that folder removed, and step 2 is taken$"
+    ) as said:
+        judged(tmp_path, None, {})
+    assert len(str(said.value)) < 500
+    shutil.rmtree(newest)
+    judged(tmp_path, None, {})
