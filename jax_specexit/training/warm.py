@@ -14,7 +14,7 @@ from specexit.drafts.config import ARCHITECTURE, DraftConfig, DraftError, SpecEx
 from specexit.drafts.directory import target_ids
 from specexit.drafts.policy import FILE as POLICY_FILE
 from specexit.drafts.policy import Selection, read_policy
-from specexit.drafts.published import read_origin
+from specexit.drafts.published import check_keys, read_origin
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import DraftShapeConfig
 
@@ -25,7 +25,8 @@ def read_source(folder: Path, target: TargetConfig) -> DraftConfig:
     """What the draft in ``folder`` is; none of its weights are read.
 
     Raises:
-      DraftError: it cannot be read, or was made for another target, be it one of the same sizes.
+      DraftError: it cannot be read, or was made for another target, be it one of the same sizes; or a published draft
+        has a key that nobody here knows.
     """
     if not (folder / "config.json").exists():
         made = (
@@ -37,6 +38,8 @@ def read_source(folder: Path, target: TargetConfig) -> DraftConfig:
     source = read_config(folder, needs_policy=False)
     check_target(source, folder, target.hf_config(), target.name)
     origin = read_origin(folder)
+    if origin is None and source.specexit is None:
+        check_keys(folder)  # nothing of ours: its key may be what the draft computes
     made_for = origin.target if origin is not None else source.target_name
     if made_for not in (None, target.name):
         raise DraftError(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import Mock
@@ -29,6 +30,7 @@ from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError
 from specexit.data.packed import PackError, open_rows, read_meta
 from specexit.data.traces import read_labelled, write_traces
+from specexit.drafts.config import DraftError
 from specexit.errors import InputError, lasts
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import ClusterConfig, TrainConfig
@@ -167,6 +169,20 @@ def test_a_target_that_does_not_say_its_sizes_is_refused(
     assert not config.out.exists()
     with pytest.raises(InputError, match=said):
         shapes_of(config, load_target_config(str(target)))
+
+
+def test_a_published_draft_with_a_key_that_nobody_knows_is_refused(
+    recipe: TrainConfig, write_random_draft: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As `import` refuses it, which a folder with all fields of a draft directory gets by without."""
+    layers = {"eagle_aux_hidden_state_layer_ids": (1, 2, 3), "target_num_hidden_layers": 3}
+    sizes = recipe.draft.model_dump() | layers | {"target_hidden_size": 32, "vocab_size": 640}
+    draft = write_random_draft(tmp_path / "draft", None, **sizes)
+    known = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(known | {"gated_fusion": True}))
+    with pytest.raises(DraftError, match=r"draft/config\.json: gated_fusion is True, which is unknown"):
+        train(recipe.model_copy(update={"init_from": draft}))
+    assert not recipe.out.exists()
 
 
 @pytest.mark.parametrize(("key", "value"), [("draft_vocab_size", 5000), ("num_key_value_heads", 3), ("head_dim", 63)])

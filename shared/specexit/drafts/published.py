@@ -88,6 +88,26 @@ def read_origin(folder: Path) -> Origin | None:
         raise DraftError(f"{path}: {first_problem(error)}") from error
 
 
+def check_keys(folder: Path) -> None:
+    """Check that a folder's ``config.json`` has no key or value that `import_draft` would refuse it for.
+
+    Of one that no layout tells by its config alone nothing is checked.
+
+    Raises:
+      DraftError: it cannot be read, or has one; named with its value.
+    """
+    path = folder / "config.json"
+    try:
+        raw = read_json(path, MAX_CONFIG)
+    except TensorError as error:
+        raise DraftError(str(error)) from error
+    layout = next((one for one in LAYOUTS.values() if one.recognises(raw, ())), None)
+    if layout is not None:
+        keys = Keys(raw, path)
+        layout.fields(keys)
+        keys.finish()
+
+
 def import_draft(config: ImportConfig) -> Origin:
     """Read a published draft, check it against its target, and write it as a draft directory.
 
