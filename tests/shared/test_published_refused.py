@@ -126,6 +126,18 @@ MUTATIONS = [
     ("logit_scale", 0.25, "logit_scale is 0.25"),
     ("quantization_config", {"bits": 4}, r"quantization_config is \{'bits': 4\}, none is implemented"),
     ("rope_thetta", 5e6, "rope_thetta is 5000000.0"),
+    (
+        *("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.25}),
+        "rope_parameters is .*partial_rotary_factor is 0.25",
+    ),
+    ("rms_norm_eps", 1e308, r"rms_norm_eps is 1e\+308, expected a number above 0 in float32"),
+    ("rms_norm_eps", 1e-320, "rms_norm_eps is 1e-320, expected a number above 0 in float32"),
+    ("rope_scaling", {"rope_type": "linear", "factor": 1e-39}, "rope_scaling .*1e-39.*, expected finite angles"),
+    (
+        "rope_scaling",
+        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512, "attention_factor": 1e99},
+        r"rope_scaling .*1e\+99.*, expected finite angles and factor in float32",
+    ),
 ]
 
 
@@ -366,6 +378,24 @@ def test_a_whole_vocabulary_in_another_order_is_refused(tmp_path):
         DraftError, match="d2t maps draft token 3 to target token 4, expected itself: the draft has all"
     ):
         imported(tmp_path, "torchspec", tensors=tensors_of("torchspec") | {"d2t": order})
+
+
+@pytest.mark.parametrize(
+    ("t2d", "message"),
+    [
+        (
+            np.arange(VOCAB) != 7,
+            "t2d says that target token 7 has no draft token, but draft_vocab_size is 200, as many",
+        ),
+        (np.ones(50, bool), r"t2d is bool \[50\], expected true or false \[200\]"),
+        (np.ones(VOCAB, np.float32), r"t2d is float32 \[200\], expected true or false \[200\]"),
+    ],
+    ids=["a part", "short", "floats"],
+)
+def test_a_t2d_that_contradicts_a_whole_vocabulary_is_refused(t2d, message, tmp_path):
+    """Where nobody says d2t: it was passed over, and what was imported did not come back as the original."""
+    with pytest.raises(DraftError, match=message):
+        imported(tmp_path, "torchspec", tensors=tensors_of("torchspec") | {"t2d": t2d})
 
 
 def test_two_names_of_one_tensor_are_refused(tmp_path):

@@ -6,13 +6,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_serializer, model_validator
 
 from specexit.config import Config
 from specexit.drafts import policy as policies
 from specexit.drafts.files import read_object
 from specexit.drafts.policy import Certificate, Serving
-from specexit.drafts.rope import RopeScaling, by_older_names, scaling_fields, scaling_of
+from specexit.drafts.rope import (
+    RopeScaling,
+    by_older_names,
+    rotary_factor,
+    rotary_frequencies,
+    scaling_fields,
+    scaling_of,
+)
 from specexit.drafts.window import MOST, window_of
 from specexit.errors import InputError, dotted, shown
 from specexit.method.decision import Policy
@@ -144,6 +152,22 @@ class DraftConfig(Config):
                 f"max_position_embeddings is {self.max_position_embeddings}, expected at most {most}: factor times "
                 "original_max_position_embeddings of its rope_scaling 'yarn', beyond which vLLM has no angles"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _of_float32(self) -> DraftConfig:
+        """Refuse numbers above 0 that are 0 or infinity where a draft computes with them, and logits NaN."""
+        with np.errstate(all="ignore"):
+            if not 0 < np.float32(self.rms_norm_eps) < np.inf:
+                raise ValueError(f"rms_norm_eps is {self.rms_norm_eps!r}, expected a number above 0 in float32")
+            angles = rotary_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)
+            last = angles * np.float32(self.max_position_embeddings)
+            if not np.isfinite([*last, np.float32(rotary_factor(self.rope_scaling))]).all():
+                scaling = scaling_fields(self.rope_scaling)
+                raise ValueError(
+                    f"rope_theta is {self.rope_theta!r} and rope_scaling {shown(scaling)}, expected finite angles and "
+                    f"factor in float32 up to max_position_embeddings, {self.max_position_embeddings}"
+                )
         return self
 
     @model_serializer(mode="wrap")

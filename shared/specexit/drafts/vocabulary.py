@@ -25,16 +25,23 @@ def read_vocabulary(
       path: named in errors.
 
     Raises:
-      DraftError: ``d2t`` is missing though the draft's vocabulary is a part of the target's, its values are neither
-        offsets nor ids, they could be both, or ``t2d`` says otherwise.
+      DraftError: ``d2t`` is missing though the draft's vocabulary, or what ``t2d`` marks, is a part of the target's;
+        its values are neither offsets nor ids, they could be both, or ``t2d`` says otherwise.
     """
+    known = None if t2d is None else _known(t2d, vocab_size, path)
     if d2t is None:
         if size != vocab_size:
             raise DraftError(f"{path}: tensor d2t is missing, but draft_vocab_size is {size} of {vocab_size} tokens")
+        if known is not None and not known.all():
+            raise DraftError(
+                f"{path}: tensor t2d says that target token {known.argmin()} has no draft token, but draft_vocab_size "
+                f"is {size}, as many as the target has, and there is no d2t"
+            )
         return np.arange(size), "whole"
     if d2t.dtype.kind not in "iu" or d2t.shape != (size,):
-        raise DraftError(f"{path}: tensor d2t is {d2t.dtype} {list(d2t.shape)}, expected integers [{size}]")
-    known = None if t2d is None else _known(t2d, vocab_size, path)
+        raise DraftError(
+            f"{path}: tensor d2t is {d2t.dtype} {list(d2t.shape)}, expected integers [{size}], draft_vocab_size"
+        )
     numbers = d2t.astype(np.int64)
     readings: dict[Form, np.ndarray] = {"offsets": numbers + np.arange(size), "ids": numbers}
     fits: dict[Form, np.ndarray] = {

@@ -72,6 +72,7 @@ def decoder_fields(keys: Keys) -> Fields:
         raise keys.error("model_type", model_type, "only 'llama' and 'qwen3' are implemented")
     if heads < 1:
         raise keys.error("num_attention_heads", heads, "expected at least 1")
+    place = "rope_parameters" if keys.rest.get("rope_scaling") is None else "rope_scaling"
     rope = _rope(keys)
     inner = rope.get("rope_theta")
     theta = keys.take("rope_theta", NUMBER, 10_000.0 if inner is None else inner)
@@ -82,7 +83,7 @@ def decoder_fields(keys: Keys) -> Fields:
     try:
         scaling = scaling_of(rope)
     except ValueError as error:
-        raise keys.error("rope_scaling", rope, f"which is not implemented: {error}") from error
+        raise keys.error(place, rope, f"which is not implemented: {error}") from error
     windowed = keys.rest.get("use_sliding_window") is None  # where that is false, the width says nothing
     keys.only("sliding_window") if windowed else keys.ignore("sliding_window")
     for key, *values in (
