@@ -251,6 +251,24 @@ def test_a_vocabulary_is_read_right_or_refused(tmp_path_factory, data, marked):
             np.testing.assert_array_equal(found, ids)
 
 
+@pytest.mark.parametrize(
+    ("t2d", "message"),
+    [
+        (
+            np.arange(VOCAB) != 7,
+            "t2d says that target token 7 has no draft token, but draft_vocab_size is 200, as many",
+        ),
+        (np.ones(50, bool), r"t2d is bool \[50\], expected true or false \[200\]"),
+        (np.ones(VOCAB, np.float32), r"t2d is float32 \[200\], expected true or false \[200\]"),
+    ],
+    ids=["a part", "short", "floats"],
+)
+def test_a_t2d_that_contradicts_a_whole_vocabulary_is_refused(t2d, message, tmp_path):
+    """Where nobody says d2t: it was passed over, and what was imported did not come back as the original."""
+    with pytest.raises(DraftError, match=message):
+        imported(tmp_path, "torchspec", tensors=tensors_of("torchspec") | {"t2d": t2d})
+
+
 def test_the_context_that_a_scaling_of_nemo_s_counts_from_is_not_ignored(tmp_path):
     """transformers puts it in the place of the scaling's own."""
     says = CONFIGS["nemo"] | {"rope_scaling": LLAMA3} | PHI3

@@ -99,13 +99,16 @@ MUTATIONS = [
     ("rms_norm_eps", 0, "rms_norm_eps is 0"),
     ("hidden_size", 128, "hidden_size is 128"),
     ("hidden_size", None, "hidden_size is missing"),
-    ("intermediate_size", 97, r"gate_proj.weight has shape \[96, 64\], expected \[97, 64\]"),
+    (
+        *("intermediate_size", 97),
+        r"gate_proj.weight has shape \[96, 64\], expected \[97, 64\] \(intermediate_size 97, hidden_size 64\)",
+    ),
     ("num_attention_heads", 3, "num_attention_heads is 3"),
     ("num_attention_heads", 0, "num_attention_heads is 0"),
-    ("num_key_value_heads", 4, r"k_proj.weight has shape \[32, 128\], expected \[64, 128\]"),
+    ("num_key_value_heads", 4, r"k_proj.weight has shape \[32, 128\], expected \[64, 128\] \(num_key_value_heads 4, "),
     ("head_dim", 15, "head_dim is 15"),
     ("vocab_size", 999, "vocab_size is 999"),
-    ("draft_vocab_size", 64, r"d2t is int64 \[120\], expected integers \[64\]"),
+    ("draft_vocab_size", 64, r"d2t is int64 \[120\], expected integers \[64\], draft_vocab_size"),
     ("draft_vocab_size", 500, "draft_vocab_size is 500"),
     ("norm_before_residual", "yes", "norm_before_residual is 'yes'"),
     ("norm_before_fc", True, r"input_norm.weight \[192\] is missing"),
@@ -114,6 +117,11 @@ MUTATIONS = [
     ("num_aux_hidden_states", 4, "num_aux_hidden_states is 4"),
     ("eagle_aux_hidden_state_layer_ids", [9, 2, 6], r"eagle_aux_hidden_state_layer_ids is \[9, 2, 6\]"),
     ("eagle_aux_hidden_state_layer_ids", [2, 6, 99], r"eagle_aux_hidden_state_layer_ids is \[2, 6, 99\]"),
+    (
+        *("eagle_aux_hidden_state_layer_ids", [2, 6]),
+        r"fc.weight has shape \[64, 192\], expected \[64, 128\] \(.*eagle_aux_hidden_state_layer_ids \(2, 6\)\)",
+    ),
+    ("head_dim", 2**33, "head_dim is 8589934592: Input should be less than or equal to 65536"),
     ("eagle_aux_hidden_state_layer_ids", "2,6,9", "eagle_aux_hidden_state_layer_ids is '2,6,9'"),
     ("eagle_config.use_aux_hidden_state", False, "eagle_config.use_aux_hidden_state is False"),
     ("eagle_config.surprise", 7, "eagle_config.surprise is 7"),
@@ -245,7 +253,10 @@ def test_what_a_framework_copies_from_its_target_changes_nothing(framework, tmp_
             "transformer_layer_config.model_type is 'mis",
         ),
         ("speculators", "transformer_layer_config.num_hidden_layers", 2, "num_hidden_layers is 2, only 1 is implement"),
-        ("speculators", "transformer_layer_config.attention_bias", True, r"q_proj.bias \[64\] is missing"),
+        (
+            *("speculators", "transformer_layer_config.attention_bias", True),
+            r"q_proj.bias \[64\] is missing \(attention_bias True, ",
+        ),
         *(
             ("speculators", "transformer_layer_config", SPECULATORS_LAYER | WINDOW | says, f"_config.{message}")
             for says, message in WINDOWS
@@ -378,24 +389,6 @@ def test_a_whole_vocabulary_in_another_order_is_refused(tmp_path):
         DraftError, match="d2t maps draft token 3 to target token 4, expected itself: the draft has all"
     ):
         imported(tmp_path, "torchspec", tensors=tensors_of("torchspec") | {"d2t": order})
-
-
-@pytest.mark.parametrize(
-    ("t2d", "message"),
-    [
-        (
-            np.arange(VOCAB) != 7,
-            "t2d says that target token 7 has no draft token, but draft_vocab_size is 200, as many",
-        ),
-        (np.ones(50, bool), r"t2d is bool \[50\], expected true or false \[200\]"),
-        (np.ones(VOCAB, np.float32), r"t2d is float32 \[200\], expected true or false \[200\]"),
-    ],
-    ids=["a part", "short", "floats"],
-)
-def test_a_t2d_that_contradicts_a_whole_vocabulary_is_refused(t2d, message, tmp_path):
-    """Where nobody says d2t: it was passed over, and what was imported did not come back as the original."""
-    with pytest.raises(DraftError, match=message):
-        imported(tmp_path, "torchspec", tensors=tensors_of("torchspec") | {"t2d": t2d})
 
 
 def test_two_names_of_one_tensor_are_refused(tmp_path):

@@ -94,7 +94,7 @@ class DraftConfig(Config):
     intermediate_size: int = Field(gt=0)
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0, multiple_of=2)
+    head_dim: int = Field(gt=0, multiple_of=2, le=2**16)
     num_hidden_layers: Literal[1] = 1
     vocab_size: int = Field(gt=0)
     draft_vocab_size: int = Field(gt=0)

@@ -29,6 +29,7 @@ from specexit.drafts.policy import Mode as Mode
 from specexit.drafts.policy import Serving as Serving
 from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Pieces, Shapes, Stored, open_tensors, write_tensors
 from specexit.drafts.window import window_fields
+from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.target import find_target
 
@@ -112,15 +113,41 @@ def check_shapes(config: DraftConfig, tensors: Shapes, path: Path) -> None:
         if name not in tensors:
             if name not in needed:
                 continue
-            raise DraftError(f"{path}: tensor {name} {list(shape)} is missing")
+            raise DraftError(f"{path}: tensor {name} {list(shape)} is missing{_by(config, name)}")
         found, types = tensors[name], {"d2t": ("int64",), "t2d": ("bool",)}.get(name, tuple(FLOATS))
         if found[1] != shape:
-            raise DraftError(f"{path}: tensor {name} has shape {list(found[1])}, expected {list(shape)}")
+            by = _by(config, name)
+            raise DraftError(f"{path}: tensor {name} has shape {list(found[1])}, expected {list(shape)}{by}")
         if found[0].name not in types:
             raise DraftError(f"{path}: tensor {name} is {found[0].name}, expected {' or '.join(types)}")
     for name in tensors:
         if name not in expected:
-            raise DraftError(f"{path}: tensor {name} {list(tensors[name][1])} is not part of the draft in config.json")
+            shape, by = list(tensors[name][1]), _by(config, name)
+            raise DraftError(f"{path}: tensor {name} {shape} is not part of the draft in config.json{by}")
+
+
+_HEADS = {
+    "q": "num_attention_heads",
+    "k": "num_key_value_heads",
+    "v": "num_key_value_heads",
+    "o": "num_attention_heads",
+}
+_SAID_BY = {
+    "fc.weight": ("hidden_size", "target_hidden_size", "eagle_aux_hidden_state_layer_ids"),
+    **{f"midlayer.self_attn.{part}_proj.weight": (heads, "head_dim", "hidden_size") for part, heads in _HEADS.items()},
+    **{f"midlayer.self_attn.{part}_proj.bias": ("attention_bias", heads, "head_dim") for part, heads in _HEADS.items()},
+    **{f"midlayer.self_attn.{part}_norm.weight": ("model_type", "head_dim") for part in "qk"},
+    **{f"midlayer.mlp.{part}_proj.weight": ("intermediate_size", "hidden_size") for part in ("gate", "up", "down")},
+    "lm_head.weight": ("draft_vocab_size", "hidden_size"),
+    "embed_tokens.weight": ("vocab_size", "hidden_size"),
+}
+"""Tensor -> the fields of ``config.json`` that its shape follows from, or whether there is one."""
+
+
+def _by(config: DraftConfig, name: str) -> str:
+    """What in ``config.json`` says so of a tensor, for an error: one of the two is wrong, and nobody knows which."""
+    said = [f"{field} {shown(getattr(config, field))}" for field in _SAID_BY.get(name, ())]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def check_values(name: str, tensor: Shaped[np.ndarray, "*shape"], path: Path) -> None:
