@@ -106,6 +106,13 @@ def test_a_file_that_is_no_config_is_told(tmp_path: Path) -> None:
         read_shape(str(tmp_path / "shape.json"))
 
 
+def test_a_shape_that_is_too_small_is_named(tmp_path: Path) -> None:
+    (tmp_path / "narrow.json").write_text(json.dumps(STAND_IN | {"hidden_size": 128}))
+    asked = StandInConfig(target="tiny-reasoner", shape=str(tmp_path / "narrow.json"), out=tmp_path / "out")
+    with pytest.raises(StandInError, match=r"shape=.*narrow\.json: hidden_size is 128, expected at least 193"):
+        stand_in(asked)
+
+
 @pytest.mark.parametrize(
     ("geometry", "draft_vocab", "message"),
     [

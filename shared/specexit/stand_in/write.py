@@ -53,7 +53,11 @@ def stand_in(config: StandInConfig) -> Written:
     if drafted and config.draft:
         check_target(drafted[0], config.draft, source.hf_config(), source.name)
     read = drafted[0].eagle_aux_hidden_state_layer_ids if drafted else source.aux_layers
-    fit = Fit(Shape.read(source.hf_config(), source.name), Shape.read(fields, name), tuple(read), readable)
+    small_shape, large_shape = Shape.read(source.hf_config(), source.name), Shape.read(fields, name)
+    try:
+        fit = Fit(small_shape, large_shape, tuple(read), readable)
+    except StandInError as error:
+        raise StandInError(f"shape={config.shape}: {error}") from None
     large = draft_config(drafted[0], fit, config.draft_vocab_size, _name(name), config.dtype) if drafted else None
     dtype, noise = FLOATS[config.dtype], Noise(FLOATS[config.dtype], config.seed)
     with new_folder(config.out) as folder:
