@@ -135,10 +135,11 @@ bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; g
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=1000 out=runs/field/traces
 	@$(BIN)/specexit score draft=runs/demo/draft traces=runs/field/traces out=runs/field/scores
 	@$(BIN)/specexit collect target=tiny-reasoner split=calibration n=2000 $(SAMPLED) out=runs/field/calibration
-	@for draft in draft draft-fc; do $(BIN)/specexit score draft=runs/demo/$$draft traces=runs/field/calibration \
-	  out=runs/field/calibration-scores/$$draft && rm -rf runs/field/$$draft && cp -r runs/demo/$$draft runs/field && \
+	@for at in draft:0.01 draft-fc:0.03; do draft=$${at%:*}; $(BIN)/specexit score draft=runs/demo/$$draft \
+	  traces=runs/field/calibration out=runs/field/calibration-scores/$$draft && \
+	  rm -rf runs/field/$$draft && cp -r runs/demo/$$draft runs/field && \
 	  $(BIN)/specexit calibrate draft=runs/field/$$draft traces=runs/field/calibration \
-	  scores=runs/field/calibration-scores/$$draft risk=accuracy_lost epsilon=0.01 || exit 1; done
+	  scores=runs/field/calibration-scores/$$draft risk=accuracy_lost epsilon=$${at#*:} || exit 1; done
 	@$(BIN)/specexit bench configs/bench/field.yaml
 	@$(BIN)/specexit bench configs/bench/field-sampled.yaml
 	@$(BIN)/specexit bench-replay bench=runs/field/greedy traces=runs/field/traces draft=runs/demo/draft \
