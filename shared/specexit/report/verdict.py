@@ -37,7 +37,11 @@ def verdict(results: Results, draft: DraftConfig | None, certified: Mapping[str,
     said = [] if again is None else [again]
     if "specexit" not in results.methods:
         return tuple(said)
-    versus = results.against_eagle3["specexit"]
+    versus, exits = results.against_eagle3["specexit"], results.methods["specexit"].exits
+    if not exits.exit:
+        said.append(
+            "None of its responses exits, so that what is measured is EAGLE-3, with signals that nothing follows from."
+        )
     if versus.p_loss is not None:
         proven = versus.p_loss <= ALPHA
         lost = -versus.accuracy_delta[0]

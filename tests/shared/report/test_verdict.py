@@ -8,10 +8,7 @@ import pytest
 from specexit.bench.ablate import Ablations
 from specexit.bench.inputs import draft_inputs, file_sha256
 from specexit.bench.replay import ReplayCheck
-from specexit.bench.results import (
-    read_results,
-    write_results,
-)
+from specexit.bench.results import Exits, read_results, write_results
 from specexit.data.traces import Trace, data_sha256
 from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, policy_sha256, write_policy
 from specexit.method.decision import Policy
@@ -51,6 +48,15 @@ def test_of_a_loss_that_was_seen_it_is_not_said_that_more_problems_would_tell(be
         lost = versus.model_copy(update={"accuracy_delta": (delta, -0.3, 0.0), "p_loss": p})
         said = verdict(results.model_copy(update={"against_eagle3": {"specexit": lost}}), None)
         assert said[0] == f"Not ruled out: a loss of accuracy of a point or more {told}"
+
+
+def test_a_draft_that_never_exits_is_not_praised_for_losing_nothing(bench: Path) -> None:
+    """Where `calibrate` has switched exits off, a loss was "ruled out" and nothing said why."""
+    results = read_results(bench / "results.json")
+    held = results.methods["specexit"].model_copy(update={"exits": Exits(natural_end=300)})
+    said = verdict(results.model_copy(update={"methods": results.methods | {"specexit": held}}), None)
+    assert said[0].startswith("None of its responses exits")
+    assert not any("None of its responses" in sentence for sentence in verdict(results, None))
 
 
 def test_a_speed_up_over_eagle3_alone_is_said_with_its_test(bench: Path) -> None:
