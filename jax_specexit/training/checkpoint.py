@@ -215,7 +215,7 @@ def opened(run: Path, which: Literal["latest", "best"]) -> Iterator[tuple[ocp.Ch
 
 @contextmanager
 def whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
-    """Have what orbax and TensorStore say of a checkpoint of which parts are missing or damaged be one line.
+    """Have what orbax and TensorStore say of a checkpoint of which parts are missing, damaged or others be one line.
 
     Raises:
       PassingError: of what they raise; TensorStore's failures to read are a `ValueError`, too.
@@ -225,10 +225,12 @@ def whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     except (ValueError, KeyError, AttributeError, FileNotFoundError) as error:
         others = [other for other in manager.all_steps() if other != step]
         without = f", or that folder removed, and step {max(others)} is taken" if others else ""
+        # Which of the two it is, no type of these errors tells.
         said = " ".join(str(error).split())[:200]
         raise PassingError(
             f"{manager.directory / str(step)}: cannot be read as a checkpoint: {type(error).__name__}: {said}; "
-            f"expected it whole, as `specexit train` wrote it{without}"
+            "expected it whole, as `specexit train` wrote it, with the parameters that its run's recipe makes in this "
+            f"version; where a part of it is lost, that brought back{without}"
         ) from error
 
 

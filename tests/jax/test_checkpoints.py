@@ -57,6 +57,17 @@ def test_the_best_is_the_best_by_the_measure_of_today(
     assert ("step 4 was chosen by acceptance_length" in said) == (best != 4)
 
 
+def test_a_checkpoint_of_other_parameters_is_not_called_damaged_alone(tmp_path: Path) -> None:
+    """Whoever removed it, as the line said, would have lost a good one."""
+    judged(tmp_path, None, {2: 0.0})
+    wider = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 2), leaf.dtype), jax.eval_shape(lambda: state_of(0))
+    )
+    said = "with the parameters that its run's recipe makes in this version; where a part of it is lost"
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2), None) as checkpoints, pytest.raises(PassingError, match=said):
+        checkpoints.restore(wider)
+
+
 def test_a_step_that_is_judged_again_by_another_measure_is_kept(tmp_path: Path) -> None:
     """As a finished run is that was started once more."""
     judged(tmp_path, LENGTH, {2: 1.01, 4: 1.02})
