@@ -98,7 +98,7 @@ NOT_SHOWN = {
     "plan": "it needs libtpu, of 0.7 GB; [planning](planning.md)",
     "status": "one line, and an exit code for scripts; [training](training.md)",
     "bench": "engines serve for minutes; its table is that of the README",
-    "bench-serving": "engines serve for minutes; [serving, for developers](serving-developer.md)",
+    "bench-serving": "engines serve for minutes; [what it measures](serving-measured.md)",
     "bench-data": "times, which say something on an idle machine alone; [data](data.md)",
     "bench-labels": "an engine's times; [collecting](collecting.md)",
     "bench-training": "times, which say something on an idle machine alone; [training](training.md)",

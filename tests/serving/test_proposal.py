@@ -1,4 +1,4 @@
-"""What pages say of the code: `docs/upstream-proposal.md` of the hook table, the developer page of the tests."""
+"""What pages say of the code: `docs/upstream-proposal.md` of the hook table, `serving-measured.md` of the tests."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def test_what_the_proposal_says_of_repairs_and_entry_points_is_so():
     assert "The entry point `vllm.general_plugins`, the only one that the package has" in page
 
 
-def test_every_test_that_the_developers_page_names_exists():
+def test_every_test_that_the_page_of_the_reading_names_exists():
     """Among them one at least for each finding of the review."""
-    page = (REPOSITORY / "docs" / "serving-developer.md").read_text()
+    page = (REPOSITORY / "docs" / "serving-measured.md").read_text()
     rows = [line for line in page.splitlines() if re.match(r"\| .* \| `test_\w+::", line)]
     assert len(rows) == 25
     for module, test in re.findall(r"`(test_\w+)::(test_\w+)`", page):

@@ -144,7 +144,7 @@ def test_the_operator_s_page_names_every_setting_and_environment_variable() -> N
 
 def test_the_readme_says_what_exits_cost_as_it_was_measured() -> None:
     """It said that they cost nothing."""
-    page = (ROOT / "docs" / "serving-developer.md").read_text()
+    page = (ROOT / "docs" / "serving-measured.md").read_text()
     (told,) = re.findall(r"^## What it costs, and where\n(.*?)^## ", page, re.M | re.S)
     lines = [line for line in told.splitlines() if "shadow mode" not in line]
     left = [float(share) for share in re.findall(r"\b(0\.\d{3}) \(0\.\d{3}", "\n".join(lines))]
