@@ -309,7 +309,7 @@ def test_nobody_who_follows_the_page_waits_for_a_server_that_has_died(tmp_path: 
 
 def test_the_help_says_of_int8_what_was_measured() -> None:
     """It said 1 %, which is the error of one product, and not of the features behind them."""
-    page = (ROOT / "docs" / "training.md").read_text()
+    page = (ROOT / "docs" / "training-variants.md").read_text()
     (told,) = re.findall(r"^## The target in int8\n(.*?)^## ", page, re.M | re.S)
     rows = re.findall(r"^\| [^|]* \| \d+ \| ([\d., ]+) % \|", told, re.M)
     off = [float(number) for row in rows for number in row.split(", ")]

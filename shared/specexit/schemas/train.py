@@ -191,7 +191,7 @@ class TrainConfig(Config):
         default=False,
         description="weights and activations of the frozen target's layers in int8: half its time and memory, where "
         "the chip has it; its features and its teaching then carry rounding errors: 2 % on the tiny reasoner, 4 to 25 %"
-        " in random matrices of a real width, see docs/training.md",
+        " in random matrices of a real width, see docs/training-variants.md",
     )
     remat: bool = Field(
         default=False, description="compute a TTT step again in the backward pass: less memory, more time"
