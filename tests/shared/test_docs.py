@@ -88,7 +88,7 @@ def test_the_tests_that_the_docs_name_are_where_they_say() -> None:
 
 def test_the_page_on_engines_says_how_often_a_target_is_held() -> None:
     """On one card three of 61 GB do not fit, and what is seen of it is an engine that ends."""
-    (told,) = re.findall(r"^## Engines\n(.*?)^## ", (ROOT / "docs" / "evidence.md").read_text(), re.M | re.S)
+    (told,) = re.findall(r"^## Engines\n(.*?)^## ", (ROOT / "docs" / "bench.md").read_text(), re.M | re.S)
     engines = {find_method(name).engine for name in ("none", "eagle3", "specexit", "budget")}
     assert len(engines) == 3
     assert "the target's three times" in told
@@ -122,12 +122,12 @@ def test_the_page_on_files_names_every_file_that_a_command_writes() -> None:
 
 def test_pages_say_what_needs_a_reference() -> None:
     """It cannot be given to prompts any more once they are collected."""
-    data, evidence = ((ROOT / "docs" / name).read_text() for name in ("data.md", "evidence.md"))
+    data, bench = ((ROOT / "docs" / name).read_text() for name in ("data.md", "bench.md"))
     (told,) = re.findall(r"^Without references .*?\n\n", data, re.M | re.S)
     assert {"`bench`", "`calibrate risk=accuracy_lost`"} <= set(re.findall(r"`[^`]*`", told))
     config = load(CalibrateConfig, None, ["draft=d", "traces=t", "scores=s", "risk=accuracy_lost"])
     assert config.risk != CalibrateConfig.model_fields["risk"].default
-    assert "`reference`" in evidence.partition("\n## ")[0]
+    assert "`reference`" in bench.partition("\n## ")[0]
 
 
 def test_the_operator_s_page_names_every_setting_and_environment_variable() -> None:
