@@ -208,7 +208,7 @@ def test_under_pipeline_parallel_the_control_route_says_that_it_cannot():
 
 
 def test_the_page_says_of_every_key_that_a_server_answers_what_it_is():
-    page = (REPOSITORY / "docs" / "serving-operator.md").read_text()
+    page = (REPOSITORY / "docs" / "serving-watching.md").read_text()
     (told,) = re.findall(r"^## What `GET /v1/specexit` answers\n(?:[^|\n]*\n)+((?:\|.*\n)+)", page, re.M)
     rows = [line.split(" | ") for line in told.splitlines()[2:]]
     named = [key for row in rows for key in re.findall(r"`(\w+)`", row[0])]
