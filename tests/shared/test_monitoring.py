@@ -90,8 +90,11 @@ def families() -> set[str]:
 def test_the_runbook_says_of_every_alert_what_to_do():
     runbook = section("serving-runbook.md", "Alerts")
     (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
+    listed = dict(re.findall(r"^\| \[`(\w+)`\]\(#\w+\) \| (\w+) \| .*\|$", runbook, re.M))
+    assert listed == {rule["alert"]: rule["labels"]["severity"] for rule in group["rules"]}
     for rule in group["rules"]:
-        assert f"`{rule['alert']}`" in runbook
+        (told,) = re.findall(rf"^### `{rule['alert']}`\n\n((?:(?!### ).*\n)+)", runbook, re.M)
+        assert told.strip()
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]
 
