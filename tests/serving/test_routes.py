@@ -215,6 +215,8 @@ def test_the_page_says_of_every_key_that_a_server_answers_what_it_is():
     answer = Server(*ALL).client.get(PATH).json()
     assert sorted(named) == sorted(answer)
     within = {key: " | ".join(row[1:]) for row in rows for key in re.findall(r"`(\w+)`", row[0])}
-    for key in ("covers", "shadow", "hold"):
+    for key in ("covers", "shadow"):
         assert [name for name in answer[key] if f"`{name}`" not in within[key]] == []
+    below = [name for row in rows for name in re.findall(r"`hold\.(\w+)`", row[0])]
+    assert sorted(below) == sorted(answer["hold"])
     assert [name for name in answer["points"][0] if f"`{name}`" not in within["points"]] == []
