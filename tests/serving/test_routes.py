@@ -208,13 +208,15 @@ def test_under_pipeline_parallel_the_control_route_says_that_it_cannot():
 
 
 def test_the_page_says_of_every_key_that_a_server_answers_what_it_is():
-    page = (REPOSITORY / "docs" / "serving-operator.md").read_text()
+    page = (REPOSITORY / "docs" / "serving-watching.md").read_text()
     (told,) = re.findall(r"^## What `GET /v1/specexit` answers\n(?:[^|\n]*\n)+((?:\|.*\n)+)", page, re.M)
     rows = [line.split(" | ") for line in told.splitlines()[2:]]
     named = [key for row in rows for key in re.findall(r"`(\w+)`", row[0])]
     answer = Server(*ALL).client.get(PATH).json()
     assert sorted(named) == sorted(answer)
     within = {key: " | ".join(row[1:]) for row in rows for key in re.findall(r"`(\w+)`", row[0])}
-    for key in ("covers", "shadow", "hold"):
+    for key in ("covers", "shadow"):
         assert [name for name in answer[key] if f"`{name}`" not in within[key]] == []
+    below = [name for row in rows for name in re.findall(r"`hold\.(\w+)`", row[0])]
+    assert sorted(below) == sorted(answer["hold"])
     assert [name for name in answer["points"][0] if f"`{name}`" not in within["points"]] == []

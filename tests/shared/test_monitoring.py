@@ -16,7 +16,7 @@ from specexit.config import REPOSITORY
 FOLDER = REPOSITORY / "configs" / "jobs" / "monitoring"
 METRIC = re.compile(r"vllm:specexit_[a-z_]+")
 METRICS = REPOSITORY / "torch_specexit" / "plugin" / "frontend" / "metrics.py"
-OPERATOR = REPOSITORY / "docs" / "serving-operator.md"
+DOCS = REPOSITORY / "docs"
 
 
 def known() -> set[str]:
@@ -76,9 +76,9 @@ def test_every_panel_has_a_question_and_a_title():
         assert all(target["expr"] for target in panel["targets"])
 
 
-def section(heading: str) -> str:
-    """A section of the operator's page."""
-    _, _, behind = OPERATOR.read_text().partition(f"\n## {heading}\n")
+def section(page: str, heading: str) -> str:
+    """A section of one of the operator's pages."""
+    _, _, behind = (DOCS / page).read_text().partition(f"\n## {heading}\n")
     return behind.partition("\n## ")[0]
 
 
@@ -88,20 +88,24 @@ def families() -> set[str]:
 
 
 def test_the_runbook_says_of_every_alert_what_to_do():
-    runbook = section("Runbook")
+    runbook = section("serving-runbook.md", "Alerts")
     (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
+    listed = dict(re.findall(r"^\| \[`(\w+)`\]\(#\w+\) \| (\w+) \| .*\|$", runbook, re.M))
+    assert listed == {rule["alert"]: rule["labels"]["severity"] for rule in group["rules"]}
     for rule in group["rules"]:
-        assert f"`{rule['alert']}`" in runbook
+        (told,) = re.findall(rf"^### `{rule['alert']}`\n\n((?:(?!### ).*\n)+)", runbook, re.M)
+        assert told.strip()
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]
 
 
 def test_the_runbook_says_of_every_metric_that_there_is_what_to_do():
     """It used to name three, and the table of metrics three more by their endings alone."""
-    rows = re.findall(r"^\| (`vllm:specexit_[^|]*) \| [^|]+ \| [^|]+ \|$", section("Runbook"), re.M)
+    told = section("serving-runbook.md", "Metrics that are not as they should be")
+    rows = re.findall(r"^\| (`vllm:specexit_[^|]*) \| [^|]+ \| [^|]+ \|$", told, re.M)
     assert sorted(name for row in rows for name in METRIC.findall(row)) == sorted(families())
 
 
 def test_the_page_says_of_every_metric_what_it_counts():
-    listed = METRIC.findall(section("Metrics"))
+    listed = METRIC.findall(section("serving-watching.md", "Metrics"))
     assert set(listed) == families()
