@@ -19,12 +19,8 @@ from jax.sharding import Mesh
 from jaxtyping import Shaped
 
 from jax_specexit.sharding import shardings
-from jax_specexit.training.checkpoint import FOLDERS, opened, whole
+from jax_specexit.training.checkpoint import CHUNK, FOLDERS, opened, whole
 from specexit.buckets import BucketPath
-
-CHUNK = 64 * 2**20
-"""Bytes of a parameter that are packed together: whoever writes or reads holds it and some chunks, where one chunk of
-it all would be held twice."""
 
 
 class Checkpoint(NamedTuple):

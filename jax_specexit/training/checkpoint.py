@@ -26,6 +26,10 @@ from specexit.schemas.train import CheckpointConfig
 FOLDERS = {"latest": "checkpoints", "best": "best"}
 """Which checkpoint -> folder in the run."""
 
+CHUNK = 64 * 2**20
+"""Bytes of an array that are packed together at most: whoever writes or reads a parameter holds it and some chunks,
+where one chunk of it all would be held twice."""
+
 NONE_BEST = ": the run was never evaluated (set eval_traces), or what best_by names was undefined on its eval_traces"
 
 
@@ -101,7 +105,7 @@ class Checkpoints:
         if step != self.manager.latest_step():
             self.check()
             with self._room():
-                self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), force=True)
+                self.manager.save(step, args=ocp.args.Composite(state=_in_chunks(state)), force=True)
 
     def save_if_best(self, step: int, params: Any, score: float) -> None:
         """Keep these parameters in place of the best so far, if ``score`` is larger, or equal and the step a later one.
@@ -119,7 +123,7 @@ class Checkpoints:
             if step == self.best.latest_step():
                 self.best.delete(step)
             args = ocp.args.Composite(
-                state=ocp.args.StandardSave({"params": params}),
+                state=_in_chunks({"params": params}),
                 score=ocp.args.JsonSave({"score": score, "measure": self.measure}),
             )
             with self._room():
@@ -175,6 +179,11 @@ class Checkpoints:
                 markup=False,
                 highlight=False,
             )
+
+
+def _in_chunks(tree: Any) -> ocp.args.StandardSave:
+    """A tree to save, of which nobody who reads it needs to hold an array twice, see `CHUNK`."""
+    return ocp.args.StandardSave(tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree))
 
 
 def _words(measure: dict[str, str] | None) -> str:

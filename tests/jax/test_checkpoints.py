@@ -1,6 +1,7 @@
 """What is kept of a run as it goes on, with parameters of two numbers: which ones are the best, and a full disk."""
 
 import errno
+import math
 import os
 import shutil
 import time
@@ -10,12 +11,14 @@ from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 
 from jax_specexit.stored import open_checkpoint
-from jax_specexit.training.checkpoint import Checkpoints, restore_params
+from jax_specexit.training import checkpoint
+from jax_specexit.training.checkpoint import FOLDERS, Checkpoints, opened, restore_params
 from jax_specexit.training.room import DiskFullError
 from jax_specexit.training.step import Followed, TrainState
 from specexit.config import ConfigError, PassingError
@@ -119,6 +122,21 @@ def test_the_best_is_whole_before_its_evaluation_is_on_record(tmp_path: Path, mo
     with Checkpoints(tmp_path, CheckpointConfig(keep=2), LENGTH) as checkpoints:
         checkpoints.save_if_best(4, state_of(4).params, 1.02)
         assert ocp.utils.checkpoint_steps(str(tmp_path / "best")) == [4]
+
+
+def test_no_array_is_packed_as_one_where_that_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever converted such a checkpoint of one device held its largest parameter twice."""
+    monkeypatch.setattr(checkpoint, "CHUNK", 4096)
+    params = {"w": jnp.arange(64 * 96, dtype=jnp.float32).reshape(64, 96)}
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2), LENGTH) as checkpoints:
+        checkpoints.save(4, state_of(4)._replace(params=params))
+        checkpoints.save_if_best(4, params, 1.02)
+    for which in FOLDERS:
+        with opened(tmp_path, which) as (manager, step):
+            stored = manager.item_metadata(step)["state"].tree["params"]["w"].storage
+        assert math.prod(stored.chunk_shape) * 4 <= 4096
+        with open_checkpoint(tmp_path, which) as found:
+            np.testing.assert_array_equal(found.read("w"), params["w"])
 
 
 def test_a_folder_that_another_run_has_taken_gets_no_regular_checkpoint(tmp_path: Path) -> None:
