@@ -11,10 +11,10 @@ BLOCKS, BLOCK = 64, 4096
 
 
 def target_fingerprint(folder: Path) -> str | None:
-    """Fingerprint of a model folder in Hugging Face layout; None where it holds no safetensors.
+    """SHA-256 that stands for a model folder in Hugging Face layout; None without ``config.json`` or safetensors.
 
-    Of ``config.json`` whole, and of each weight file its size, its head and 64 blocks of 4 KiB that lie evenly in it:
-    a fine-tune of the same shape has another one, and a model of 100 GB takes no longer than a small one.
+    It covers all of ``config.json`` and, of each weight file, name, size, head and 64 blocks of 4 KiB spread evenly
+    over it: a fine-tune of the same shape has another one, and a model of 100 GB takes no longer than a small one.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files or not (folder / "config.json").exists():

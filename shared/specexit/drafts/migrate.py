@@ -43,7 +43,7 @@ def migrate(config: MigrateConfig) -> None:
 
 
 def _write(folder: Path, older: str, today: str) -> tuple[PolicyFile, str]:
-    """The policies that are written, and what became of the file, in words."""
+    """Write the policies; returns them, and what became of their file in words."""
     there = (folder / FILE).exists()
     policy, verified = read_policy(folder), _verified(folder)
     known = older in (policy.fingerprints.draft, verified.get("sha256"))
@@ -55,7 +55,7 @@ def _write(folder: Path, older: str, today: str) -> tuple[PolicyFile, str]:
 
 
 def sha256_of(folder: Path) -> str:
-    """What older versions knew a folder's weights by: SHA-256 of the file, or of its files' in their order."""
+    """What older versions knew a folder's weights by: SHA-256 of the file, or of the lines of its files' SHA-256."""
     hashes = []
     for path in weight_files(folder):
         with path.open("rb") as file:
