@@ -21,10 +21,11 @@ CHECKPOINT_NAMES = {
     **dict.fromkeys(("auto_gptq", "gptq_marlin"), "gptq"),
     **dict.fromkeys(("auto_awq", "awq_marlin"), "awq"),
     **dict.fromkeys(("modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"), "modelopt"),
-    **{"gpt_oss_mxfp4": "mxfp4", "inc": "auto-round", "compressed_tensors": "compressed-tensors"},
+    **{"gpt_oss_mxfp4": "mxfp4", "deepseek_v4_fp8": "fp8"},
+    **{"inc": "auto-round", "compressed_tensors": "compressed-tensors"},
 }
 """vLLM's name of a quantisation that it found in a checkpoint -> the checkpoint's own name, which calibrations record.
-What shares such a name differs in ``config.json``, and so in the target's fingerprint."""
+What shares such a name differs in ``config.json`` or its weights, and so in the target's fingerprint."""
 
 
 def doubts(file: PolicyFile, served: Mapping[str, str | None], transition: str = "") -> list[str]:

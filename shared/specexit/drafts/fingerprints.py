@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specexit.drafts.files import TensorError, parse_json
+
+MODELOPT = "hf_quant_config.json"
+"""Where ModelOpt, up to version 0.29, says how it has quantised a model; ``config.json`` says nothing of it then."""
 BLOCKS, BLOCK = 64, 4096
 
 
@@ -39,3 +43,28 @@ def quantization_of(fields: Mapping[str, Any]) -> str:
     """
     said = fields.get("quantization_config") or fields.get("compression_config")  # the second is the older key
     return str(said.get("quant_method") or "none") if isinstance(said, Mapping) else "none"
+
+
+def quantization_served(fields: Mapping[str, Any], folder: Path) -> str:
+    """The method by which vLLM takes a model's weights to be quantised: as `quantization_of`, or as `MODELOPT` says.
+
+    Transformers does not read that file.
+
+    Args:
+      fields: of the model's ``config.json``.
+      folder: where the model lies.
+
+    Raises:
+      TensorError: the file is there, and cannot be read.
+    """
+    path = folder / MODELOPT
+    if fields.get("quantization_config") is not None or not path.exists():
+        return quantization_of(fields)
+    try:
+        said = parse_json(path.read_bytes(), path)
+    except OSError as error:
+        raise TensorError(f"{path}: cannot be read: {error}") from error
+    made = said.get("quantization") if isinstance(said, dict) else None
+    if isinstance(made, dict) and made.get("quant_algo") is not None:
+        return "modelopt"
+    return quantization_of({"quantization_config": said})
