@@ -36,6 +36,9 @@ from specexit.schemas.target import load_target_config
 from tests.shared.published import SHAPE, exported, write_published, write_target
 
 ACCEPTED = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
+ENGINE = {"vllm": "0.32.0", "runner": "V1", "dtype": "float32", "n": 4}
+ENGINE |= {"greedy_drafts": {"compared": 195, "same": 194}}
+ENGINE |= {"acceptance": {"vllm": ACCEPTED, "torch": ACCEPTED | {"length": 2.34}}}
 
 
 @pytest.fixture
@@ -111,15 +114,7 @@ def test_the_card_says_how_a_draft_was_verified(tmp_path, target, write_random_d
     _, _, out = exported(folder, tmp_path / "rounded", "plugin", target)
     said = "JAX against PyTorch in bfloat16 on 4 traces, root mean square of the differences: logits: 4.0e-03."
     assert said in (out / "README.md").read_text()
-    engine = {
-        "vllm": "0.32.0",
-        "runner": "V1",
-        "dtype": "float32",
-        "n": 4,
-        "greedy_drafts": {"compared": 195, "same": 194},
-    }
-    engine |= {"acceptance": {"vllm": ACCEPTED, "torch": ACCEPTED | {"length": 2.34}}}
-    (folder / "verify.json").write_text(json.dumps(verified | {"vllm": engine}))
+    (folder / "verify.json").write_text(json.dumps(verified | {"vllm": ENGINE}))
     _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
     text = (out / "README.md").read_text()
     assert "carries no early exit" in text
@@ -128,6 +123,22 @@ def test_the_card_says_how_a_draft_was_verified(tmp_path, target, write_random_d
     assert "194 of 195 drafts were those of PyTorch on the same text, with 2.31 tokens per step, 2.34 by" in text
     assert "fewer of the drafted tokens. What is not stated above was not measured." in text
     assert not (out / "policy.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "key"),
+    [
+        ({"greedy_drafts": {"compared": 195}}, "vllm.greedy_drafts.same"),
+        ({"acceptance": {"vllm": ACCEPTED}}, "vllm.acceptance.torch"),
+    ],
+)
+def test_a_verification_that_lacks_a_key_is_no_verification(lacking, key, tmp_path, target, write_random_draft):
+    """A stranger's file ended `export` in a traceback."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    (folder / "verify.json").write_text(json.dumps(verification_of(folder) | {"vllm": ENGINE | lacking}))
+    _, _, out = exported(folder, tmp_path, "plugin", target)
+    assert "Not verified." in (out / "README.md").read_text()
+    assert f"verify.json: {key} is " in describe(folder)["verified"]
 
 
 @pytest.mark.parametrize("form", ["plugin", "eagle3", "speculators", "angelslim"])
@@ -159,9 +170,11 @@ def test_a_draft_that_was_trained_further_from_a_published_one_says_so(tmp_path,
     (folder / "convert.json").write_text('{"imported": "specforge"}')
     _, _, out = exported(folder, tmp_path / "further", "plugin", target)
     assert "It began as a draft that was published in the layout of `specforge`" in (out / "README.md").read_text()
-    (folder / "convert.json").write_text('{"imported": 3}')
-    with pytest.raises(DraftError, match=r"convert\.json: imported is 3, expected one of speculators, "):
-        describe(folder)
+    for wrong in (3, "mine", [1], {}):  # the last two were a traceback
+        (folder / "convert.json").write_text(json.dumps({"imported": wrong}))
+        said = rf"convert\.json: imported is {re.escape(repr(wrong))}, expected one of speculators, "
+        with pytest.raises(DraftError, match=said):
+            describe(folder)
 
 
 def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):

@@ -40,6 +40,6 @@ def imported_as(folder: Path) -> str | None:
     if origin is not None:
         return origin.layout
     said = read_object(path, MAX_CONFIG, DraftError).get("imported") if path.exists() else None
-    if said is not None and said not in LAYOUTS:
+    if said is not None and (not isinstance(said, str) or said not in LAYOUTS):
         raise DraftError(f"{path}: imported is {shown(said)}, expected one of {', '.join(LAYOUTS)}")
     return said

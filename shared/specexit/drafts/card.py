@@ -199,12 +199,12 @@ def _verification(folder: Path, target: Path, *, exits: bool) -> str:
 
 def _served(found: Served) -> str:
     """What an engine drafted, compared with the reference."""
-    drafts, lengths = found.greedy_drafts, {side: of.length for side, of in found.acceptance.items()}
+    drafts, accepted = found.greedy_drafts, found.acceptance
     runner = "" if found.runner is None else f" ({found.runner} runner)"
     return (
         f"vLLM {found.vllm}{runner} in {found.dtype} went on greedily from the middle of {found.n} traces: "
-        f"{drafts['same']} of {drafts['compared']} drafts were those of PyTorch on the same text, with "
-        f"{lengths['vllm']:.2f} tokens per step, {lengths['torch']:.2f} by PyTorch."
+        f"{drafts.same} of {drafts.compared} drafts were those of PyTorch on the same text, with "
+        f"{accepted.vllm.length:.2f} tokens per step, {accepted.torch.length:.2f} by PyTorch."
     )
 
 

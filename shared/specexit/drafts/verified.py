@@ -27,6 +27,20 @@ class Accepted(BaseModel):
     by_position: list[float]
 
 
+class GreedyDrafts(BaseModel):
+    """How many of an engine's drafts were compared, and how many of these were the reference's."""
+
+    compared: int
+    same: int
+
+
+class Sides(BaseModel):
+    """What the text accepts of the drafts of an engine and of the reference."""
+
+    vllm: Accepted
+    torch: Accepted
+
+
 class Served(BaseModel):
     """What an engine did on its own greedy text, and the reference on the same."""
 
@@ -36,8 +50,8 @@ class Served(BaseModel):
     """V1 or V2; missing in older files, where it was V1."""
     dtype: str
     n: int
-    greedy_drafts: dict[str, int]
-    acceptance: dict[str, Accepted]
+    greedy_drafts: GreedyDrafts
+    acceptance: Sides
 
 
 class Verification(BaseModel):
