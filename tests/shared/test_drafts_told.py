@@ -226,6 +226,20 @@ def test_nothing_is_told_as_certified_that_a_server_would_not_call_so(
         assert re.search(why, text)
 
 
+@pytest.mark.parametrize("transition", ["", "So."])
+def test_migrate_says_of_each_point_whether_it_is_certified(transition, tmp_path, write_random_draft, capsys):
+    """It named all points, and said of them what is so of the default one."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    bold = OperatingPoint(name="bold", policy=Policy(thresholds={"validity": 0.5}))
+    made = {"fingerprints": Fingerprints(draft=weights_hash(folder)), "sampling": {"temperature": 0.6}}
+    serving = Serving(transition=transition)
+    write_policy(folder, PolicyFile(default="careful", points=(bold, careful()), serving=serving, **made))
+    migrate(MigrateConfig(draft=folder))
+    said = " ".join(capsys.readouterr().err.split())
+    careful_is = "not certified; serving.transition is 'So.', calibrated without" if transition else "certified"
+    assert said.endswith(f"was there already; point bold has no certificate; point careful is {careful_is}")
+
+
 def test_a_certificate_is_told_with_all_that_it_leaves_out(tmp_path, target, write_random_draft):
     """A card goes to people who never see the traces: 99.9 was rounded to certainty, and nothing said of trials."""
     folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)

@@ -36,10 +36,14 @@ def migrate(config: MigrateConfig) -> None:
             policy, state = _write(config.draft, older, today)
     except TimeoutError as error:
         raise PolicyError(f"nothing is written: {error}") from error
-    wrong = "; ".join(doubts_of(config.draft, policy))
-    certified = policy.point().uncertified_because() or (f"not certified: {wrong}" if wrong else "certified")
-    names = ", ".join(point.name for point in policy.points)
-    Console(stderr=True).print(f"{config.draft / FILE}: {state}; {names}, {certified}", markup=False)
+    said = "; ".join([state, *_certified(policy, doubts_of(config.draft, policy))])
+    Console(stderr=True).print(f"{config.draft / FILE}: {said}", markup=False)
+
+
+def _certified(policy: PolicyFile, doubts: list[str]) -> list[str]:
+    """Of each point whether it is certified, and behind them the doubts about all certificates."""
+    word = "not certified" if doubts else "certified"
+    return [*(point.uncertified_because() or f"point {point.name} is {word}" for point in policy.points), *doubts]
 
 
 def _write(folder: Path, older: str, today: str) -> tuple[PolicyFile, str]:
