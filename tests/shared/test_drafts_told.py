@@ -99,7 +99,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     file.write_text(file.read_text().replace("0.97", "0.5"))  # by hand: the certificate is of another policy
     assert "exits at validity 0.5; not certified: policy of point careful is" in str(describe(folder))
     _, _, out = exported(folder, tmp_path / "c", "plugin", target)
-    assert "nothing is known of its risk (policy of point careful is" in (out / "README.md").read_text()
+    assert "Its certificate does not hold here (policy of point careful is" in (out / "README.md").read_text()
     assert "They were made on 500 prompts with answers of kind math; temperature 0.6; dtype bfloat16." in text
     assert "It does not cover:" in text
     assert "Trained on what small wrote for 1,234 prompts" in text
@@ -274,6 +274,11 @@ def test_what_keeps_servers_from_exiting_is_told_and_goes_along(tmp_path, target
         card = (out / "README.md").read_text()
         assert "Audits have since shown, on a server, that its risk there is above" in card
         assert "`policy.json` says mode `shadow`, in which a server makes no exits." in card
+        assert (  # nothing was known of a risk that audits had shown
+            "(policy.json does not say with which draft it was calibrated: calibrate again; policy.json does not say "
+            "at which temperature its traces were sampled: calibrate again): nothing is promised of its risk. Audits have"
+        ) in card
+        assert "nothing is known of its risk" not in card
     write_policy(folder, policy.model_copy(update={"serving": Serving()}))  # a word about it, which lifts it
     assert "serving" not in describe(folder)
 

@@ -170,9 +170,10 @@ def _not_covered(stored: PolicyFile) -> list[str]:
 def _certificate(point: OperatingPoint, doubts: list[str], sampling: dict[str, Any] | None) -> str:
     found, own = point.certificate, point.uncertified_because()
     wrong = [*([] if own is None else [own]), *doubts]
-    if found is None or wrong:
-        because = "" if found is None else f" ({printable('; '.join(wrong))})"
-        return f"Without a certificate: nothing is known of its risk{because}."
+    if found is None:
+        return "Without a certificate: nothing is known of its risk."
+    if wrong:
+        return f"Its certificate does not hold here ({printable('; '.join(wrong))}): nothing is promised of its risk."
     what = {"answer_changed": "change their answer", "accuracy_lost": "lose a right answer"}[found.risk]
     cut = "" if found.thinking_cut is None else f" It saved {found.thinking_cut:.1%} of their thinking."
     return (
