@@ -276,7 +276,7 @@ def test_what_keeps_servers_from_exiting_is_told_and_goes_along(tmp_path, target
         assert "`policy.json` says mode `shadow`, in which a server makes no exits." in card
         assert (  # nothing was known of a risk that audits had shown
             "(policy.json does not say with which draft it was calibrated: calibrate again; policy.json does not say "
-            "at which temperature its traces were sampled: calibrate again): nothing is promised of its risk. Audits have"
+            "at which temperature its traces were sampled: calibrate again): nothing is promised of its risk. Audits"
         ) in card
         assert "nothing is known of its risk" not in card
     write_policy(folder, policy.model_copy(update={"serving": Serving()}))  # a word about it, which lifts it
@@ -289,3 +289,25 @@ def test_a_folder_with_brackets_is_named_as_it_is(tmp_path, write_random_draft, 
     assert "runs[v2]" in capsys.readouterr().out.replace("\n", "")
     migrate(MigrateConfig(draft=folder))
     assert "runs[v2]/policy.json" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_long_path_is_not_broken_in_a_log(tmp_path, target, capsys):
+    """It went on in the next line behind 80 letters, so that nothing found it and nobody could copy it."""
+    deep = tmp_path / ("of-a-month-" * 8)
+    source = write_published(deep / "published", "deepspec")
+    import_draft(ImportConfig(draft=source, target=target, out=deep / "draft"))
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith(f"{source}: ") for line in said)
+    assert f"-> {deep / 'draft'}" in said
+    exported(deep / "draft", deep, "eagle3", target)
+    warning, done = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"{deep / 'draft'}: ")
+    assert warning.endswith("computes another one and says nothing")
+    assert done == f"{deep / 'draft'} -> {deep / 'eagle3'} (eagle3)"
+
+
+def test_what_migrate_says_is_one_line(tmp_path, write_random_draft, capsys):
+    folder = write_random_draft(tmp_path / ("of-a-month-" * 8), "draft", **SHAPE)
+    migrate(MigrateConfig(draft=folder))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{folder / 'policy.json'}: ")

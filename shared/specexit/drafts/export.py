@@ -117,7 +117,8 @@ def export(config: ExportConfig) -> None:
                 own = draft.target_name or target.name  # the name that whatever reads the folder asks for
                 save_target(beside, target.model_copy(update={"name": own}))
         write_card(beside, config, draft, target)
-    Console(stderr=True).print(f"{config.draft} -> {config.out} ({config.format})", markup=False, highlight=False)
+    said = f"{config.draft} -> {config.out} ({config.format})"
+    Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
 
 
 def _check_sizes(draft: DraftConfig, folder: Path, target: TargetConfig) -> None:
@@ -215,7 +216,7 @@ def _in_front_of_layers(draft: DraftConfig) -> bool:
 
 
 def _warn(text: str) -> None:
-    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False)
+    Console(stderr=True).print(text, style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def _embeddings(config: ExportConfig, draft: DraftConfig, target: TargetConfig) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def migrate(config: MigrateConfig) -> None:
     except TimeoutError as error:
         raise PolicyError(f"nothing is written: {error}") from error
     said = "; ".join([state, *_certified(policy, doubts_of(config.draft, policy))])
-    Console(stderr=True).print(f"{config.draft / FILE}: {said}", markup=False)
+    Console(stderr=True).print(f"{config.draft / FILE}: {said}", soft_wrap=True, markup=False)
 
 
 def _certified(policy: PolicyFile, doubts: list[str]) -> list[str]:

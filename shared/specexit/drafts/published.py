@@ -126,10 +126,11 @@ def import_draft(config: ImportConfig) -> Origin:
             save_target(beside, target)
     layers, console = list(draft.config.eagle_aux_hidden_state_layer_ids), Console(stderr=True)
     for note in draft.notes:
-        console.print(note, style="yellow", markup=False, highlight=False)
+        console.print(note, style="yellow", soft_wrap=True, markup=False, highlight=False)
     console.print(
         f"{config.draft}: {draft.layout.about}\n{VOCABULARIES[origin.vocabulary]}; aux layers {layers} of "
         f"{draft.config.target_num_hidden_layers} ({draft.layers_from})\n-> {config.out}",
+        soft_wrap=True,
         markup=False,
         highlight=False,
     )

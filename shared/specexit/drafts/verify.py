@@ -193,7 +193,7 @@ def _passed_over(config: VerifyConfig, vocab_size: int, asked: int) -> tuple[int
 
 
 def _warn(text: str) -> None:
-    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False)
+    Console(stderr=True).print(text, style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def _kept(config: VerifyConfig, draft: DraftConfig) -> int:
