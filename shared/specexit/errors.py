@@ -82,8 +82,17 @@ def install(extra: str) -> str:
 
 
 def dotted(problem: Mapping[str, Any]) -> str:
-    """The key that one of pydantic's problems is about, its parts joined by dots; empty where it is of several."""
-    return ".".join(str(part) for part in problem["loc"])
+    """The key that one of pydantic's problems is about, its parts joined by dots; empty where it is of several.
+
+    What stands below ``tenants`` is said in part only: where it is wrong, it may be an API key itself.
+
+    Example:
+      >>> dotted({"loc": ("points", 0, "name")}), dotted({"loc": ("serving", "tenants", "sk-live-0123")})
+      ('points.0.name', 'serving.tenants.sk-l...')
+    """
+    parts = [str(part) for part in problem["loc"]]
+    said = len(parts) if "tenants" not in parts else parts.index("tenants") + 1
+    return ".".join([*parts[:said], *(cut(part, 4) for part in parts[said:])])
 
 
 def first_problem(error: ValidationError) -> str:

@@ -373,6 +373,7 @@ def test_settings_of_the_server_override_those_of_the_draft():
         ({"audit_rate": 2}, "specexit.audit_rate is 2: .*less than or equal to 1"),
         ({"audit": 0.1}, "unknown key 'specexit.audit', expected one of mode, requests, audit_rate"),
         ("shadow", "specexit is 'shadow', expected an object"),
+        ({"tenants": {"sk-live-0123": False}}, r"specexit.tenants.sk-l\.\.\. is False: Input should be a valid string"),
     ],
 )
 def test_bad_settings_are_named(given, message):

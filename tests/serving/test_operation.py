@@ -299,6 +299,8 @@ def test_a_certificate_holds_for_what_it_was_made_with():
         ("gptq", "auto_gptq", True),
         ("awq", "awq_marlin", True),
         ("fp8", "fp8", True),
+        ("fp8", "deepseek_v4_fp8", True),
+        ("modelopt", "modelopt_fp4", True),
         ("auto_gptq", "auto_gptq", True),
         ("none", "auto_gptq", False),
         ("none", "fp8", False),
@@ -308,7 +310,7 @@ def test_a_certificate_holds_for_what_it_was_made_with():
     ],
 )
 def test_a_quantised_target_is_known_by_what_vllm_calls_its_method(made, served, holds):
-    """vLLM calls GPTQ and AWQ by names of its own, so that no certificate of such a target held."""
+    """vLLM calls GPTQ, AWQ and DeepSeek V4's FP8 by names of its own, so that no certificate of such a target held."""
     file = PolicyFile.model_validate({"fingerprints": {"quantization": made}})
     differs = [f"quantization is {served}, calibrated with {made}"]
     assert doubts(file, {"quantization": served}) == ([] if holds else differs)

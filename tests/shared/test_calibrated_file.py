@@ -3,19 +3,23 @@
 import errno
 import json
 import os
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from specexit import tiny
 from specexit.drafts import locking
-from specexit.drafts.fingerprints import quantization_of
+from specexit.drafts.files import TensorError
+from specexit.drafts.fingerprints import quantization_of, quantization_served
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import Event, PolicyError, Serving, read_policy, write_policy
 from specexit.method.calibrate import calibrate
 from specexit.method.decision import OFF
 from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig
+from specexit.schemas.target import load_target_config, save_target
 from tests.shared.calibration import refused
 
 N = 150
@@ -127,6 +131,38 @@ def test_a_disk_without_locks_is_calibrated_on_which_is_said(paths, monkeypatch,
 )
 def test_the_method_of_a_quantised_target_is_read_where_vllm_reads_it(fields, method):
     assert quantization_of(fields) == method
+
+
+@pytest.mark.parametrize(
+    ("fields", "beside", "method"),
+    [
+        ({}, {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}, "modelopt"),
+        ({}, {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}, "modelopt"),
+        ({}, {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": None}}, "none"),
+        ({"quantization_config": {"quant_method": "fp8"}}, {"quantization": {"quant_algo": "NVFP4"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "gptq"}}, None, "gptq"),
+        ({}, None, "none"),
+    ],
+)
+def test_what_older_modelopt_says_beside_the_config_is_read_where_vllm_reads_it(fields, beside, method, tmp_path):
+    if beside is not None:
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
+    assert quantization_served(fields, tmp_path) == method
+
+
+def test_a_certificate_names_the_quantisation_of_a_target_by_older_modelopt(paths, tmp_path):
+    """It said `none`, the server `modelopt`, and calibrating again changed nothing."""
+    model = shutil.copytree(tiny.MODEL_DIR, tmp_path / "of")
+    (model / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    save_target(tmp_path, load_target_config("tiny-reasoner").model_copy(update={"path": str(model)}))
+    stored = calibrate(CalibrateConfig(**paths, target=str(tmp_path / "target.yaml")))
+    assert stored.fingerprints.quantization == "modelopt"
+
+
+def test_a_damaged_file_of_modelopt_is_named(tmp_path):
+    (tmp_path / "hf_quant_config.json").write_text("{")
+    with pytest.raises(TensorError, match=r"hf_quant_config\.json: cannot be read as JSON"):
+        quantization_served({}, tmp_path)
 
 
 @pytest.mark.parametrize(

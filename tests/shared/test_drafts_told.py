@@ -36,6 +36,9 @@ from specexit.schemas.target import load_target_config
 from tests.shared.published import SHAPE, exported, write_published, write_target
 
 ACCEPTED = {"rows": 900, "length": 2.31, "by_position": [0.8, 0.4, 0.11]}
+ENGINE = {"vllm": "0.32.0", "runner": "V1", "dtype": "float32", "n": 4}
+ENGINE |= {"greedy_drafts": {"compared": 195, "same": 194}}
+ENGINE |= {"acceptance": {"vllm": ACCEPTED, "torch": ACCEPTED | {"length": 2.34}}}
 
 
 @pytest.fixture
@@ -96,7 +99,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     file.write_text(file.read_text().replace("0.97", "0.5"))  # by hand: the certificate is of another policy
     assert "exits at validity 0.5; not certified: policy of point careful is" in str(describe(folder))
     _, _, out = exported(folder, tmp_path / "c", "plugin", target)
-    assert "nothing is known of its risk (policy of point careful is" in (out / "README.md").read_text()
+    assert "Its certificate does not hold here (policy of point careful is" in (out / "README.md").read_text()
     assert "They were made on 500 prompts with answers of kind math; temperature 0.6; dtype bfloat16." in text
     assert "It does not cover:" in text
     assert "Trained on what small wrote for 1,234 prompts" in text
@@ -111,15 +114,7 @@ def test_the_card_says_how_a_draft_was_verified(tmp_path, target, write_random_d
     _, _, out = exported(folder, tmp_path / "rounded", "plugin", target)
     said = "JAX against PyTorch in bfloat16 on 4 traces, root mean square of the differences: logits: 4.0e-03."
     assert said in (out / "README.md").read_text()
-    engine = {
-        "vllm": "0.32.0",
-        "runner": "V1",
-        "dtype": "float32",
-        "n": 4,
-        "greedy_drafts": {"compared": 195, "same": 194},
-    }
-    engine |= {"acceptance": {"vllm": ACCEPTED, "torch": ACCEPTED | {"length": 2.34}}}
-    (folder / "verify.json").write_text(json.dumps(verified | {"vllm": engine}))
+    (folder / "verify.json").write_text(json.dumps(verified | {"vllm": ENGINE}))
     _, _, out = exported(folder, tmp_path / "c", "eagle3", target)
     text = (out / "README.md").read_text()
     assert "carries no early exit" in text
@@ -128,6 +123,22 @@ def test_the_card_says_how_a_draft_was_verified(tmp_path, target, write_random_d
     assert "194 of 195 drafts were those of PyTorch on the same text, with 2.31 tokens per step, 2.34 by" in text
     assert "fewer of the drafted tokens. What is not stated above was not measured." in text
     assert not (out / "policy.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "key"),
+    [
+        ({"greedy_drafts": {"compared": 195}}, "vllm.greedy_drafts.same"),
+        ({"acceptance": {"vllm": ACCEPTED}}, "vllm.acceptance.torch"),
+    ],
+)
+def test_a_verification_that_lacks_a_key_is_no_verification(lacking, key, tmp_path, target, write_random_draft):
+    """A stranger's file ended `export` in a traceback."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    (folder / "verify.json").write_text(json.dumps(verification_of(folder) | {"vllm": ENGINE | lacking}))
+    _, _, out = exported(folder, tmp_path, "plugin", target)
+    assert "Not verified." in (out / "README.md").read_text()
+    assert f"verify.json: {key} is " in describe(folder)["verified"]
 
 
 @pytest.mark.parametrize("form", ["plugin", "eagle3", "speculators", "angelslim"])
@@ -159,9 +170,11 @@ def test_a_draft_that_was_trained_further_from_a_published_one_says_so(tmp_path,
     (folder / "convert.json").write_text('{"imported": "specforge"}')
     _, _, out = exported(folder, tmp_path / "further", "plugin", target)
     assert "It began as a draft that was published in the layout of `specforge`" in (out / "README.md").read_text()
-    (folder / "convert.json").write_text('{"imported": 3}')
-    with pytest.raises(DraftError, match=r"convert\.json: imported is 3, expected one of speculators, "):
-        describe(folder)
+    for wrong in (3, "mine", [1], {}):  # the last two were a traceback
+        (folder / "convert.json").write_text(json.dumps({"imported": wrong}))
+        said = rf"convert\.json: imported is {re.escape(repr(wrong))}, expected one of speculators, "
+        with pytest.raises(DraftError, match=said):
+            describe(folder)
 
 
 def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
@@ -213,6 +226,20 @@ def test_nothing_is_told_as_certified_that_a_server_would_not_call_so(
         assert re.search(why, text)
 
 
+@pytest.mark.parametrize("transition", ["", "So."])
+def test_migrate_says_of_each_point_whether_it_is_certified(transition, tmp_path, write_random_draft, capsys):
+    """It named all points, and said of them what is so of the default one."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    bold = OperatingPoint(name="bold", policy=Policy(thresholds={"validity": 0.5}))
+    made = {"fingerprints": Fingerprints(draft=weights_hash(folder)), "sampling": {"temperature": 0.6}}
+    serving = Serving(transition=transition)
+    write_policy(folder, PolicyFile(default="careful", points=(bold, careful()), serving=serving, **made))
+    migrate(MigrateConfig(draft=folder))
+    said = " ".join(capsys.readouterr().err.split())
+    careful_is = "not certified; serving.transition is 'So.', calibrated without" if transition else "certified"
+    assert said.endswith(f"was there already; point bold has no certificate; point careful is {careful_is}")
+
+
 def test_a_certificate_is_told_with_all_that_it_leaves_out(tmp_path, target, write_random_draft):
     """A card goes to people who never see the traces: 99.9 was rounded to certainty, and nothing said of trials."""
     folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
@@ -247,6 +274,11 @@ def test_what_keeps_servers_from_exiting_is_told_and_goes_along(tmp_path, target
         card = (out / "README.md").read_text()
         assert "Audits have since shown, on a server, that its risk there is above" in card
         assert "`policy.json` says mode `shadow`, in which a server makes no exits." in card
+        assert (  # nothing was known of a risk that audits had shown
+            "(policy.json does not say with which draft it was calibrated: calibrate again; policy.json does not say "
+            "at which temperature its traces were sampled: calibrate again): nothing is promised of its risk. Audits"
+        ) in card
+        assert "nothing is known of its risk" not in card
     write_policy(folder, policy.model_copy(update={"serving": Serving()}))  # a word about it, which lifts it
     assert "serving" not in describe(folder)
 
@@ -257,3 +289,25 @@ def test_a_folder_with_brackets_is_named_as_it_is(tmp_path, write_random_draft, 
     assert "runs[v2]" in capsys.readouterr().out.replace("\n", "")
     migrate(MigrateConfig(draft=folder))
     assert "runs[v2]/policy.json" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_long_path_is_not_broken_in_a_log(tmp_path, target, capsys):
+    """It went on in the next line behind 80 letters, so that nothing found it and nobody could copy it."""
+    deep = tmp_path / ("of-a-month-" * 8)
+    source = write_published(deep / "published", "deepspec")
+    import_draft(ImportConfig(draft=source, target=target, out=deep / "draft"))
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith(f"{source}: ") for line in said)
+    assert f"-> {deep / 'draft'}" in said
+    exported(deep / "draft", deep, "eagle3", target)
+    warning, done = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"{deep / 'draft'}: ")
+    assert warning.endswith("computes another one and says nothing")
+    assert done == f"{deep / 'draft'} -> {deep / 'eagle3'} (eagle3)"
+
+
+def test_what_migrate_says_is_one_line(tmp_path, write_random_draft, capsys):
+    folder = write_random_draft(tmp_path / ("of-a-month-" * 8), "draft", **SHAPE)
+    migrate(MigrateConfig(draft=folder))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{folder / 'policy.json'}: ")

@@ -248,6 +248,17 @@ def test_a_tenant_that_no_api_key_can_be_is_refused_and_not_repeated(draft, name
     assert not name or name not in str(error.value)
 
 
+def test_an_api_key_is_not_repeated_where_what_it_gets_is_wrong(draft):
+    """As of somebody who took the key for its hash, and writes `false` for `off`."""
+    key = "sk-live-0123456789abcdef"
+    write_policy(draft, STORED)
+    path = draft / "policy.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"serving": {"tenants": {key: False}}}))
+    with pytest.raises(PolicyError, match=r"field serving\.tenants\.sk-l\.\.\. is False: Input should be a") as error:
+        read_policy(draft)
+    assert key not in str(error.value)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_a_file_that_is_no_json_object_is_refused(draft, text):
     write_policy(draft, STORED)

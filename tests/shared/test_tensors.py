@@ -71,7 +71,7 @@ def test_shards_hold_together_what_one_file_would(tmp_path, max_bytes):
         assert all(size <= 140 for size in sizes)
 
 
-@pytest.mark.parametrize("kernel", ["copies", "cannot", "gives up half-way"])
+@pytest.mark.parametrize("kernel", ["copies", "cannot", "gives up half-way", "copies nothing"])
 def test_what_is_copied_is_what_would_be_written(kernel, tmp_path, monkeypatch):
     tensors = some_tensors()
     written = write(tmp_path / "ours", tensors)
@@ -87,6 +87,8 @@ def test_what_is_copied_is_what_would_be_written(kernel, tmp_path, monkeypatch):
             return copy(given, file, left // 2, offset_src=offset_src)
 
         monkeypatch.setattr(tensors_module.os, "copy_file_range", half)
+    elif kernel == "copies nothing":  # as some mounts do: good weights were called truncated
+        monkeypatch.setattr(tensors_module.os, "copy_file_range", lambda *_, **__: 0)
     monkeypatch.setattr(tensors_module, "BLOCK", 16)
     (tmp_path / "copy").mkdir()
     shapes = {name: (place.dtype, place.shape) for name, place in stored.items()}

@@ -14,6 +14,7 @@ from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
 from specexit.drafts.policy import FILE
+from specexit.errors import dotted
 from torch_specexit.plugin.compat.checks import draft_folder
 
 logger = logging.getLogger("vllm.specexit")
@@ -86,7 +87,7 @@ def _on_top(below: Serving, given: Any, where: str, *, over: str) -> Serving:
         settings = Serving.model_validate(below.model_dump() | given)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join((KEY, *(str(part) for part in problem["loc"])))
+        key = f"{KEY}.{dotted(problem)}"
         if problem["type"] == "extra_forbidden":
             known = ", ".join(Serving.model_fields)
             raise ConfigError(f"{where}: unknown key {key!r}, expected one of {known}") from error

@@ -1,13 +1,14 @@
 """The draft directory, the only contract between training and serving, and everything that reads or writes one.
 
-`config` says what a draft is and `tensors` how its files are read and trusted; `directory` puts the two together;
-`names`, `rope` and `window` hold what both frameworks share. Other people's folders are read through `files`.
+`config` says what a draft is, `tensors` reads and checks its weight files, and `directory` puts the two together.
+`names`, `rope` and `window` hold what both frameworks share. `files` opens what lies in a stranger's folder.
 
-`policy` is when to exit; `certified` says whether its certificates hold for what is served, by the `fingerprints` of
-targets; `hold` is what audits have found, and `locking` keeps two writers apart. What a draft was before it was trained
-stands in `begun`, which prompts chose its checkpoint in `selection`.
+`policy` says when to exit, and `certified` whether its certificates hold for what is served; `fingerprints` tells
+targets apart. `hold` keeps what audits have found, and `locking` keeps two writers apart. `begun` says what a draft was
+before it was trained, `selection` which prompts chose its checkpoint.
 
-`published`, its `vocabulary` and `layouts` read other projects' drafts; `export` and `card` write for other programs;
-`migrate` renews an older directory, `inspect` says what is there. `verify` compares what both frameworks compute: by
-`probing` them, within the bounds of `agreement`, with the `acceptance` of what they draft; `verified` is its file.
+`published` imports other projects' drafts, by their `vocabulary` and `layouts`; `export` and `card` write for other
+programs; `migrate` renews an older directory, `inspect` describes one. `verify` compares what both frameworks compute:
+`probing` holds what its probes share, `agreement` the bounds, `acceptance` how many drafted tokens a text accepts, and
+`verified` the file that it writes.
 """

@@ -1,7 +1,7 @@
 """How many drafted tokens a target would accept, read off text that is already there.
 
 A draft step counts as accepted where its greedy draft, and those of all steps before it, are the tokens of the text.
-On greedy text this is what an engine accepts; on sampled text it is a lower bound of what rejection sampling does.
+On greedy text this is what an engine accepts; on sampled text it is a lower bound of what rejection sampling accepts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 CLEAR = 4.0
-"""Standard errors: one in some 30,000 comparisons of equals comes out larger, and a draft is compared a dozen times."""
+"""Standard errors that make a difference clear: of equals, one comparison in some 30,000 comes out larger, and a draft
+is compared a dozen times."""
 
 
 class Acceptance(NamedTuple):
@@ -39,7 +40,7 @@ def accepted(
 
 
 def acceptance(steps: Bool[np.ndarray, "rows steps"]) -> Acceptance:
-    """Length and shares of what `accepted` gives, pooled over rows; of no row, nothing is accepted."""
+    """Pool over rows what `accepted` gives; without any row, nothing counts as accepted."""
     shares = steps.mean(axis=0) if len(steps) else np.zeros(steps.shape[1])
     return Acceptance(len(steps), float(1 + shares.sum()), tuple(shares.tolist()))
 
@@ -47,8 +48,11 @@ def acceptance(steps: Bool[np.ndarray, "rows steps"]) -> Acceptance:
 def clearly_more(
     more: Bool[np.ndarray, "rows steps"], less: Bool[np.ndarray, "rows steps"], *, by: float = 0.0
 ) -> bool:
-    """Whether the first accepts more tokens than the second on the same rows: on average at least ``by`` tokens, and
-    `CLEAR` standard errors of the paired difference. Rows of a text are not independent; `CLEAR` leaves room for it."""
+    """Whether ``more`` accepts clearly more tokens than ``less`` does on the same rows.
+
+    The mean gain must be at least ``by`` tokens, and more than `CLEAR` standard errors of the paired difference. Rows
+    of one text are not independent; `CLEAR` leaves room for that. Fewer than two rows make nothing clear.
+    """
     gain: Float[np.ndarray, " rows"] = more.sum(axis=1) - less.sum(axis=1, dtype=float)
     if len(gain) < 2:
         return False
@@ -58,13 +62,13 @@ def clearly_more(
 def by_steps(
     text: Sequence[int], first: int, drafts: Sequence[Sequence[int]] | Int[np.ndarray, "rows steps"], *, at_rows: bool
 ) -> Bool[np.ndarray, "_steps draft_steps"]:
-    """What a greedy engine accepts, one engine step after the other, along its own text.
+    """Which drafted tokens a greedy engine accepts, one engine step after the other, along its own text.
 
     Args:
       text: prompt and output.
-      first: row of the first step: row ``t`` drafts ``text[t + 2]`` and on.
-      drafts: drafted tokens of every engine step in order; with ``at_rows`` of every row of the text.
-      at_rows: what ``drafts`` is indexed by.
+      first: row of the first step; row ``t`` drafts ``text[t + 2]`` and what follows.
+      drafts: drafted tokens of every engine step, in order; with ``at_rows``, of every row of the text.
+      at_rows: whether ``drafts`` is indexed by row of the text, not by engine step.
 
     Returns:
       For each step whose drafts all lie within the text, whether each of them is accepted.

@@ -18,10 +18,10 @@ tiny reasoner, 0.004 and 0.019 on a stand-in of Qwen3-0.6B with its 28 layers, w
 smallest of six mistakes, made 0.09 and 0.26.
 """
 DRAFTS_APART = {"float32": 0.001, "bfloat16": 0.05, "float16": 0.01}
-"""Share of greedy drafts that may be others: where two tokens are about as likely, rounding decides. One may always be.
+"""Share of greedy drafts that may differ: where two tokens are about equally likely, rounding decides. One always may.
 
-Measured, JAX against PyTorch on the tiny reasoner: none of 3,034 in float32, none of 6,095 in float16 and 11 of them
-(0.2 %) in bfloat16; there, of a draft of random weights, 6 of 363 (1.7 %): a third of what is allowed.
+Measured, JAX against PyTorch on the tiny reasoner: none of 3,034 in float32, none of 6,095 in float16 and 11 of 6,095
+(0.2 %) in bfloat16. In bfloat16 a draft of random weights had 6 of 363 (1.7 %), a third of what is allowed.
 """
 NEVER = 104.0
 """A token whose logit is so far below its row's largest has probability 0 in float32: ``exp(-104) < 2**-150``."""
@@ -32,15 +32,19 @@ class VerifyError(InputError):
 
 
 def compare(jax: dict[str, np.ndarray], torch: dict[str, np.ndarray], dtype: str) -> dict[str, float]:
-    """How far the logits of each draft step and each signal are apart, in one trace.
+    """How far apart the two sides are in one trace, by the logits of each draft step and by each signal.
 
-    In float32 absolute, but relative for an exponential signal: its values are token counts, and a difference ``d``
-    before the activation becomes ``d`` times the value behind it. In a dtype that rounds, the root mean square of
-    logits as shares of their row's largest, see `logits_apart`, and of signals as `signals_apart` says.
+    In float32 it is the largest difference. It is absolute, but for an exponential signal, whose values are token
+    counts, relative: a difference ``d`` before the activation becomes ``d`` times the value behind it. In a dtype that
+    rounds it is the root mean square, of logits as shares of their row's largest, see `logits_apart`, and of signals
+    before their activation, see `signals_apart`.
 
     Args:
       jax, torch: arrays of the two probes, see `specexit.drafts.probing`.
-      dtype: in which both were computed.
+      dtype: that both were computed in.
+
+    Returns:
+      ``logits`` (``logits, draft step K`` for later steps) and the names of the signals -> their difference.
 
     Raises:
       VerifyError: the two sides do not hold the same arrays.
@@ -69,7 +73,7 @@ def compare(jax: dict[str, np.ndarray], torch: dict[str, np.ndarray], dtype: str
 
 
 def drafts_agree(same: int, compared: int, dtype: str) -> bool:
-    """Whether so many equal greedy drafts are enough, see `DRAFTS_APART`.
+    """Whether it is enough that ``same`` of ``compared`` greedy drafts are equal, see `DRAFTS_APART`.
 
     Example:
       >>> drafts_agree(99, 100, "float32"), drafts_agree(98, 100, "float32"), drafts_agree(0, 0, "float32")
@@ -81,8 +85,8 @@ def drafts_agree(same: int, compared: int, dtype: str) -> bool:
 def overall(apart: Float[np.ndarray, "*n"], dtype: str) -> float:
     """Many differences as one number: the largest in float32, their root mean square in a dtype that rounds.
 
-    Where signals are steep, at the end of a step of reasoning, rounding alone moves one of them far: the largest of
-    many says little there. A NaN stays one in both, a difference beyond any tolerance.
+    Where signals are steep, at the end of a step of reasoning, rounding alone moves one of them far, so that the
+    largest of many says little. A NaN stays NaN in both, which is beyond any tolerance. No differences at all are 0.
 
     Example:
       >>> overall(np.array([0.0, 0.0, 0.3, 0.4]), "float32"), overall(np.array([0.0, 0.0, 0.3, 0.4]), "bfloat16")
@@ -96,10 +100,10 @@ def overall(apart: Float[np.ndarray, "*n"], dtype: str) -> float:
 def logits_apart(
     found: Float[np.ndarray, "*rows vocab"], wanted: Float[np.ndarray, "*rows vocab"], *, absolute: bool = False
 ) -> Float[np.ndarray, "*rows vocab"]:
-    """Differences of logits, as a share of their row's largest unless ``absolute``.
+    """Differences of logits, as shares of the largest size of a logit in their row unless ``absolute``.
 
-    A logit that is `NEVER` below its row's largest is held against its own size, and is not the row's largest: where a
-    draft keeps tokens out of reach at -20,000, float32 itself is not right to 1e-4.
+    A logit more than `NEVER` below its row's largest is measured against its own size, and does not count as the row's
+    largest: at -20,000, where a draft may keep tokens out of reach, float32 itself is not right to 1e-4.
 
     Example:
       >>> logits_apart(np.array([[9.0, 4.0, -19_000.0]]), np.array([[10.0, 5.0, -20_000.0]])).round(2).tolist()
@@ -114,10 +118,10 @@ def logits_apart(
 def signals_apart(
     found: Float[np.ndarray, "*rows signals"], wanted: Float[np.ndarray, "*rows signals"]
 ) -> Float[np.ndarray, "*rows signals"]:
-    """Differences of signals before their activation: of 1, or of the signal where it is larger."""
+    """Differences of signals before their activation, as shares of the signal's size, or of 1 where that is smaller."""
     return np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))
 
 
 def raise_to(found: dict[str, float], name: str, value: float) -> None:
-    """Note the largest so far; np.maximum, unlike max, lets a NaN through."""
+    """Keep the largest value of ``name`` so far; np.maximum, unlike max, lets a NaN through."""
     found[name] = float(np.maximum(found.get(name, 0.0), value))

@@ -20,7 +20,7 @@ FOLDERS = ("run", "draft")
 
 
 def hand_on_record(folder: Path, to: Path) -> None:
-    """Leave ``convert.json`` in another folder without what it says of this machine; nothing where there is none.
+    """Copy ``convert.json`` into another folder without its paths of this machine; do nothing where there is none.
 
     Raises:
       DraftError: it cannot be read, or is no object.
@@ -34,12 +34,12 @@ def imported_as(folder: Path) -> str | None:
     """Layout of the published draft that the one in ``folder`` is, or was trained from; None where nothing says so.
 
     Raises:
-      DraftError: ``import.json`` or ``convert.json`` cannot be read.
+      DraftError: ``import.json`` or ``convert.json`` cannot be read, or the latter names an unknown layout.
     """
     origin, path = read_origin(folder), folder / FILE
     if origin is not None:
         return origin.layout
     said = read_object(path, MAX_CONFIG, DraftError).get("imported") if path.exists() else None
-    if said is not None and said not in LAYOUTS:
+    if said is not None and (not isinstance(said, str) or said not in LAYOUTS):
         raise DraftError(f"{path}: imported is {shown(said)}, expected one of {', '.join(LAYOUTS)}")
     return said

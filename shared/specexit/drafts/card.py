@@ -31,10 +31,13 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
     """Write ``README.md`` into an exported folder.
 
     Args:
-      folder: of the export.
-      config: of the export; its ``draft`` is where policy and verification are read.
+      folder: where the export is written.
+      config: of the export; policy, verification and origin are read in its ``draft``.
       draft: the draft's config.
       target: the model it drafts for.
+
+    Raises:
+      InputError: a file of the draft directory cannot be used; its class is that of whatever reads the file.
     """
     exits = draft.specexit is not None and config.format in ("plugin", "speculators", "angelslim")
     front: dict[str, Any] = {
@@ -71,7 +74,7 @@ The released code reads three rows behind those of `fc`: confidence, progress an
 by a rule and by thresholds of its own; the operating points that this draft was calibrated for, and their certificates,
 are of another rule and say nothing of it. It takes the target's hidden states in front of layers 2, n // 2 and n - 3 of
 n, whatever `config.json` says."""
-"""Of format ``angelslim``, read from its code."""
+"""What the card of format ``angelslim`` says, as read in the released code."""
 
 
 def _data(folder: Path, target: TargetConfig) -> str:
@@ -137,7 +140,7 @@ def _exit(folder: Path, target: Path) -> str:
 
 
 def _not_covered(stored: PolicyFile) -> list[str]:
-    """What no certificate of the file speaks of, as far as the file says what it was made on."""
+    """What the certificates were made on, as far as the file says, and what they do not cover."""
     marks, made = stored.fingerprints, []
     if stored.population is not None:
         kinds = (
@@ -167,9 +170,10 @@ def _not_covered(stored: PolicyFile) -> list[str]:
 def _certificate(point: OperatingPoint, doubts: list[str], sampling: dict[str, Any] | None) -> str:
     found, own = point.certificate, point.uncertified_because()
     wrong = [*([] if own is None else [own]), *doubts]
-    if found is None or wrong:
-        because = "" if found is None else f" ({printable('; '.join(wrong))})"
-        return f"Without a certificate: nothing is known of its risk{because}."
+    if found is None:
+        return "Without a certificate: nothing is known of its risk."
+    if wrong:
+        return f"Its certificate does not hold here ({printable('; '.join(wrong))}): nothing is promised of its risk."
     what = {"answer_changed": "change their answer", "accuracy_lost": "lose a right answer"}[found.risk]
     cut = "" if found.thinking_cut is None else f" It saved {found.thinking_cut:.1%} of their thinking."
     return (
@@ -195,13 +199,13 @@ def _verification(folder: Path, target: Path, *, exits: bool) -> str:
 
 
 def _served(found: Served) -> str:
-    """What an engine did beside the reference."""
-    drafts, lengths = found.greedy_drafts, {side: of.length for side, of in found.acceptance.items()}
+    """What an engine drafted, compared with the reference."""
+    drafts, accepted = found.greedy_drafts, found.acceptance
     runner = "" if found.runner is None else f" ({found.runner} runner)"
     return (
         f"vLLM {found.vllm}{runner} in {found.dtype} went on greedily from the middle of {found.n} traces: "
-        f"{drafts['same']} of {drafts['compared']} drafts were those of PyTorch on the same text, with "
-        f"{lengths['vllm']:.2f} tokens per step, {lengths['torch']:.2f} by PyTorch."
+        f"{drafts.same} of {drafts.compared} drafts were those of PyTorch on the same text, with "
+        f"{accepted.vllm.length:.2f} tokens per step, {accepted.torch.length:.2f} by PyTorch."
     )
 
 
@@ -217,7 +221,8 @@ def _accepted(found: Accepted) -> str:
 
 
 def _model_of(target: TargetConfig) -> str:
-    """A name that says nothing of this machine; in the hub's cache a folder is called by a commit's hash."""
+    """The target's name without a path of this machine: in the Hub's cache, whose folders are called by a commit's
+    hash, its name on the Hub, and elsewhere its folder's."""
     return target.name if target.path in EMBEDDED else hub_name(target.folder) or target.folder.name
 
 

@@ -1,6 +1,6 @@
-"""Whether a draft's certificates hold for what is served, or lies there: what they were made with, compared.
+"""Whether a draft's certificates hold: what they were made with, compared with what is served or lies in a directory.
 
-Servers ask it of all that they serve; `inspect`, `migrate` and the model card of what a draft directory says by itself.
+Servers compare all that they serve; `inspect`, `migrate` and the model card what a draft directory tells by itself.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ CHECKPOINT_NAMES = {
     **dict.fromkeys(("auto_gptq", "gptq_marlin"), "gptq"),
     **dict.fromkeys(("auto_awq", "awq_marlin"), "awq"),
     **dict.fromkeys(("modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"), "modelopt"),
-    **{"gpt_oss_mxfp4": "mxfp4", "inc": "auto-round", "compressed_tensors": "compressed-tensors"},
+    **{"gpt_oss_mxfp4": "mxfp4", "deepseek_v4_fp8": "fp8"},
+    **{"inc": "auto-round", "compressed_tensors": "compressed-tensors"},
 }
-"""What vLLM calls a method of quantisation that it has found in a checkpoint -> what the checkpoint calls it, and so a
-calibration. Which of them it is the fingerprint of the target says, ``config.json`` being in that."""
+"""vLLM's name of a quantisation that it found in a checkpoint -> the checkpoint's own name, which calibrations record.
+What shares such a name differs in ``config.json`` or its weights, and so in the target's fingerprint."""
 
 
 def doubts(file: PolicyFile, served: Mapping[str, str | None], transition: str = "") -> list[str]:
     """Why the certificates of a policy file do not hold for what is served; empty where they do.
 
-    Where the file does not say what they were made with, as one of an older version, nothing says that it was this.
+    A file that does not say what they were made with, as one of an older version may not, is a reason as well.
 
     Args:
-      file: whose certificates.
-      served: what is served, named as `specexit.drafts.policy.Fingerprints` has it.
-      transition: text that is written at each exit. No calibration has any: it asks for answers behind the end marker
-        alone.
+      file: the policies, with their certificates.
+      served: what is served, by the names that `specexit.drafts.policy.Fingerprints` has; None where it is unknown.
+      transition: text that is written at each exit. A calibration has none: its answers follow the end marker at once.
 
     Example:
       >>> file = PolicyFile.model_validate({"fingerprints": {"dtype": "bfloat16"}})
@@ -62,13 +62,14 @@ def doubts(file: PolicyFile, served: Mapping[str, str | None], transition: str =
 
 
 def doubts_of(folder: Path, file: PolicyFile, target: Path | None = None) -> list[str]:
-    """As `doubts`, of the weights and the settings in a draft directory, and of its target; nothing is said of what a
-    server alone knows.
+    """`doubts` as far as a draft directory can tell: by its weights and settings, and by its target.
+
+    What a server alone knows, such as its dtype, is not compared.
 
     Args:
       folder: the draft directory.
       file: its policies.
-      target: folder of its target's model; where it is None, in a bucket or without weights, nothing is said of it.
+      target: folder of its target's model; not compared where it is None, in a bucket or without weights.
 
     Raises:
       TensorError: the draft's weights cannot be read.
@@ -85,13 +86,13 @@ def doubts_of(folder: Path, file: PolicyFile, target: Path | None = None) -> lis
 
 
 def judged_otherwise(sampling: Mapping[str, Any] | None) -> str | None:
-    """What belongs to every word about a certificate of sampled text: trials, and answers written in full, are greedy.
+    """What has to be said with a certificate of sampled text: trials, and answers written in full, are greedy.
 
     Args:
-      sampling: of the calibration traces, where it is known.
+      sampling: of the calibration traces; None where it is not known.
 
     Returns:
-      It in a clause; None of greedy text, of which they are the answers that are served.
+      A clause; None for greedy text, whose served answers are the ones that were judged, and where nothing is known.
 
     Example:
       >>> judged_otherwise({"temperature": 0.6}), judged_otherwise({"temperature": 0.0})
@@ -103,7 +104,7 @@ def judged_otherwise(sampling: Mapping[str, Any] | None) -> str | None:
 
 
 def left_out(found: Certificate) -> str | None:
-    """Traces that no certificate speaks of, in a clause; None where there are none."""
+    """How many traces could not judge and what became of them, in a clause; None where all could."""
     if not found.n_unjudged:
         return None
     fate = "were left out" if found.unjudged == "refuse" else "count as errors"
@@ -111,11 +112,11 @@ def left_out(found: Certificate) -> str | None:
 
 
 def provisos(found: Certificate, sampling: Mapping[str, Any] | None) -> str:
-    """What belongs to a certificate's bound wherever it stands alone, as clauses to be put behind it.
+    """What has to be said with a certificate's bound, as clauses to append to it; empty where there is nothing.
 
     Args:
       found: the certificate.
-      sampling: of its traces, where it is known.
+      sampling: of its traces; None where it is not known.
     """
     trial = "counted on trial answers" if found.answers == "trial" else None
     worst = f"of the worst of {len(found.groups)} groups" if found.groups else None
@@ -124,7 +125,7 @@ def provisos(found: Certificate, sampling: Mapping[str, Any] | None) -> str:
 
 
 def in_percent(share: float) -> str:
-    """A share with all of its digits: rounded, what is promised would be more than is known.
+    """A share in percent, with all of its digits: a rounded one could promise more than is known.
 
     Example:
       >>> in_percent(0.0125), in_percent(0.05), confidence(0.1), confidence(0.001)
@@ -134,7 +135,7 @@ def in_percent(share: float) -> str:
 
 
 def confidence(delta: float) -> str:
-    """1 less that share, in percent."""
+    """The confidence ``1 - delta`` in percent, with all of its digits."""
     return f"{(100 - 100 * Decimal(repr(delta))).normalize():f}"
 
 

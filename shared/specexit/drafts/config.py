@@ -63,7 +63,7 @@ class SpecExitBlock(Config):
 
     @property
     def smoothings(self) -> tuple[str, ...]:
-        """Of a policy's, those that a server runs: of signals of source ``draft`` it keeps no average."""
+        """The smoothings that a policy may have on a server, which keeps no average of signals of source ``draft``."""
         return ("none",) if self.source == "draft" else ("none", "ewma")
 
     def think_tokens(self, tokenizer: Tokenizer) -> ThinkTokens:
@@ -156,7 +156,7 @@ class DraftConfig(Config):
 
     @model_validator(mode="after")
     def _of_float32(self) -> DraftConfig:
-        """Refuse numbers above 0 that are 0 or infinity where a draft computes with them, and logits NaN."""
+        """Refuse numbers that become 0 or infinity in float32, in which a draft computes: its logits would be NaN."""
         with np.errstate(all="ignore"):
             if not 0 < np.float32(self.rms_norm_eps) < np.inf:
                 raise ValueError(f"rms_norm_eps is {self.rms_norm_eps!r}, expected a number above 0 in float32")
@@ -172,7 +172,7 @@ class DraftConfig(Config):
 
     @model_serializer(mode="wrap")
     def _as_before_windows(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Without a window, what was written before there were any: files are compared, and hashes made of them."""
+        """Leave out a window that is None: directories without the field keep the bytes and hashes that they have."""
         fields = dump(self)
         if self.sliding_window is None:
             fields.pop("sliding_window", None)
@@ -185,7 +185,7 @@ class DraftConfig(Config):
 
     @property
     def most_positions(self) -> int | None:
-        """Most that ``max_position_embeddings`` may be; None where its RoPE has no end."""
+        """The largest ``max_position_embeddings`` that its RoPE allows; None where it allows any."""
         return None if self.rope_scaling is None else self.rope_scaling.positions
 
     @property
@@ -246,7 +246,7 @@ class DraftConfig(Config):
 
 
 _FIELDS = DraftConfig.model_fields.keys() - {"sliding_window"}
-"""What is read of a ``config.json`` field by field; a window is said by several keys together."""
+"""Keys of a ``config.json`` that are read one by one; a window is stated by several keys together."""
 
 
 def read_config(folder: Path, *, needs_policy: bool = True) -> DraftConfig:
@@ -254,12 +254,12 @@ def read_config(folder: Path, *, needs_policy: bool = True) -> DraftConfig:
 
     Args:
       folder: the draft directory.
-      needs_policy: False for what has use of the weights alone, and reads a directory that has lost its policy, too.
+      needs_policy: False where only the weights are used; a directory that has lost its policy is read then, too.
 
     Raises:
       DraftError: not there, not JSON, or a field is missing or wrong.
-      PolicyError: ``policy.json`` cannot be used; or is needed, but not there, and no policy of an older version in its
-        place.
+      PolicyError: ``policy.json`` cannot be used; or it is needed and missing, and ``config.json`` holds no policy of
+        an older version.
     """
     path = folder / "config.json"
     raw = _read_raw(path)
@@ -302,7 +302,7 @@ def _read_raw(path: Path) -> dict[str, Any]:
 
 
 def _absent(path: Path) -> DraftError:
-    """What a folder without a ``config.json`` is, as an error."""
+    """The error for a folder without a ``config.json``, which says what the folder is."""
     folder, expected = path.parent, "expected a draft directory of `specexit`"
     if not folder.is_dir():
         return DraftError(

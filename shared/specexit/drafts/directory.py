@@ -34,14 +34,14 @@ from specexit.outputs import new_folder
 from specexit.schemas.target import find_target
 
 _EXPONENTS = {"float32": (np.uint32, 0x7F80_0000), "bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}
-"""Type -> its bits as an integer, and those of the exponent: all ones are infinity or NaN."""
+"""Type -> the integer type of its bits, and the bits of its exponent: all of them set are infinity or NaN."""
 
 
 def check_given(folder: Path, target: str | None) -> None:
     """Check that a draft belongs to the user's ``target=``, where there is one.
 
     Raises:
-      DraftError, ConfigError: it does not, or one of the two cannot be read.
+      DraftError, PolicyError, ConfigError: it does not, or one of the two cannot be read.
     """
     if target is not None:
         config = read_config(folder)
@@ -56,9 +56,13 @@ def open_draft(folder: Path, *, needs_policy: bool = True) -> tuple[DraftConfig,
       folder: the draft directory.
       needs_policy: see `read_config`.
 
+    Returns:
+      The config, and where each of its tensors lies.
+
     Raises:
       DraftError: see `read_config`; also for a file that is truncated or malformed, a tensor that is missing,
-        misshapen or unknown, and a draft vocabulary that is none of the target's.
+        misshapen or unknown, and a draft vocabulary that is no part of the target's.
+      PolicyError: see `read_config`.
     """
     config = read_config(folder, needs_policy=needs_policy)
     path = weights_path(folder)
@@ -92,6 +96,7 @@ def read_draft(folder: Path, *, needs_policy: bool = True) -> tuple[DraftConfig,
 
     Raises:
       DraftError: see `open_draft`; also for NaN or infinity in the weights.
+      PolicyError: see `read_config`.
     """
     config, stored = open_draft(folder, needs_policy=needs_policy)
     tensors = {}
@@ -141,17 +146,17 @@ _SAID_BY = {
     "lm_head.weight": ("draft_vocab_size", "hidden_size"),
     "embed_tokens.weight": ("vocab_size", "hidden_size"),
 }
-"""Tensor -> the fields of ``config.json`` that its shape follows from, or whether there is one."""
+"""Tensor -> the fields of ``config.json`` that say its shape, or whether there is one."""
 
 
 def _by(config: DraftConfig, name: str) -> str:
-    """What in ``config.json`` says so of a tensor, for an error: one of the two is wrong, and nobody knows which."""
+    """The fields of ``config.json`` that a tensor contradicts, for an error: nobody knows which of the two is wrong."""
     said = [f"{field} {shown(getattr(config, field))}" for field in _SAID_BY.get(name, ())]
     return f" ({', '.join(said)})" if said else ""
 
 
 def check_values(name: str, tensor: Shaped[np.ndarray, "*shape"], path: Path) -> None:
-    """Check that a weight is a number throughout.
+    """Check that a tensor of weights holds neither NaN nor infinity.
 
     Raises:
       DraftError: names the file and the tensor.
@@ -175,13 +180,13 @@ def check_vocabulary(
       config: of the draft.
       d2t: what is added to a draft token to get the target token.
       path: named in errors.
-      t2d: whether a target token has a draft token, where that is at hand as well.
+      t2d: whether a target token has a draft token; None where that is not at hand.
 
     Raises:
-      DraftError: names the first token of which it does not hold.
+      DraftError: names the file and the first token that does not; or ``d2t`` holds ids.
     """
     marked = None if t2d is None else np.flatnonzero(t2d)
-    # In whatever order: offsets are smaller than their ids by 0 + 1 + 2 + ... together, and so never the same numbers.
+    # Sorted, as ids may stand in any order. Offsets never match: their sum is that of the ids less 0 + 1 + 2 + ...
     if marked is not None and len(d2t) > 1 and np.array_equal(marked, np.sort(d2t)):
         raise DraftError(
             f"{path}: d2t holds ids, expected what is added to a draft token to get its id; `specexit import` reads "
@@ -217,7 +222,7 @@ def target_ids(config: DraftConfig, tensors: Mapping[str, np.ndarray]) -> Int[np
 
 
 def vocabulary_tensors(vocab: Int[np.ndarray, " draft_vocab"], vocab_size: int) -> dict[str, np.ndarray]:
-    """``d2t`` and ``t2d``, given the target id of every draft token; neither where those are all of the target's."""
+    """``d2t`` and ``t2d``, given the target id of every draft token; empty where the draft has all of the target's."""
     if len(vocab) == vocab_size:
         return {}
     offsets = (vocab - np.arange(len(vocab))).astype(np.int64)
@@ -249,13 +254,13 @@ def write_into(
     files: Sequence[Sequence[str]] | None = None,
     named: Path,
 ) -> dict[str, str]:
-    """Write a draft directory's two files into a folder that is there, its weights piece by piece.
+    """Write a draft's config and its weights into an existing folder, the weights piece by piece.
 
     Args:
       folder: to write into, as a rule one that `specexit.outputs.new_folder` will move into its place.
       config: of the draft.
       shapes, pieces, max_bytes, files: see `specexit.drafts.tensors.write_tensors`.
-      named: what errors name: where the tensors are from, or will be.
+      named: path that errors name: where the tensors come from, or will lie.
 
     Returns:
       Hash of every tensor, see `specexit.drafts.tensors.tensor_hash`.
@@ -275,7 +280,7 @@ def plain_copy(source: Path, folder: Path) -> None:
     """Write the plain EAGLE-3 draft inside a SpecExit one: the same trunk, no signal rows.
 
     Raises:
-      DraftError: ``source`` is unreadable.
+      DraftError, PolicyError: ``source`` cannot be read.
       FileExistsError: ``folder`` is there and not empty.
     """
     config, tensors = read_draft(source)

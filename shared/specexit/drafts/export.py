@@ -68,19 +68,21 @@ class Form:
     files: tuple[str, ...] = ()
     """Further files of the draft directory that go along."""
     weights: str | None = None
-    """What the hash of the written tensors has to be, where that is known."""
+    """Hash that the written tensors must have; None where any will do."""
 
 
 def export(config: ExportConfig) -> None:
-    """Write the folder.
+    """Write the draft in ``config.format`` to ``config.out``, with a model card.
 
     Raises:
-      DraftError: the draft cannot be read, or not be said in that format, or is of another target;
-        with ``original``, its weights are others.
+      DraftError: the draft cannot be read, has something that the format cannot state, or is of another target; with
+        ``original``, its weights have changed since the import.
+      PolicyError: the format carries the policy, and that cannot be used.
+      ConfigError: the target is not said, unknown or unreadable.
       FileExistsError: ``out`` is there and not empty.
     """
     draft, stored = open_draft(config.draft, needs_policy=config.format in ("plugin", "speculators"))
-    # One given may be called otherwise: it is the same model, as far as its sizes tell, in another place.
+    # A target that is given may have another name: it is the same model in another place, as far as its sizes tell.
     named = draft.target_name if config.target is None else None
     target = find_target(config.target, config.draft, name=named)
     _check_sizes(draft, config.draft, target)
@@ -109,13 +111,14 @@ def export(config: ExportConfig) -> None:
         _follow(config.draft, beside, together(written))
         if config.base_model is not None and policy.FILE in form.files:
             _leave_out_callers(beside)
-        if config.format in ("plugin", "eagle3"):  # which are draft directories, to be judged as the first one
+        if config.format in ("plugin", "eagle3"):  # these are draft directories, judged like the one exported
             copy_prompts(config.draft, beside)
-            if config.base_model is None:  # its path is one of this machine
-                own = draft.target_name or target.name  # which is what reads the folder asks for
+            if config.base_model is None:  # else no path of this machine goes along, and the target's is one
+                own = draft.target_name or target.name  # the name that whatever reads the folder asks for
                 save_target(beside, target.model_copy(update={"name": own}))
         write_card(beside, config, draft, target)
-    Console(stderr=True).print(f"{config.draft} -> {config.out} ({config.format})", markup=False, highlight=False)
+    said = f"{config.draft} -> {config.out} ({config.format})"
+    Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
 
 
 def _check_sizes(draft: DraftConfig, folder: Path, target: TargetConfig) -> None:
@@ -132,7 +135,10 @@ def _check_sizes(draft: DraftConfig, folder: Path, target: TargetConfig) -> None
 
 
 def _follow(draft: Path, folder: Path, written: str) -> None:
-    """Have what speaks of the draft's weights, by their hash, speak of the same weights under other names."""
+    """Put the hash of the written weights in the place of the draft's own in the copied policy and verification.
+
+    The weights are the same, but their names are not, and the hash is of both.
+    """
     was = weights_hash(draft)
     if was == written:
         return
@@ -161,7 +167,7 @@ def _as_they_are(stored: dict[str, Stored]) -> dict[str, Tensor]:
 
 
 def _trunk(draft: DraftConfig, stored: dict[str, Stored], rows: int = 0) -> dict[str, Tensor]:
-    """Tensors without signals; ``fc.weight`` keeps ``rows`` of them behind its own."""
+    """The draft's tensors without its signals; ``fc.weight`` keeps the first ``rows`` of them behind its own rows."""
     found = _as_they_are(stored)
     found.pop("signal_head.weight", None)
     place, height = stored["fc.weight"], draft.hidden_size + rows
@@ -189,7 +195,7 @@ def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
 
 
 def _warn_of_sglang(folder: Path, draft: DraftConfig) -> None:
-    """Say what SGLang's class of a draft did not have where it was read; it drops tensors that it has no place for."""
+    """Warn of what SGLang's draft class lacked where it was read; it drops tensors that it has no use for."""
     flags = ("attention_bias", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
     beyond = [f"{flag} true" for flag in flags if getattr(draft, flag)]
     beyond += ["model_type 'qwen3'"] if draft.model_type == "qwen3" else []
@@ -204,20 +210,20 @@ def _warn_of_sglang(folder: Path, draft: DraftConfig) -> None:
 
 
 def _in_front_of_layers(draft: DraftConfig) -> bool:
-    """Whether SGLang sees all aux states, which it takes behind some layer and in front of another."""
+    """Whether SGLang sees all aux states: it takes them between layers, so not the embedding or the last output."""
     layers = draft.eagle_aux_hidden_state_layer_ids
     return layers[0] > 0 and layers[-1] < draft.target_num_hidden_layers
 
 
 def _warn(text: str) -> None:
-    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False)
+    Console(stderr=True).print(text, style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def _embeddings(config: ExportConfig, draft: DraftConfig, target: TargetConfig) -> dict[str, Tensor]:
-    """The target's embeddings, in its own type, where the draft has none.
+    """The target's embeddings, in its own type, where the draft has none; empty where it has, or they are not at hand.
 
-    vLLM would take them from the target. speculators 0.9.0 means to, but takes what it finds in memory that was never
-    written, unless that holds a NaN.
+    vLLM would take them from the target. speculators 0.9.0 means to, but computes with memory that was never written,
+    unless that holds a NaN.
     """
     if draft.own_embeddings:
         return {}
@@ -303,7 +309,7 @@ ANGELSLIM = {
 
 
 def _beyond_angelslim(draft: DraftConfig) -> str | None:
-    """What the released code would compute otherwise, or could not load, in words; None where it computes the draft."""
+    """What the released code would compute otherwise, or cannot load, in words; None where it computes the draft."""
     if draft.specexit is None or draft.specexit.source != "fc":
         source = draft.specexit.source if draft.specexit else None
         return f"its signals are of source {source!r}, expected 'fc' for format=angelslim"
@@ -338,7 +344,7 @@ def _original(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored
 
 
 def _as_published(folder: Path, draft: DraftConfig, stored: dict[str, Stored]) -> Form:
-    """What was imported: its own names, its own config, and ``d2t`` and ``t2d`` as they were."""
+    """The draft as it was published: under its own names, with its own config, and ``d2t`` and ``t2d`` as they were."""
     path, origin = folder / IMPORT_FILE, read_origin(folder)
     if origin is None:
         raise DraftError(f"{path}: does not exist, expected a directory of `specexit import` for format=original")
@@ -369,7 +375,7 @@ FORMATS = {
 
 
 def _is_as_imported(folder: Path, draft: DraftConfig, stored: dict[str, Stored]) -> bool:
-    """Whether the weights are those that were published: another type has made others of them, as training has."""
+    """Whether the weights are still those that were published: training changes them, and so does another type."""
     try:
         form = _as_published(folder, draft, stored)
     except DraftError:
@@ -382,7 +388,7 @@ def _is_as_imported(folder: Path, draft: DraftConfig, stored: dict[str, Stored])
 
 
 def formats_of(draft: DraftConfig, folder: Path, stored: dict[str, Stored]) -> list[str]:
-    """The formats that a draft can be exported to; of an import all weights are read."""
+    """The formats that a draft can be exported to. All weights of an imported draft are read for it."""
     possible = {
         "plugin": draft.specexit is not None,
         "eagle3": True,

@@ -16,14 +16,14 @@ from specexit.errors import InputError, shown
 
 MAX_NAME = 255
 MAX_DIGITS = 100
-"""Of a number: more than that no float holds three of, multiplied, and no size needs."""
+"""Most digits of a number: a float holds the product of three such numbers, and no size needs more."""
 POINTER = b"version https://git-lfs"
-"""How a file of weights begins that a ``git clone`` without Git LFS has left in its place."""
+"""Beginning of the file that a ``git clone`` without Git LFS leaves in the place of weights."""
 NO_POINTER = "is a pointer of Git LFS, expected the weights: `git lfs pull`, or `hf download NAME --local-dir FOLDER`"
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-"""Of a JSON text: one of two escapes that are a character together."""
+"""An escape in a JSON text that is half a character: two of them in a row make a whole one."""
 MAX_DEPTH = 64
-"""Of lists and objects in one another: what is read may be written again, which Python does not at any depth."""
+"""Deepest nesting of lists and objects: what is read may be written again, which Python cannot do at any depth."""
 
 
 class TensorError(InputError):
@@ -31,10 +31,11 @@ class TensorError(InputError):
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file of that name, which must lie in the folder; the hub's cache links into its own ``blobs``.
+    """The path of a file that lies in the folder itself; in the Hub's cache it may be a link into its ``blobs``.
 
     Raises:
-      TensorError: it is a path and no name, a link out of the folder, no file, or not there.
+      TensorError: ``name`` is a path or not printable; or the file is not there, no regular file, or a link out of the
+        folder.
     """
     path = folder / name
     if Path(name).name != name or name in ("", ".", "..") or odd(name):
@@ -54,12 +55,12 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def odd(name: str) -> bool:
-    """Whether a name would be cut, or move a terminal's cursor, where an error says it."""
+    """Whether a name is empty, too long to be said whole in an error, or would move a terminal's cursor there."""
     return not name.isprintable() or not 0 < len(name) <= MAX_NAME
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A file of at most ``limit`` bytes.
+    """The content of a file of at most ``limit`` bytes.
 
     Raises:
       TensorError: it is larger, a link out of its folder, no regular file, or unreadable.
@@ -77,10 +78,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path, limit: int) -> Any:
-    """A JSON file of at most ``limit`` bytes; a key that is there twice is an error.
+    """The value in a JSON file of at most ``limit`` bytes.
 
     Raises:
-      TensorError: it is no JSON, goes deeper than `MAX_DEPTH`, holds half a character, or see `read_bytes`.
+      TensorError: it is no JSON, has a key twice or a whole number of more than `MAX_DIGITS` digits, goes deeper than
+        `MAX_DEPTH`, or holds half a character; or see `read_bytes`.
     """
     try:
         path.stat()
@@ -123,7 +125,7 @@ def parse_json(data: bytes, path: Path) -> Any:
 
 
 def _half_characters(value: Any) -> str | None:
-    """What no file can be written with, of the texts in a value; None where there is none."""
+    """The first half characters in a value's texts, which no file can be written with; None where there are none."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -148,10 +150,10 @@ def read_object(path: Path, limit: int, error: type[InputError]) -> dict[str, An
     Args:
       path: of the file.
       limit: see `read_json`.
-      error: what is raised.
+      error: class of the error that is raised.
 
     Raises:
-      error: it cannot be read, or holds something else.
+      error: the file cannot be read, or holds something else.
     """
     try:
         found = read_json(path, limit)

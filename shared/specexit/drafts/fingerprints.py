@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specexit.drafts.files import TensorError, parse_json
+
+MODELOPT = "hf_quant_config.json"
+"""Where ModelOpt, up to version 0.29, says how it has quantised a model; ``config.json`` says nothing of it then."""
 BLOCKS, BLOCK = 64, 4096
 
 
 def target_fingerprint(folder: Path) -> str | None:
-    """Fingerprint of a model folder in Hugging Face layout; None where it holds no safetensors.
+    """SHA-256 that stands for a model folder in Hugging Face layout; None without ``config.json`` or safetensors.
 
-    Of ``config.json`` whole, and of each weight file its size, its head and 64 blocks of 4 KiB that lie evenly in it:
-    a fine-tune of the same shape has another one, and a model of 100 GB takes no longer than a small one.
+    It covers all of ``config.json`` and, of each weight file, name, size, head and 64 blocks of 4 KiB spread evenly
+    over it: a fine-tune of the same shape has another one, and a model of 100 GB takes no longer than a small one.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files or not (folder / "config.json").exists():
@@ -39,3 +43,28 @@ def quantization_of(fields: Mapping[str, Any]) -> str:
     """
     said = fields.get("quantization_config") or fields.get("compression_config")  # the second is the older key
     return str(said.get("quant_method") or "none") if isinstance(said, Mapping) else "none"
+
+
+def quantization_served(fields: Mapping[str, Any], folder: Path) -> str:
+    """The method by which vLLM takes a model's weights to be quantised: as `quantization_of`, or as `MODELOPT` says.
+
+    Transformers does not read that file.
+
+    Args:
+      fields: of the model's ``config.json``.
+      folder: where the model lies.
+
+    Raises:
+      TensorError: the file is there, and cannot be read.
+    """
+    path = folder / MODELOPT
+    if fields.get("quantization_config") is not None or not path.exists():
+        return quantization_of(fields)
+    try:
+        said = parse_json(path.read_bytes(), path)
+    except OSError as error:
+        raise TensorError(f"{path}: cannot be read: {error}") from error
+    made = said.get("quantization") if isinstance(said, dict) else None
+    if isinstance(made, dict) and made.get("quant_algo") is not None:
+        return "modelopt"
+    return quantization_of({"quantization_config": said})

@@ -20,12 +20,14 @@ from specexit.errors import first_problem
 FILE = "hold.json"
 MAX_BYTES = 10_000_000
 SWITCH = "switch "
-"""What begins the events by which an operator's word to one API server process reaches the others."""
+"""Beginning of the events by which an operator's word to one API server process reaches the others."""
 
 
 class Imposed(Config):
-    """Points whose audits have shown that they change too many answers, on the servers of the same words and settings;
-    what serves in their place follows from ``policy.json``."""
+    """Points whose audits have shown that they change too many answers, on the servers of the same words and settings.
+
+    What serves in their place follows from ``policy.json``.
+    """
 
     words: tuple[str, ...] = Field(description="the operator's in policy.json at that time, see `words_of`")
     settings: tuple[str, ...] = Field(
@@ -40,18 +42,18 @@ class Imposed(Config):
 
     @property
     def under(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Words and settings. What is imposed under some is never changed under others."""
+        """Words and settings together: a server changes only what is imposed under its own."""
         return self.words, self.settings
 
     def also(self, other: Imposed | None) -> Imposed:
-        """With what another process has seen under the same words and settings."""
+        """A copy that adds what another process has seen under the same words and settings."""
         if other is None:
             return self
         both = {"for_all": other.for_all | self.for_all, "for_some": other.for_some | self.for_some}
         return self.model_copy(update=both)
 
     def without(self, claim: str) -> Imposed:
-        """As it is when a point's audits have shown that it changes few enough."""
+        """A copy without a claim, for a point whose audits have shown that it changes few enough answers."""
         left = {
             place: {other: name for other, name in getattr(self, place).items() if other != claim}
             for place in ("for_all", "for_some")
@@ -66,7 +68,7 @@ class HoldFile(Config):
 
 
 def words_of(file: PolicyFile) -> tuple[str, ...]:
-    """What an operator says in ``policy.json`` about which exits are made. Other words lift what is imposed."""
+    """What an operator says in ``policy.json`` about which exits are made. Changing it lifts what is imposed."""
     switched = (f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
     said = {"default": file.default, "mode": file.serving.mode, "hold": file.serving.hold}
     return (*(f"{key}={value}" for key, value in said.items()), *switched)
@@ -75,14 +77,14 @@ def words_of(file: PolicyFile) -> tuple[str, ...]:
 def claim_of(point: OperatingPoint) -> str:
     """What audits speak of: the first 16 digits of a hash of a point's policy and certificate, whatever its name.
 
-    Fields that either gets later do not change it, as long as they have their default.
+    Fields that are added to either later do not change it while they have their default.
     """
     said = json.dumps(point.model_dump(mode="json", exclude={"name"}, exclude_defaults=True), sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def read_hold(path: Path) -> tuple[Imposed, ...]:
-    """What a ``hold.json`` keeps, of all servers; nothing where it is not there.
+    """The entries of a ``hold.json``, of all servers; none where there is no such file.
 
     Raises:
       PolicyError: the file is not what it should be.
@@ -98,7 +100,7 @@ def read_hold(path: Path) -> tuple[Imposed, ...]:
 
 
 def held_points(folder: Path, file: PolicyFile) -> list[str]:
-    """Names of a draft directory's points that some server holds back, which starts with the file beside them.
+    """Names of the points that some server holds back, by the ``hold.json`` in the draft directory.
 
     Args:
       folder: the draft directory.

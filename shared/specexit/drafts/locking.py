@@ -21,7 +21,8 @@ def locked(folder: Path) -> Iterator[None]:
     On a disk without locks nothing is held: a kill switch must work there, too.
 
     Raises:
-      OSError: the folder cannot be opened; or, a `TimeoutError`, another process has had it for `SECONDS`.
+      OSError: the folder cannot be opened.
+      TimeoutError: another process has kept it locked for `SECONDS`.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -36,14 +36,18 @@ def migrate(config: MigrateConfig) -> None:
             policy, state = _write(config.draft, older, today)
     except TimeoutError as error:
         raise PolicyError(f"nothing is written: {error}") from error
-    wrong = "; ".join(doubts_of(config.draft, policy))
-    certified = policy.point().uncertified_because() or (f"not certified: {wrong}" if wrong else "certified")
-    names = ", ".join(point.name for point in policy.points)
-    Console(stderr=True).print(f"{config.draft / FILE}: {state}; {names}, {certified}", markup=False)
+    said = "; ".join([state, *_certified(policy, doubts_of(config.draft, policy))])
+    Console(stderr=True).print(f"{config.draft / FILE}: {said}", soft_wrap=True, markup=False)
+
+
+def _certified(policy: PolicyFile, doubts: list[str]) -> list[str]:
+    """Of each point whether it is certified, and behind them the doubts about all certificates."""
+    word = "not certified" if doubts else "certified"
+    return [*(point.uncertified_because() or f"point {point.name} is {word}" for point in policy.points), *doubts]
 
 
 def _write(folder: Path, older: str, today: str) -> tuple[PolicyFile, str]:
-    """The policies that are written, and what became of the file, in words."""
+    """Write the policies; returns them, and what became of their file in words."""
     there = (folder / FILE).exists()
     policy, verified = read_policy(folder), _verified(folder)
     known = older in (policy.fingerprints.draft, verified.get("sha256"))
@@ -55,7 +59,7 @@ def _write(folder: Path, older: str, today: str) -> tuple[PolicyFile, str]:
 
 
 def sha256_of(folder: Path) -> str:
-    """What older versions knew a folder's weights by: SHA-256 of the file, or of its files' in their order."""
+    """What older versions knew a folder's weights by: SHA-256 of the file, or of the lines of its files' SHA-256."""
     hashes = []
     for path in weight_files(folder):
         with path.open("rb") as file:

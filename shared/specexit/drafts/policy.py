@@ -45,7 +45,7 @@ TAKEN = {"off": "no exits, in serving.loras and serving.tenants", "own": "a poli
 """Names that no operating point can have -> what they mean."""
 
 ROUNDING = 1e-9
-"""By which a bound may be above epsilon: both come out of sums of floating-point numbers."""
+"""How far a bound may be above epsilon: both come out of sums of floating-point numbers."""
 
 
 class PolicyError(InputError):
@@ -55,7 +55,7 @@ class PolicyError(InputError):
 def policy_sha256(policy: Policy) -> str:
     """What a certificate knows its policy by: the first 16 digits of a hash of what differs from the defaults.
 
-    So a field that policies get later leaves the certificates of before valid.
+    A field that is added to policies later leaves existing certificates valid.
 
     Example:
       >>> policy_sha256(Policy(thresholds={"validity": 0.9})) == policy_sha256(Policy(thresholds={"validity": 0.5}))
@@ -138,7 +138,7 @@ class OperatingPoint(Config):
 
 
 class Fingerprints(Config):
-    """What a certificate was made with; None where it was not known. Another one of any of them is another risk."""
+    """What a certificate was made with; None where it was not known. Where one of these differs, the risk may, too."""
 
     draft: str | None = Field(
         default=None, description="BLAKE3 of the draft's weights, see `specexit.drafts.tensors.weights_hash`"
@@ -194,8 +194,8 @@ class Traffic(Config):
     @model_validator(mode="before")
     @classmethod
     def _without_older(cls, given: Any) -> Any:
-        """Older files have quantiles of a signal, which no server sees at all boundaries, and as ``split_tokens``
-        shares of the boundaries of all traces together, of which a long trace has more than a short one."""
+        """Drop two fields of older files: quantiles of a signal, which no server sees at all boundaries, and
+        ``split_tokens``, shares of the boundaries of all traces together, where a long trace outweighs a short one."""
         older = ("validity", "split_tokens")
         return {key: value for key, value in given.items() if key not in older} if isinstance(given, dict) else given
 
@@ -271,18 +271,18 @@ class Serving(Config):
 
     @property
     def ends(self) -> dict[str, Any]:
-        """What of it decides where and with what text a thinking ends that may exit: the rest is of requests and
-        operators."""
+        """The settings that decide where, and with what text, a thinking ends that may exit; the others are about
+        requests and operators."""
         return self.model_dump(include={"thinking_margin", "transition", "loop_period", "loop_repeats"})
 
     @property
     def loop_guard(self) -> LoopGuard | None:
-        """What is a loop; None where none is looked for."""
+        """What counts as a loop; None where loops are not looked for."""
         return None if self.loop_period is None else LoopGuard(self.loop_period, self.loop_repeats)
 
 
 LEAST = {"temperature": 0, "top_p": 0, "top_k": -1}
-"""What says which tokens were drawn, and the smallest number that each may be."""
+"""Setting that decides which tokens are drawn -> the smallest number that it may be."""
 
 
 def wrong_sampling(sampling: Mapping[str, Any]) -> str | None:
@@ -405,16 +405,17 @@ def write_policy(folder: Path, policy: PolicyFile) -> None:
 
 
 def check_policy(folder: Path, policy: PolicyFile) -> None:
-    """Check that a policy could be read again, were it written: a copy with changes may be anything.
+    """Check that a policy, once written, could be read again: nothing checks a copy with changes.
 
     Raises:
-      PolicyError: a field is wrong, something names a point that there is not, or it is more than is read.
+      PolicyError: a field is wrong, something names a point that there is not, or the file would be larger than is
+        read.
     """
     _checked(policy, folder / FILE)
 
 
 def _checked(policy: PolicyFile, path: Path) -> str:
-    """What is written, which `read_policy` takes."""
+    """The text of the file, checked to be one that `read_policy` takes."""
     fields = policy.model_dump(mode="json")
     _validated(fields, path)
     text = json.dumps(fields, indent=2) + "\n"

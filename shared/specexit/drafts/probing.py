@@ -49,13 +49,16 @@ def first_traces(path: Path, n: int, vocab_size: int | None = None) -> Iterator[
 
 
 def is_judged(trace: Trace, tokens: int, steps: int) -> bool:
-    """Whether the first ``tokens`` tokens of a trace hold thinking, and of at least one row of what the target wrote
-    the token of every draft step: a prompt that fills them says nothing of a draft."""
+    """Whether the first ``tokens`` tokens of a trace can judge a draft.
+
+    For that it needs thinking, and behind its prompt a row whose ``steps`` draft steps all have their token there: a
+    prompt that fills the ``tokens`` says nothing of a draft.
+    """
     return bool(trace.think_ids) and min(tokens, length_of(trace)) >= needed(trace, steps)
 
 
 def needed(trace: Trace, steps: int) -> int:
-    """Tokens up to which a trace has to be read for its first row of draft steps."""
+    """How many tokens of a trace have to be read for the draft steps of the first row behind its prompt."""
     return max(len(trace.prompt_ids), 1) + 1 + steps
 
 
@@ -65,7 +68,7 @@ def length_of(trace: Trace) -> int:
 
 
 def judged_traces(arguments: argparse.Namespace) -> Iterator[Trace]:
-    """Those of the first traces that count, see `is_judged`."""
+    """Those of the first ``n`` traces that can judge a draft, see `is_judged`."""
     first = first_traces(arguments.traces, arguments.n)
     return (trace for trace in first if is_judged(trace, arguments.tokens, arguments.steps))
 
@@ -76,13 +79,13 @@ def sequence_of(trace: Trace, think_end: int, limit: int) -> list[int]:
 
 
 def thinking_of(trace: Trace, length: int) -> slice:
-    """Places of the thinking tokens in a sequence of that length."""
+    """Places of the thinking tokens among the first ``length`` tokens of a trace."""
     start = len(trace.prompt_ids)
     return slice(start, min(start + len(trace.think_ids), length))
 
 
 def most_rows(rows: int, n: int, steps: int, vocabulary: int) -> int:
-    """Of how many rows of each trace logits are kept: as many as asked for, or as fit into `SCRATCH`; one at least.
+    """How many rows of each trace have their logits kept: as many as asked for, or as fit into `SCRATCH`; at least one.
 
     Example:
       >>> most_rows(256, 8, 3, 32_000), most_rows(256, 64, 3, 32_000), most_rows(256, 8, 3, 151_936)
@@ -92,12 +95,13 @@ def most_rows(rows: int, n: int, steps: int, vocabulary: int) -> int:
 
 
 def kept_rows(arguments: argparse.Namespace, vocabulary: int, length: int) -> list[int]:
-    """Rows of a sequence of ``length`` tokens whose logits, of so many draft tokens, a probe keeps: see `most_rows`."""
+    """Rows of a sequence of ``length`` tokens whose logits a probe keeps, given the size of the draft's vocabulary; see
+    `most_rows`."""
     return rows_of(length, most_rows(arguments.rows, arguments.n, arguments.steps, vocabulary))
 
 
 def rows_of(length: int, most: int) -> list[int]:
-    """At most so many rows, spread evenly over a sequence's ``length - 1``: all of them where they are few enough.
+    """At most ``most`` of a sequence's ``length - 1`` rows, spread evenly; all of them where they are few enough.
 
     Example:
       >>> rows_of(5, 10), rows_of(100, 4)

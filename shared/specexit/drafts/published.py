@@ -89,12 +89,12 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def check_keys(folder: Path) -> None:
-    """Check that a folder's ``config.json`` has no key or value that `import_draft` would refuse it for.
+    """Check that a folder's ``config.json`` has no key or value that `import_draft` would refuse.
 
-    Of one that no layout tells by its config alone nothing is checked.
+    A config that no layout recognises without its tensors is not checked.
 
     Raises:
-      DraftError: it cannot be read, or has one; named with its value.
+      DraftError: the file cannot be read, or has such a key, which is named with its value.
     """
     path = folder / "config.json"
     try:
@@ -126,10 +126,11 @@ def import_draft(config: ImportConfig) -> Origin:
             save_target(beside, target)
     layers, console = list(draft.config.eagle_aux_hidden_state_layer_ids), Console(stderr=True)
     for note in draft.notes:
-        console.print(note, style="yellow", markup=False, highlight=False)
+        console.print(note, style="yellow", soft_wrap=True, markup=False, highlight=False)
     console.print(
         f"{config.draft}: {draft.layout.about}\n{VOCABULARIES[origin.vocabulary]}; aux layers {layers} of "
         f"{draft.config.target_num_hidden_layers} ({draft.layers_from})\n-> {config.out}",
+        soft_wrap=True,
         markup=False,
         highlight=False,
     )
@@ -138,7 +139,7 @@ def import_draft(config: ImportConfig) -> Origin:
 
 @contextmanager
 def safetensors_of(folder: Path) -> Iterator[Path]:
-    """A folder with the draft's tensors as safetensors: the draft's own, or one that its ``.bin`` is converted into.
+    """A folder with the draft's tensors as safetensors: its own, or a temporary one with what its ``.bin`` holds.
 
     Raises:
       DraftError: there is no such folder, it holds no weights, or the ``.bin`` is refused or needs torch.
@@ -166,7 +167,7 @@ def safetensors_of(folder: Path) -> Iterator[Path]:
             raise DraftError(last)
         try:
             yield Path(scratch)
-        except (DraftError, TensorError) as error:  # of tensors that lie in the .bin for whoever reads it
+        except (DraftError, TensorError) as error:  # a user has no temporary folder, only the .bin
             raise DraftError(str(error).replace(str(Path(scratch) / WEIGHTS), str(path))) from error
 
 
@@ -175,8 +176,8 @@ class Published:
 
     Args:
       home: the draft's folder, with its ``config.json``; named in errors.
-      folder: with its tensors as safetensors.
-      options: layout and aux layers, where they are not to be found out.
+      folder: holds its tensors as safetensors.
+      options: with the layout and the aux layers, where they are given and not to be found out.
       target: the model it belongs to.
 
     Raises:
@@ -232,7 +233,7 @@ class Published:
         )
 
     def _check_layer(self, names: Iterable[str]) -> None:
-        """Refuse a layer of another kind by what tells it, not by what it lacks or is too much of."""
+        """Refuse a layer of another kind by what it is: later checks would only name missing or unknown tensors."""
         for part, what in OTHER_LAYERS.items():
             for name in names:
                 if part in name:
@@ -276,7 +277,7 @@ class Published:
         return fields | counted | {"target_num_hidden_layers": layers}
 
     def _beyond(self, ids: list[int], layers: int, target: TargetConfig) -> DraftError:
-        """Of aux layers that are too many by one, as they would be were they not counted as their place counts."""
+        """The error for aux layers that pass the target's last one when they are counted as their place counts them."""
         place, written = self.layers_from.removesuffix(OUTPUTS), [layer - 1 for layer in ids]
         return DraftError(
             f"{self.path}: {place} is {written}, expected ids from 0 to {layers - 1}, the last layer of target "
@@ -308,7 +309,7 @@ class Published:
             raise DraftError(f"{self.path}: {what}{first['msg'].removeprefix('Value error, ')}") from error
 
     def _told_by_tensors(self) -> dict[str, Any]:
-        """What a layout leaves out because its config's word would be another model's."""
+        """Fields that a layout leaves to the tensors because its config may have them from the target."""
         attention = "midlayer.self_attn."
         return {
             "model_type": "qwen3" if f"{attention}q_norm.weight" in self.stored else "llama",
@@ -342,7 +343,7 @@ class Published:
 
 
 def _head_of(target: TargetConfig, home: Path) -> Stored:
-    """The target's LM head, with which a draft of its whole vocabulary guesses that has none of its own.
+    """The target's LM head, which a draft of its whole vocabulary uses where it has none of its own.
 
     Raises:
       DraftError: the target's weights are not at hand, or cannot be read.
@@ -363,8 +364,10 @@ def _head_of(target: TargetConfig, home: Path) -> Stored:
 
 
 def _other_than(target: TargetConfig, said: str | None) -> str | None:
-    """The name that a config has for its target, where it is no name of this one: the last part of either counts; of a
-    folder in the cache of the Hub's client, that of the model's name there."""
+    """The name of the target that a config states, if it is not this one's; None otherwise.
+
+    The last part of a name counts; for a folder in the cache of the Hub's client, that of the model's name there.
+    """
     named = (hub_name(Path(said or "")) or said or "").rstrip("/").rpartition("/")[2].casefold()
     names = (target.name, target.path, str(target.folder), hub_name(target.folder) or "")
     ours = {name.rstrip("/").rpartition("/")[2].casefold() for name in names}

@@ -23,7 +23,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         *("attention_factor", "truncate"),
     ),
 }
-"""What a scaling of each ``rope_type`` says."""
+"""``rope_type`` -> the fields of such a scaling."""
 
 NEEDED = {"linear": ("factor",), "llama3": FIELDS["llama3"], "yarn": ("factor", "original_max_position_embeddings")}
 """Of these fields, those without which transformers and vLLM read no such scaling."""
@@ -45,20 +45,20 @@ class RopeScaling:
     attention_factor: float | None = None
     """What queries and keys are multiplied by; follows from ``factor`` where None."""
     truncate: bool = True
-    """Whether the two limits are whole dimensions."""
+    """Whether the two limits are rounded to whole dimensions."""
 
     @property
     def positions(self) -> int | None:
-        """How many positions vLLM has angles of; None where those of a ``max_position_embeddings``."""
+        """How many positions vLLM has angles for; None where ``max_position_embeddings`` says it."""
         return int(self.original_max_position_embeddings * self.factor) if self.kind == "yarn" else None
 
 
 def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None:
-    """The scaling in a config's ``rope_scaling`` (or ``rope_parameters``, its newer name).
+    """The scaling in a config's ``rope_scaling`` (or ``rope_parameters``, its newer name); None for RoPE as it is.
 
     Raises:
-      ValueError: of a kind that is not implemented, with a field that its kind does not have, without one that it
-        needs, or with numbers that are beyond all floats together.
+      ValueError: the kind is not implemented, a field is wrong, missing or none of its kind, or the numbers together
+        exceed every float.
     """
     rope = {key: value for key, value in (fields_of_config or {}).items() if key != "rope_theta" and value is not None}
     kind = rope.pop("rope_type", rope.get("type", "default"))
@@ -92,8 +92,9 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
 
 
 def by_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` that says its RoPE by ``rope_theta`` and ``rope_scaling``, also where transformers 5 has saved
-    it, which leaves neither and has both in ``rope_parameters``.
+    """A copy of a ``config.json`` that says its RoPE by ``rope_theta`` and ``rope_scaling``.
+
+    transformers 5 writes neither: it puts both into ``rope_parameters``.
 
     Raises:
       ValueError: the newer name says something else than the older ones, or holds no fields.
@@ -121,7 +122,7 @@ def by_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_yarn(rope: Mapping[str, Any]) -> None:
-    """Refuse numbers above 0 of which no float holds what is made of them."""
+    """Refuse numbers whose product or ratio is 0 or infinite as a float."""
     original, factor = float(rope["original_max_position_embeddings"]), float(rope["factor"])
     if original * factor == math.inf:
         raise ValueError(
@@ -134,10 +135,14 @@ def _check_yarn(rope: Mapping[str, Any]) -> None:
 
 
 def _sharpened(scaling: RopeScaling, mscale: Any = 1, mscale_all_dim: Any = 0) -> RopeScaling:
-    """With ``mscale`` and ``mscale_all_dim``, as DeepSeek's models say it, in the place of ``attention_factor``.
+    """The scaling with the ``attention_factor`` that follows from ``mscale`` and ``mscale_all_dim``, as DeepSeek's
+    models state it.
 
-    transformers and vLLM read the two together, SpecForge's and TorchSpec's trainers each of them: what they make of
-    both is the same where neither is 0, or where they are 1 and 0, which changes nothing.
+    transformers and vLLM read the two together, SpecForge's and TorchSpec's trainers each by itself. They agree where
+    neither is 0, and where they are 1 and 0, which changes nothing.
+
+    Raises:
+      ValueError: they do not agree, a number is wrong, or ``attention_factor`` is stated as well.
     """
     said = f"mscale is {mscale!r} and mscale_all_dim {mscale_all_dim!r}"
     if not all(type(scale) in (int, float) and 0 <= scale < math.inf for scale in (mscale, mscale_all_dim)):
@@ -163,11 +168,11 @@ def scaling_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def rotary_frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " half_dim"]:
-    """Angle per position of every pair of dimensions.
+    """Angle per position, in radians, of every pair of dimensions.
 
-    ``linear`` divides all of them by the factor (Chen et al. 2023). ``llama3`` leaves wavelengths short against the
-    original context alone, divides the long ones, and goes smoothly from one to the other (Llama 3.1's model card).
-    So does ``yarn``, whose way from one to the other is straight in the dimensions (Peng et al. 2023).
+    ``linear`` divides all of them by the factor (Chen et al. 2023). ``llama3`` keeps those whose wavelength is short
+    against the original context, divides the long ones, and goes smoothly from one to the other (Llama 3.1's model
+    card). So does ``yarn``, in a straight line over the dimensions (Peng et al. 2023).
 
     Rounded where transformers and vLLM round: at position 16,384 a frequency that is off by two units in the last
     place of float32 turns 0.002 radians too far.

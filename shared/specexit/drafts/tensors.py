@@ -64,10 +64,11 @@ class Stored:
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
+    """Byte of the file that it begins at."""
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Shaped[np.ndarray, "*shape"]:
@@ -75,12 +76,12 @@ class Stored:
         return self._values(0, math.prod(self.shape)).reshape(self.shape)
 
     def rows(self, begin: int, end: int) -> Shaped[np.ndarray, "rows ..."]:
-        """Some of the tensor's rows, without the others; there is at least one axis."""
+        """The rows from ``begin`` up to ``end`` of a tensor with at least one axis; no other is read."""
         width = math.prod(self.shape[1:])
         return self._values(begin * width, end * width).reshape(-1, *self.shape[1:])
 
     def _values(self, begin: int, end: int) -> np.ndarray:
-        """Values in their order, flat."""
+        """The values from ``begin`` up to ``end`` in their order, flat."""
         start, size = self.start + begin * self.dtype.itemsize, (end - begin) * self.dtype.itemsize
         if isinstance(self.file, BucketPath):
             data = bytearray(self.file.read_range(start, start + size)) if size else bytearray()
@@ -92,7 +93,7 @@ class Stored:
         return flat
 
     def blocks(self, start: int = 0) -> Iterator[UInt8[np.ndarray, " block"]]:
-        """The tensor's bytes from one on, in order, each block in the memory of the one before it."""
+        """The tensor's bytes from byte ``start`` on, in order; each block takes the memory of the one before it."""
         buffer = np.empty(min(BLOCK, self.nbytes), np.uint8)
         with self.file.open("rb") as file:
             file.seek(self.start + start)
@@ -168,7 +169,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """What a file holds, in the order in which it holds it.
+    """The tensors of a file by name, in the order in which they lie there.
 
     Raises:
       TensorError: the file is truncated, or its header is malformed: types, shapes and offsets must agree with each
@@ -266,7 +267,7 @@ Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 Pieces = Callable[[str], Iterable[np.ndarray] | Stored]
 """Name of a tensor -> its values in order, in pieces of any shape; or where they lie, to be copied as they are."""
 Look = Callable[[str, np.ndarray], None]
-"""Called with name and values of whatever is written; raises what it does not like."""
+"""Called with name and values of whatever is written; raises an error for what must not be."""
 
 
 def write_tensors(
@@ -284,8 +285,8 @@ def write_tensors(
       shapes: type and shape of every tensor.
       pieces: where their values come from; asked for one tensor after the other.
       max_bytes: most bytes of tensors in a file, unless a single one is larger; None for one file.
-      look: what is to look at all values.
-      files: names of the tensors of each file, where that is settled; ``max_bytes`` then says nothing.
+      look: called with all values, to refuse some; None for no check.
+      files: names of the tensors of each file, where that is settled; ``max_bytes`` is ignored then.
 
     Returns:
       Hash of every tensor, see `tensor_hash`; `together` makes one of them.
@@ -340,7 +341,7 @@ def _write_file(path: Path, names: Sequence[str], shapes: Shapes, pieces: Pieces
         place += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    # What is copied or written here is looked at and hashed beside it, which takes as long.
+    # Looking at the values and hashing them takes as long as copying, so it runs beside that.
     with path.open("wb") as file, ThreadPoolExecutor(2) as beside:
         file.write(len(text).to_bytes(8, "little") + text)
         hashes = {}
@@ -399,8 +400,8 @@ def _copy(source: Stored, file: Any) -> None:
             while done < source.nbytes:
                 start, left = source.start + done, source.nbytes - done
                 copied = os.copy_file_range(given.fileno(), file.fileno(), left, offset_src=start)
-                if not copied:
-                    raise TensorError(f"{source.file}: ends within a tensor, so it is truncated")
+                if not copied:  # the file's end; on some mounts, nothing else than that they cannot
+                    break
                 done += copied
         file.seek(0, os.SEEK_END)
     for block in source.blocks(done):
@@ -421,7 +422,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def together(hashes: Mapping[str, str]) -> str:
-    """One hash of tensors, given that of each by its name."""
+    """One hash of several tensors, given the hash of each by its name."""
     return blake3("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
 
 

@@ -27,6 +27,20 @@ class Accepted(BaseModel):
     by_position: list[float]
 
 
+class GreedyDrafts(BaseModel):
+    """How many of an engine's drafts were compared, and how many of these were the reference's."""
+
+    compared: int
+    same: int
+
+
+class Sides(BaseModel):
+    """What the text accepts of the drafts of an engine and of the reference."""
+
+    vllm: Accepted
+    torch: Accepted
+
+
 class Served(BaseModel):
     """What an engine did on its own greedy text, and the reference on the same."""
 
@@ -36,8 +50,8 @@ class Served(BaseModel):
     """V1 or V2; missing in older files, where it was V1."""
     dtype: str
     n: int
-    greedy_drafts: dict[str, int]
-    acceptance: dict[str, Accepted]
+    greedy_drafts: GreedyDrafts
+    acceptance: Sides
 
 
 class Verification(BaseModel):
@@ -71,18 +85,25 @@ def hand_on_verification(folder: Path, to: Path, weights: str) -> None:
 
 
 def geometry_sha256(draft: DraftConfig) -> str:
-    """SHA-256 of what a draft's config says of its computation: not its signals and policy, not the class for it."""
+    """SHA-256 of what a draft's config says of its computation: without signals, policy and the name of a class."""
     fields = draft.model_dump(mode="json", exclude={"specexit", "architectures"})
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def read_verification(folder: Path, target: Path | None = None) -> tuple[Verification | None, str | None]:
-    """What was found of the draft that is there, None where nothing was; and why it does not count as verified, None
-    where it does.
+    """Read ``verify.json``, and judge whether it makes the draft that is there a verified one.
 
     Args:
       folder: the draft directory.
-      target: folder of its target's model; None where that is not at hand, and then nothing is said of it.
+      target: folder of its target's model; None where that is not at hand, and then it is not compared.
+
+    Returns:
+      What was found of this very draft, None where nothing was; and why the draft does not count as verified, None
+      where it does.
+
+    Raises:
+      DraftError: ``config.json`` cannot be used.
+      TensorError: the weights cannot be read.
     """
     path = folder / FILE
     if not path.exists():
@@ -110,7 +131,7 @@ def doubt_of(folder: Path, target: Path | None = None) -> str | None:
     """Why a draft directory does not count as verified; None where it does. Arguments as of `read_verification`.
 
     Raises:
-      DraftError: ``config.json`` cannot be used.
+      DraftError, TensorError: see `read_verification`.
     """
     return read_verification(folder, target)[1]
 

@@ -1,11 +1,12 @@
 """``specexit verify``: do the JAX and the PyTorch draft say the same on real traces?
 
 Each framework runs its ``probe`` module in a process of its own, in the same dtype; this module imports neither. One
-trace is held at a time, and of its logits the rows that `specexit.drafts.probing` keeps, on the disk as many as fit
-there whatever the number of traces. Both would share the mistakes
-of a conversion, so the PyTorch side also says how many drafted tokens the text accepts, and whether it accepts
-clearly more with one of the classic mistakes undone (`torch_specexit.mistakes`). What was found is written into the
-draft directory as ``verify.json``, with the hash of the weights it is true of.
+trace is held in memory at a time. Logits lie on the disk until both have run, of so few rows of each trace that they
+fit there whatever the number of traces, see `specexit.drafts.probing`.
+
+Both frameworks would share the mistakes of a conversion, so the PyTorch side also says how many drafted tokens the text
+accepts, and whether it accepts clearly more with one of the classic mistakes undone (`torch_specexit.mistakes`). What
+was found is written into the draft directory as ``verify.json``, with the hash of the weights it is true of.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ ACCEPTANCE_TOLERANCE = 0.1
 bfloat16, nothing in float32."""
 ROWS_SHOWN = 6
 NAMED = 8
-"""Traces that do not count, of those that are told."""
+"""How many of the traces that do not count a warning names."""
 
 
 def verify(config: VerifyConfig) -> dict[str, float]:
     """Compare both frameworks, print the result and write ``verify.json``.
 
     Returns:
-      Largest difference of each quantity.
+      Quantity -> its difference, the largest of all traces; see `specexit.drafts.agreement.compare`.
 
     Raises:
       DraftError, TraceError: an input is unusable, or draft and traces are of different targets, or of different
@@ -136,7 +137,7 @@ def _raise_what_is_wrong(config: VerifyConfig, record: dict[str, Any]) -> None:
 
 
 def _within(config: VerifyConfig, draft: DraftConfig, target: TargetConfig) -> VerifyConfig:
-    """With no more ``tokens`` than draft and target have positions; where traces are longer, that is told.
+    """The config with no more ``tokens`` than draft and target have positions; warns where traces are longer.
 
     Raises:
       ConfigError: the target's config cannot be read.
@@ -156,8 +157,7 @@ def _within(config: VerifyConfig, draft: DraftConfig, target: TargetConfig) -> V
 
 
 def _passed_over(config: VerifyConfig, vocab_size: int, asked: int) -> tuple[int, list[str]]:
-    """How many traces there are up to the n-th, and ids of those that nothing can be compared on, as
-    `specexit.drafts.probing.is_judged` says; they are told.
+    """How many traces there are up to the n-th, and the ids of those that cannot judge a draft, of which it warns.
 
     Args:
       config: of the command, as `_within` returns it.
@@ -165,8 +165,8 @@ def _passed_over(config: VerifyConfig, vocab_size: int, asked: int) -> tuple[int
       asked: the ``tokens`` that it had before.
 
     Raises:
-      VerifyError: it is all of them.
-      TraceError: a trace cannot be read, or has a token that is none of so many.
+      VerifyError: none can judge, see `specexit.drafts.probing.is_judged`.
+      TraceError: a trace cannot be read, or has a token beyond ``vocab_size``.
     """
     n, over, more = 0, list[str](), list[int]()
     for trace in first_traces(config.traces, config.n, vocab_size):
@@ -193,11 +193,11 @@ def _passed_over(config: VerifyConfig, vocab_size: int, asked: int) -> tuple[int
 
 
 def _warn(text: str) -> None:
-    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False)
+    Console(stderr=True).print(text, style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def _kept(config: VerifyConfig, draft: DraftConfig) -> int:
-    """Of how many rows of a trace logits are compared; where those are fewer than asked for, that is told."""
+    """How many rows of each trace have their logits compared; warns where that is fewer than asked for."""
     rows = most_rows(config.rows, config.n, config.steps, draft.draft_vocab_size)
     if rows < config.rows:
         _warn(
@@ -209,9 +209,18 @@ def _kept(config: VerifyConfig, draft: DraftConfig) -> int:
 
 
 def _compared(config: VerifyConfig, sides: tuple[Path, Path]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """What ``verify.json`` says of the two frameworks, JAX and PyTorch, and the signals of both on the first trace.
+    """Compare what both probes have written, and remove each trace's files once they are compared.
 
-    A plain draft has none. A trace's files are removed once compared. Here ``dtype`` and ``tolerance`` are known.
+    Args:
+      config: with ``dtype`` and ``tolerance``.
+      sides: folders of the JAX and the PyTorch probe.
+
+    Returns:
+      What ``verify.json`` says of the two frameworks, and the signals of both on the first trace, none of a plain
+      draft.
+
+    Raises:
+      VerifyError: the two have not written the same traces, or not the same arrays of one.
     """
     assert config.dtype is not None, "the PyTorch side says it"
     assert config.tolerance is not None, "the dtype says it"
@@ -252,7 +261,7 @@ def _beyond(differences: dict[str, float], tolerance: float) -> dict[str, float]
 
 
 def _judged(found: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """An engine's result with ``tolerance``, ``passed`` and, where it is not, what is ``wrong``.
+    """An engine's result with its ``tolerance``, whether it ``passed``, and what is ``wrong``, empty where nothing is.
 
     Args:
       found: what its probe wrote.

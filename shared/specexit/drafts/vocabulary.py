@@ -16,7 +16,7 @@ Form = Literal["offsets", "ids", "whole"]
 def read_vocabulary(
     d2t: np.ndarray | None, t2d: np.ndarray | None, size: int, vocab_size: int, path: Path
 ) -> tuple[np.ndarray, Form]:
-    """Target id of every draft token.
+    """Target id of every draft token, and how ``d2t`` states it.
 
     Args:
       d2t: as published; None where the draft has none.

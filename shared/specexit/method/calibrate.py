@@ -25,7 +25,7 @@ from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
 from specexit.drafts.certified import confidence, in_percent, judged_otherwise
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
-from specexit.drafts.fingerprints import quantization_of, target_fingerprint
+from specexit.drafts.fingerprints import quantization_served, target_fingerprint
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import (
     TRAFFIC_LEVELS,
@@ -297,7 +297,7 @@ def _written_in_full(trial: dict[str, Any] | None) -> bool:
 def _fingerprints(target: TargetConfig, scores: StoredScores, told: EngineTypes) -> Fingerprints:
     quantization, tokenizer, weights = None, None, None
     if target.folder.exists():
-        quantization = quantization_of(target.hf_config())
+        quantization = quantization_served(target.hf_config(), target.folder)
         tokenizer, weights = tokenizer_sha256(target), target_fingerprint(target.folder)
     if weights is not None and scores.target_sha256 not in (None, weights):
         raise CertificateError(

@@ -1,6 +1,6 @@
 """Published EAGLE-3 drafts: one file for every layout that is read, behind one interface.
 
-`Layout` says how a layout names its tensors and states its geometry; `LAYOUTS` lists them, the most telling first.
+`Layout` says how a layout names its tensors and states its geometry; `LAYOUTS` lists them, the most specific first.
 `specexit.drafts.published` asks each whether it recognises a folder, and reads it with the one that does.
 """
 

@@ -1,12 +1,12 @@
-"""Tencent/AngelSlim: as SafeAILab's, under vLLM's class name, which older ones spell with another L and f.
+"""Tencent/AngelSlim: SafeAILab's layout under vLLM's class name, which older drafts spell with ``LL`` and small ``f``.
 
-Its trainer builds the same Llama layer for every target, and saves whatever its config file says beside it; that of
-a Hunyuan target has the target's own words. Its SpecExit drafts say ``early_stop_method`` and have three further rows
-of ``fc``. None has been published, and such rows without the fourth signal make no draft of ours, so they are refused;
+Its trainer builds the same Llama layer for every target, and saves whatever its config file says beside it, for a
+Hunyuan target that target's own keys. Its SpecExit drafts say ``early_stop_method`` and have three further rows of
+``fc``. None has been published, and such rows without the fourth signal make no draft of ours, so they are refused;
 `specexit.drafts.export` writes that layout.
 
-The trainer rotates with theta 10,000 in every revision that was read, and the config has the target's. AngelSlim's own
-inference and vLLM go by the config, so a published draft is served otherwise than it was trained.
+The trainer rotates with theta 10,000 in every revision that was read, while the config has the target's theta.
+AngelSlim's own inference and vLLM go by the config, so a published draft is not served as it was trained.
 """
 
 from specexit.drafts.layouts.keys import Keys
@@ -28,7 +28,7 @@ def _fields(keys: Keys) -> Fields:
     _undo_dynamic(keys)
     fields = llama_fields(keys)
     said, scaling = fields["rope_theta"], fields["rope_scaling"]
-    if said == TRAINED_THETA or (scaling is not None and scaling.kind != "linear"):  # of which its trainer has no other
+    if said == TRAINED_THETA or (scaling is not None and scaling.kind != "linear"):  # its trainer has no other kind
         return fields
     keys.note(
         f"rope_theta is {shown(said)}, but taken as {TRAINED_THETA:g}: AngelSlim's trainer rotates with that whatever "
@@ -39,7 +39,7 @@ def _fields(keys: Keys) -> Fields:
 
 
 def _undo_dynamic(keys: Keys) -> None:
-    """Without a scaling of type dynamic, which in its trainer begins where ``max_position_embeddings`` end."""
+    """Drop a scaling of type dynamic, which AngelSlim's trainer applies only beyond ``max_position_embeddings``."""
     for key in ("rope_scaling", "rope_parameters"):
         rope = keys.rest.get(key)
         if isinstance(rope, dict) and rope.get("type", rope.get("rope_type")) == "dynamic":

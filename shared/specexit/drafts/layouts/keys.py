@@ -1,4 +1,4 @@
-"""A published config, read key by key: what nobody asked for at the end is an error, not ignored."""
+"""A published config, read key by key: one that nobody has read at the end is an error, not ignored."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Keys:
     def __init__(self, raw: dict[str, Any], path: Path, within: str = ""):
         self.rest, self.path, self.within = dict(raw), path, within
         self.notes: list[str] = []
-        """What was taken otherwise than the config says it, or may mean something else; for people."""
+        """Lines for the user: what is not read as the config says it, or may mean something else."""
 
     def note(self, text: str) -> None:
-        """Have people be told of a key, in words that begin with its name."""
+        """Note something about a key for the user; the text begins with the key's name."""
         self.notes.append(f"{self.path}: {self.within}{text}")
 
     def error(self, key: str, value: Any, expected: str) -> DraftError:
@@ -50,7 +50,7 @@ class Keys:
         return value
 
     def only(self, key: str, *values: Any) -> None:
-        """Read a key that may have these values or be missing, because no other, or none at all, is implemented.
+        """Read a key that may be missing or have one of these values, because nothing else is implemented.
 
         Raises:
           DraftError: it has another one.
@@ -61,7 +61,7 @@ class Keys:
             raise self.error(key, value, f"{expected} is implemented")
 
     def ignore(self, *keys: str) -> None:
-        """Keys that say nothing about what a draft computes."""
+        """Pass over keys that say nothing about what a draft computes."""
         for key in keys:
             self.rest.pop(key, None)
 

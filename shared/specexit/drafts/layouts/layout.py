@@ -14,9 +14,9 @@ from specexit.drafts.window import SLIDING, window_of
 from specexit.errors import shown
 
 Fields = dict[str, Any]
-"""Of a `specexit.drafts.config.DraftConfig`; what only weights or target can say is left out.
+"""Fields of a `specexit.drafts.config.DraftConfig`, without those that only weights or target can say.
 
-Beside them ``of_target`` and ``target_named``, see `of_target`, and ``layers_from``, see `eagle_fields`.
+Beside them stand ``of_target`` and ``target_named``, see `of_target`, and ``layers_from``, see `eagle_fields`.
 """
 
 
@@ -38,12 +38,12 @@ class Layout:
 
     @staticmethod
     def ours(name: str) -> str:
-        """Our name of a published tensor: whatever the layout, vLLM takes either name of the layer and the prefix."""
+        """Our name for a published tensor: in any layout vLLM takes both names of the layer, and ``model.`` or none."""
         name = name.removeprefix("model.")
         return "midlayer." + name.removeprefix("layers.0.") if name.startswith("layers.0.") else name
 
     def theirs(self, name: str) -> str:
-        """Its name of one of our tensors."""
+        """This layout's name for one of our tensors."""
         if name in ("lm_head.weight", "d2t", "t2d"):
             return name
         return self.prefix + (self.layer + name.removeprefix("midlayer") if name.startswith("midlayer.") else name)
@@ -168,9 +168,9 @@ MODEL_OPTIMIZER = {
 
 
 def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
-    """EAGLE-3's own keys, where they lie beside the decoder's; `decoder_fields` come back with them.
+    """EAGLE-3's own keys, where they lie beside the decoder's, added to what `decoder_fields` returned.
 
-    ``layers_from`` says in words where the aux layers were read.
+    ``layers_from`` says in words where the aux layers were read; None where no place names them.
     """
     nested = keys.inner("eagle_config")
     for key, only in MODEL_OPTIMIZER.items():
@@ -201,7 +201,7 @@ def eagle_fields(keys: Keys, decoder: Fields) -> Fields:
 
 AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
 OUTPUTS = " + 1"
-"""Behind the name of a place whose ids count the outputs of layers: one less than vLLM's."""
+"""What follows the name of a place whose ids count outputs of layers, and so are one less than vLLM's."""
 
 
 def _aux_layers(keys: Keys, nested: Keys) -> tuple[list[int] | None, str | None]:
@@ -251,12 +251,12 @@ def layer_ids(keys: Keys, key: str) -> list[int] | None:
 
 
 def architecture(*names: str) -> Callable[[dict[str, Any], Collection[str]], bool]:
-    """A layout that is told by ``architectures``."""
+    """A test whether a config's ``architectures`` is one of these names alone."""
     return lambda raw, _: raw.get("architectures") in [[name] for name in names]
 
 
 def plain_fields(keys: Keys) -> Fields:
-    """Of a layout that has nothing of its own. Our exports say what of theirs it could not: embeddings, a window."""
+    """Fields of a layout without keys of its own. Our exports in it add keys for own embeddings and a window."""
     keys.ignore("architectures")
     window = take_window(keys) if "own_embeddings" in keys.rest else None
     said = {"own_embeddings": keys.take("own_embeddings", bool, None), "sliding_window": window}
@@ -264,9 +264,10 @@ def plain_fields(keys: Keys) -> Fields:
 
 
 def llama_fields(keys: Keys) -> Fields:
-    """Of a class whose layer is Llama's for every target, whatever its config took from one: its tensors tell.
+    """Fields of a class whose layer is Llama's for every target, whatever its config took from the target.
 
-    A second layer, and one of another kind, have tensors that are refused by name. No tensor tells of a window.
+    The tensors tell of biases and head norms, and those of a second layer or of another kind of layer are refused by
+    name. No tensor tells of a window, so a narrow one is noted.
     """
     keys.ignore("model_type", "num_hidden_layers", "attention_bias")
     width, positions = keys.rest.get("sliding_window"), keys.rest.get("max_position_embeddings")
@@ -290,7 +291,11 @@ def of_target(
 
     Args:
       keys: the object that says it.
-      layers, architectures, named: keys of that object, the last one of the target's name; None where it has none.
+      layers, architectures, named: keys of that object that say the target's number of layers, its architectures and
+        its name; None where it has none.
+
+    Returns:
+      ``of_target``, field of the target's config -> the key that says it and its value; and ``target_named``, the name.
     """
     said = {
         "num_hidden_layers": (layers, keys.take(layers, int, None) if layers else None),

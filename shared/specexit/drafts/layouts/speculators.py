@@ -20,7 +20,7 @@ def _fields(keys: Keys) -> Fields:
     inner = keys.inner("transformer_layer_config")
     count = inner.take("num_aux_hidden_states", int, None)  # where vLLM reads it, and so where our exports have it
     inner.ignore("architectures", "tie_word_embeddings", "attn_implementation")
-    window = take_window(inner)  # of 0.9.0, unless it is told otherwise
+    window = take_window(inner)  # 0.9.0 trains with one, unless it is told otherwise
     decoder = decoder_fields(inner) | {"sliding_window": window}
     inner.finish()
     fields = eagle_fields(keys, decoder)
