@@ -19,7 +19,7 @@ _PYTHON = ("python", "python3", "py", "py3")
 _DEFINES = re.compile(
     r"^(?:async\s+)?def\s+(?!test|main\b)|^class\s+(?!Test|\w+\(.*TestCase)|^\w+\s*=\s*lambda\b", re.M
 )
-"""More than tests of a program, or its start."""
+"""A definition that is neither a test nor ``main``."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Checks:
     test: str
     """Python that runs behind the program and fails with an exception; it may define ``check(candidate)``.
 
-    It is ``__main__``, and the program before it is not."""
+    ``__name__`` is ``__main__`` while it runs, but not while the program does."""
     entry_point: str | None = None
     """Name in the program that ``check`` is called with."""
     prompt: str = ""

@@ -134,7 +134,7 @@ def _trimmed(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    r"""A normal form as words and signs alone: what two answers have in common that no parser reads.
+    r"""A normal form without text commands and needless spaces, for comparing answers that no parser reads.
 
     Example:
       >>> squeezed(r"3\text{ ft }4\text{ in}"), squeezed("3 ft 4in")
