@@ -30,7 +30,8 @@ def next_boundary(
     ``stable`` goes back from the last boundary to the first that does not agree: the stable exit point is found
     exactly, however often verdicts change, and what is in front of it is not tried.
     ``bisect`` looks for the first boundary from which all agree, as if the verdict changed once.
-    A trial that was cut off counts for ``refine`` as one that does not agree; the other two pass over it.
+    A trial that was cut off counts for ``refine`` as one that does not agree; where it may hide a change, boundaries in
+    front of it are tried, too. The other two pass over it.
 
     Args:
       n: number of boundaries.
@@ -60,6 +61,8 @@ def next_boundary(
     for a, b in neighbours:
         if b - a > 1 and bool(tried[a]) != bool(tried[b]):
             return (a + b) // 2
+    if (i := _before_cut_off(tried)) is not None:
+        return i
     if len(tried) < 2 * len(first):
         differing = (range(a + 1, b) for a, b in neighbours if not tried[a] and not tried[b])
         return next((i for between in differing for i in stated if i in between), None)
@@ -101,6 +104,15 @@ def boundaries_tried(
     while (i := next_boundary(len(agrees), found, how, stride, stated)) is not None:
         found[i] = agrees[i]
     return sorted(found)
+
+
+def _before_cut_off(tried: Mapping[int, bool | None]) -> int | None:
+    """The middle between a trial that differs and a cut-off one behind it, where the next one that ended agrees."""
+    for a, b in pairwise(sorted(i for i, agrees in tried.items() if agrees is not None)):
+        cut_off = min((i for i in tried if a < i < b), default=a)
+        if tried[b] and not tried[a] and cut_off - a > 1:
+            return (a + cut_off) // 2
+    return None
 
 
 def _bisect(n: int, tried: Mapping[int, bool | None]) -> int | None:
