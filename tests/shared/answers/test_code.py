@@ -48,6 +48,9 @@ EXTRACTED = [
     ("x = 1", None),
     ("```python\n```", None),
     ("``` not code ```", None),
+    ("```x = 1``` is one way.\n```python\ny = 2\n```", "y = 2"),
+    ("```python\ny = 2\n```\n```y``` is two.", "y = 2"),
+    ("~~~python\ny = '```'\n~~~", "y = '```'"),
     ("Use `x = 1`.", None),
     ("", None),
 ]

@@ -12,7 +12,8 @@ from functools import lru_cache
 from specexit.data.answers.base import AnswerKind
 from specexit.data.answers.sandbox import require_sandbox, run
 
-_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^\S\n]*([\w+#.-]*)[^\n]*$", re.M)
+_FENCE = re.compile(r"^([ \t]*)(`{3,}(?![^\n]*`)|~{3,})[^\S\n]*([\w+#.-]*)[^\n]*$", re.M)
+"""Behind backticks a line has no others (CommonMark): one that has begins with code in the midst of words."""
 _DEEPER = 3
 """Spaces that a closing fence may be indented by beyond its opening one (CommonMark); one in a docstring has more."""
 _PYTHON = ("python", "python3", "py", "py3")
