@@ -151,7 +151,9 @@ _READERS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {
 def _folder(folder: Path) -> Iterator[LocatedRow]:
     """A folder that ``save_to_disk`` wrote, or one of files of rows as the hub has them."""
     if (folder / "dataset_dict.json").exists():
-        splits = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        splits = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path))
+        if not splits:
+            raise PromptError(f"{folder}: dataset_dict.json is there, but no folder of a split: take a whole copy")
         raise PromptError(f"{folder}: holds the splits {', '.join(splits)}, expected one: {folder / splits[0]}")
     if (state := folder / "state.json").exists():
         try:
@@ -188,7 +190,12 @@ _ROWS = (".parquet", ".jsonl", ".csv")
 
 def _data_files(folder: Path) -> list[Path]:
     found = (sorted([*folder.glob(f"*{end}"), *folder.glob(f"data/*{end}")]) for end in _ROWS)
-    return next(filter(None, found), [])
+    return next(filter(None, ([file for file in files if not _is_hidden(file)] for files in found)), [])
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or folder is no part of a data set: macOS leaves a ``._NAME`` beside what it copies."""
+    return path.name[0] == "."
 
 
 def _split_name(file: Path) -> str:
