@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 from specexit.data.answers.base import AnswerKind
 from specexit.data.answers.sandbox import require_sandbox, run
@@ -42,13 +43,11 @@ class Checks:
 
     @classmethod
     def loads(cls, reference: str) -> Checks | None:
-        """From a prompt's reference; None where it is no JSON object with ``test``."""
-        try:
-            fields = json.loads(reference)
-        except (ValueError, RecursionError):
+        """From a prompt's reference; None where it is no JSON object with a ``test`` that is not empty."""
+        fields = _json_object(reference)
+        if fields is None or not set(fields) <= {"test", "entry_point", "prompt"} or not fields.get("test"):
             return None
-        known = isinstance(fields, dict) and "test" in fields and set(fields) <= {"test", "entry_point", "prompt"}
-        return cls(**fields) if known and all(v is None or isinstance(v, str) for v in fields.values()) else None
+        return cls(**fields) if all(value is None or isinstance(value, str) for value in fields.values()) else None
 
     def around(self, program: str) -> str:
         """The whole source to run."""
@@ -91,9 +90,9 @@ class Code(AnswerKind):
         return next(filter(_DEFINES.search, programs), programs[0] if programs else None)
 
     def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
-        """A reference has to be tests, or a program."""
+        """A reference has to be tests, or a program; JSON without tests is none, though Python reads it as a dict."""
         del choices
-        if Checks.loads(reference) is None and _tree(reference) is None:
+        if Checks.loads(reference) is None and (_json_object(reference) is not None or _tree(reference) is None):
             return "is neither tests (JSON with test, entry_point, prompt) nor a Python program"
         return None
 
@@ -165,6 +164,14 @@ def _futures_first(source: str) -> str:
         return ast.unparse(ast.Module(body, tree.type_ignores))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source  # which then fails in the sandbox
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def _tree(source: str) -> str | None:
