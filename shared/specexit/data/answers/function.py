@@ -21,7 +21,7 @@ class Function(AnswerKind):
     quick.
 
     Raises:
-      AnswerError: there is no such function.
+      AnswerError: there is no such function, or its module cannot be imported.
     """
 
     def __init__(self, name: str):
@@ -57,9 +57,10 @@ def _load(name: str) -> Any:
     module, _, attribute = name.removeprefix(PREFIX).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever the user's module does
         raise AnswerError(
-            f"answer kind {name!r}: {error}; expected function:package.module:name of a function that can be imported"
+            f"answer kind {name!r}: {type(error).__name__}: {error}; "
+            "expected function:package.module:name of a function that can be imported"
         ) from error
     if not callable(getattr(found, "same", found)):
         raise AnswerError(f"answer kind {name!r}: is a {type(found).__name__}, expected a function, or one as its same")
