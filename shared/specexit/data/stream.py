@@ -13,6 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from specexit.data.checks import TraceError, check_rows
 from specexit.data.columns import flat_values, list_lengths
 from specexit.data.parts import last_of, missing_part, parts_of
 from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, LabelledTrace, Trace
+from specexit.errors import InputError
 from specexit.hardware import processors
 
 MANIFEST = "manifest.json"
@@ -226,6 +228,9 @@ def in_parallel(
       function: importable, as it runs in processes of their own.
       items: read while earlier ones are worked on.
       workers: processes; by default one for each processor, at most `MOST_WORKERS`.
+
+    Raises:
+      InputError: a process was killed.
     """
     numbered = enumerate(map(serialised, items))
     first_two = list(itertools.islice(numbered, 2))
@@ -244,6 +249,11 @@ def in_parallel(
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"one of {n} worker processes was killed, as a system does where memory runs out: take fewer "
+                f"(workers={n // 2}), or a machine with more memory"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
