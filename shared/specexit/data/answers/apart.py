@@ -132,11 +132,11 @@ _process: _Process | None = None
 
 
 def compare_apart(kind: str, a: str, b: str) -> bool:
-    """`AnswerKind.compare` in the process beside us.
+    """`AnswerKind.compare` in the process beside us; False where it takes more than the kind's `processor_limit`.
 
     Raises:
       AnswerError: the kind cannot compare, such as a function that raises an exception.
-      NoVerdict: that takes longer than `TIME_LIMIT` or the kind's `processor_limit`, or ends the process.
+      NoVerdict: that takes longer than `TIME_LIMIT`, or ends the process: another time it may not.
     """
     global _process
     with _lock:
@@ -152,9 +152,11 @@ def compare_apart(kind: str, a: str, b: str) -> bool:
             logger.warning(
                 "comparing %s answers %s, so they differ: %.100r and %.100r", kind, _process.why_silent(), a, b
             )
+            limited = _process.popen.returncode == -signal.SIGPROF
             _close()
-            raise NoVerdict
-        return verdict
+            if not limited:
+                raise NoVerdict
+        return bool(verdict)
 
 
 def _close() -> None:
