@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 
 from specexit import tiny
 from specexit.config import ConfigError
 from specexit.data.annotate import annotate, hard_boundary, label
+from specexit.data.stream import in_parallel
 from specexit.data.summary import summarise
 from specexit.data.traces import TraceError, data_sha256, read_labelled, write_traces
+from specexit.errors import InputError
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import load_target_config, save_target
 
@@ -272,3 +275,14 @@ def test_ctrl_c_ends_the_workers_without_tracebacks(tmp_path, when):
 def test_workers_of_a_command_that_passes_over_ctrl_c_do_so_too(tmp_path):
     """As one that a script has begun in the background: its workers died, and it with them."""
     assert interrupt(tmp_path / "program.py", "working", "SIG_IGN") == ("working", "worked", "")
+
+
+def killed(number, data):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_was_killed_is_told_in_a_line():
+    """As the kernel does where memory runs out."""
+    batch = pa.RecordBatch.from_pydict({"n": [1]})
+    with pytest.raises(InputError, match=r"one of 2 worker processes was killed, .*: take fewer \(workers=1\), or a"):
+        list(in_parallel(killed, [batch] * 3, workers=2))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from specexit.bench.refinement import Tried, refinement
@@ -58,6 +58,22 @@ def test_a_trial_that_was_cut_off_does_not_end_the_search(differing, agreeing, c
         found[i] = verdicts[i]
     expected = next((i for i, verdict in enumerate(verdicts) if verdict), None)
     assert min((i for i, verdict in found.items() if verdict), default=None) == expected
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.integers(0, 400), st.integers(1, 400), st.integers(0, 799))
+@example(4, 156, 8)
+def test_a_trial_that_was_cut_off_hides_no_change_from_refine(differing, agreeing, cut_off):
+    """Neither in front of it nor behind it, for as many more trials as finding two more changes takes."""
+    n = differing + agreeing
+    verdicts = [i >= differing if i != cut_off else None for i in range(n)]
+    found: dict[int, bool | None] = {n - 1: True}
+    while (i := next_boundary(n, found, "refine", 8)) is not None:
+        assert i not in found
+        found[i] = verdicts[i]
+    verdicts[-1] = True
+    assert min(i for i, verdict in found.items() if verdict) == verdicts.index(True)
+    assert len(found) <= len(tried([i >= differing for i in range(n)], "refine")) + 2 * 3
 
 
 @settings(derandomize=True, max_examples=100, deadline=None)

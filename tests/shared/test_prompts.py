@@ -84,6 +84,8 @@ def test_a_folder_of_files_of_rows(tmp_path):
     with pytest.raises(PromptError, match="holds the splits test, train, expected one"):
         read_prompts(tmp_path / "hub")
     write_jsonl(tmp_path / "lines" / "test.jsonl", ROWS)
+    (tmp_path / "lines" / "._test.jsonl").write_bytes(b"\x00\x05\x16\x07")  # macOS leaves it beside a copy
+    (tmp_path / "lines" / "._test.parquet").write_bytes(b"\x00\x05\x16\x07")
     assert read_prompts(tmp_path / "lines") == read_prompts(tmp_path / "lines" / "test") == PROMPTS
 
 
@@ -254,6 +256,8 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "object.json").write_text("{}")
     (tmp_path / "prompts.txt").write_text("hello")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "half" / ".cache").mkdir(parents=True)
+    (tmp_path / "half" / "dataset_dict.json").write_text('{"splits": ["test"]}')
     cut = write_parquet(tmp_path / "cut.parquet", ROWS)
     cut.write_bytes(cut.read_bytes()[:-20])
     for name, message in [
@@ -264,6 +268,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ("object.json", "holds a dict, expected a list"),
         ("prompts.txt", "expected a name that ends in .jsonl"),
         ("folder", "is no datasets folder"),
+        ("half", "half: dataset_dict.json is there, but no folder of a split: take a whole copy"),
         ("cut.parquet", "cannot be read as Parquet"),
     ]:
         with pytest.raises(PromptError, match=message):

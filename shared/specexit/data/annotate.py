@@ -39,7 +39,7 @@ from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import TargetConfig, save_target
 
 BLOCK_TOKENS = 250_000
-"""Size of a block: the unit that a process labels."""
+"""Tokens in a block, the unit that one process labels."""
 
 
 @dataclass
@@ -54,10 +54,13 @@ class _Labelled:
 
 
 def annotate(config: AnnotateConfig) -> Statistics:
-    """Label the traces of ``config.traces`` and write them, statistics and a page of them into a new folder.
+    """Label the traces of ``config.traces``; write them, their statistics and a page of these into a new folder.
+
+    Returns:
+      The statistics.
 
     Raises:
-      TraceError: the traces cannot be used, none of them can be labelled, or their labels leave too little to cut.
+      TraceError: the traces cannot be used, none of them can be labelled, or an ideal exit would save too little.
       ConfigError: their target is unknown or not the one given.
       FileExistsError: the output folder is not empty.
     """
@@ -113,7 +116,7 @@ def _tokenizer(model: Path) -> FastTokenizer:
 
 
 def _label_block(model: Path, answer_word: str, number: int, block: bytes) -> _Labelled:
-    """Labels of one block; the token ids stay where they are, columns are put beside them."""
+    """Label the traces of one block; their columns stay as they are, and labels are further ones beside them."""
     del number
     batch, tokenizer = deserialised(block), _tokenizer(model)
     tally, reasons = Tally(), Counter()
@@ -159,7 +162,7 @@ DROP_REASONS = (FAILED, "unfinished", "no answer", "no boundary")
 
 
 def _dropped(reasons: Counter[str]) -> dict[str, int]:
-    """Numbers of traces by reason; servers alone leave failed ones, and elsewhere nothing is said of them."""
+    """Number of dropped traces by reason; ``failed``, which only servers leave, is listed only where it occurs."""
     return {reason: reasons[reason] for reason in DROP_REASONS if reason != FAILED or reasons[FAILED]}
 
 
@@ -196,10 +199,10 @@ def hard_boundary(trace: Trace, tokenizer: Tokenizer, answer_word: str) -> int |
     """Index of the boundary behind the first stated answer: the first whose step contains both the word "answer" and
     the very answer that the target gives when its thinking is ended there.
 
-    Boundaries before it rarely have an answer to be right, those behind it rarely a wrong one; this one decides
-    whether an exit policy is any good. It is told from the text alone, without the right answer and without the rest
-    of the trace. None where no step states an answer, or only the last one, behind which there is nothing to decide;
-    and where trials were not made all over the trace, so that early answers are not known.
+    Boundaries in front of it rarely have an answer that could be right, and those behind it rarely a wrong one, so
+    this one decides whether an exit policy is any good. It is found from the text alone, without the right answer and
+    without the rest of the trace. None where no step states an answer, or only the last one does, behind which there is
+    nothing to decide; also where trials were not spread over the trace, so that early answers are not known.
     """
     if not is_tried_throughout(trace):
         return None

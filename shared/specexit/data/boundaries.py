@@ -14,7 +14,7 @@ from itertools import pairwise
 from specexit.schemas.collect import TrialChoice
 
 TRIED_WHOLE = 16
-"""Traces of so few boundaries are tried at nearly all of them, whatever the stride."""
+"""First trials that a trace gets at least, whatever the stride; one with fewer boundaries is tried at all of them."""
 
 
 def next_boundary(
@@ -23,20 +23,22 @@ def next_boundary(
     """Index of the boundary to try next; None where enough is known.
 
     ``refine`` tries every ``stride``-th boundary, the first and the last, then the middle between neighbours of which
-    one agrees and one does not, until no boundary lies between them: every change that it has seen is found exactly.
-    One that comes and goes between two first trials is not seen, unless a step there states the answer: such boundaries
-    are tried between neighbours that both differ, the earliest first, until all trials are twice the first ones.
-    ``stable`` goes back from the last one to the first that does not agree: the stable exit point is found exactly,
-    however often verdicts change, and what is in front of it is not tried.
+    one agrees and one does not, until no boundary lies between them: every change that these trials show is found
+    exactly. An agreement that comes and goes between two first trials is not seen, unless a step there states the
+    answer: such boundaries are tried between neighbours that both differ, the earliest first, until there are twice as
+    many trials as first ones.
+    ``stable`` goes back from the last boundary to the first that does not agree: the stable exit point is found
+    exactly, however often verdicts change, and what is in front of it is not tried.
     ``bisect`` looks for the first boundary from which all agree, as if the verdict changed once.
-    Where a trial was cut off, the last two go on beside it, and ``refine`` looks on both sides of it.
+    A trial that was cut off counts for ``refine`` as one that does not agree; where it may hide a change, boundaries in
+    front of it are tried, too. The other two pass over it.
 
     Args:
       n: number of boundaries.
       tried: whether the trial there agrees, by index; None where it was cut off.
-      how: see the module.
-      stride: see above; less where that would be fewer than `TRIED_WHOLE` trials.
-      stated: boundaries behind steps that state the trace's answer, rising; see `stating`.
+      how: the rule, see above.
+      stride: boundaries from one first trial to the next; less where that would be fewer than `TRIED_WHOLE` trials.
+      stated: indices of boundaries behind steps that state the trace's answer, rising; see `stating`.
 
     Example:
       >>> [next_boundary(40, dict.fromkeys(done, False), "refine", 8) for done in ((), (0,), range(0, 40, 2))]
@@ -59,6 +61,8 @@ def next_boundary(
     for a, b in neighbours:
         if b - a > 1 and bool(tried[a]) != bool(tried[b]):
             return (a + b) // 2
+    if (i := _before_cut_off(tried)) is not None:
+        return i
     if len(tried) < 2 * len(first):
         differing = (range(a + 1, b) for a, b in neighbours if not tried[a] and not tried[b])
         return next((i for between in differing for i in stated if i in between), None)
@@ -85,12 +89,12 @@ def boundaries_tried(
     stated: Sequence[int] = (),
     known: Collection[int] = (),
 ) -> list[int]:
-    """Indices of the boundaries that are tried where a trial at each would say ``agrees``.
+    """Indices of all boundaries that `next_boundary` tries until it is done, the known ones included, rising.
 
     Args:
-      agrees: whether it would agree, by boundary.
+      agrees: whether a trial would agree, by boundary.
       how, stride, stated: see `next_boundary`.
-      known: boundaries whose verdict is there before the first trial, such as the natural end.
+      known: indices of boundaries whose verdict is known before the first trial, such as the natural end.
 
     Example:
       >>> boundaries_tried([False, False, True, True, True], "bisect", 8, known=[4])
@@ -100,6 +104,15 @@ def boundaries_tried(
     while (i := next_boundary(len(agrees), found, how, stride, stated)) is not None:
         found[i] = agrees[i]
     return sorted(found)
+
+
+def _before_cut_off(tried: Mapping[int, bool | None]) -> int | None:
+    """The middle between a trial that differs and a cut-off one behind it, where the next one that ended agrees."""
+    for a, b in pairwise(sorted(i for i, agrees in tried.items() if agrees is not None)):
+        cut_off = min((i for i in tried if a < i < b), default=a)
+        if tried[b] and not tried[a] and cut_off - a > 1:
+            return (a + cut_off) // 2
+    return None
 
 
 def _bisect(n: int, tried: Mapping[int, bool | None]) -> int | None:

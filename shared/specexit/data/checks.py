@@ -1,6 +1,6 @@
-"""Whether the rows of a trace file can be: values that are there, in their range, and columns that belong together.
+"""Checks of a trace file's rows: no value is missing or out of its range, and columns do not contradict each other.
 
-A batch is looked at as a whole, and the first row that cannot be is named. Columns that were not read are left alone.
+Each check looks at a whole batch and names the first wrong row. Columns that were not read are not checked.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from specexit.data.seen import Seen
 from specexit.errors import InputError
 
 MOST_CONFIDENCE = 1.001
-"""An engine's log-probabilities are rounded: the largest may be a little above 0."""
+"""An engine rounds log-probabilities, so that the largest may be a little above 0, and a confidence above 1."""
 
 _IDS = ("prompt_ids", "think_ids", "answer_ids")
 _PER_BOUNDARY = tuple(name for name in SCHEMA.names if name.startswith("boundary_"))
 
 Problem = tuple[int, str]
-"""Row in the batch, and what is wrong with it: has what, expected what."""
+"""Row in the batch, and what is wrong with it: "FOUND, expected WANTED"."""
 
 
 class TraceError(InputError):
@@ -39,13 +39,13 @@ def check_rows(file: Path, batch: pa.RecordBatch, first: int = 0, vocab_size: in
     """Check the rows of a batch.
 
     Args:
-      file: where they are from.
-      batch: columns of labelled traces.
+      file: that they are from, for messages.
+      batch: columns of plain or labelled traces.
       first: number of its first row in the file.
       vocab_size: of the target, whose token ids are below it.
 
     Raises:
-      TraceError: a row cannot be.
+      TraceError: a row is wrong.
     """
     for check in CHECKS:
         _report(file, batch, first, check(batch))
@@ -53,10 +53,10 @@ def check_rows(file: Path, batch: pa.RecordBatch, first: int = 0, vocab_size: in
 
 
 def once(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[pa.RecordBatch]:
-    """The batches, if no trace is there twice: what is counted by traces, or learnt from them, would count it twice.
+    """Pass batches on as long as no trace occurs twice: it would be counted, or learnt from, twice.
 
     Raises:
-      TraceError: one is.
+      TraceError: a trace occurs twice.
     """
     seen = Seen()
     for batch in batches:
@@ -85,7 +85,7 @@ def _first(wrong: Bool[np.ndarray, " n"]) -> int | None:
 
 
 def _first_value(column: pa.Array, wrong: Bool[np.ndarray, " values"]) -> tuple[int, int] | None:
-    """Row and place in its list of the first wrong value among those of a column."""
+    """Row of the first wrong value in a column of lists, and its place in that list; None where none is wrong."""
     at = _first(wrong)
     if at is None:
         return None
@@ -258,7 +258,7 @@ def _is_free_trial(value: object, n: int) -> bool:
 
 
 def _object(text: str) -> dict[str, object] | None:
-    """The JSON object of a text, None where it is none."""
+    """The JSON object of a text; None where the text is not one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""``engine.yaml`` beside traces: of which types the model was that wrote them, where its engine was told so.
+"""``engine.yaml`` beside traces: the number types of the model that wrote them, where its engine was told any.
 
-`collect` hands ``engine.extra`` on to vLLM, where it goes over what the target's YAML says. Another type of weights or
-of the KV cache is another model, of which certificates have to know; what is not in the file is as the target has it.
+`collect` hands ``engine.extra`` on to vLLM, where it overrides the target's YAML. With another type of weights or KV
+cache the model is another one, which certificates have to know; a type that is not in the file is the target's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class EngineTypes(Config):
 
 
 def save_engine_types(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Leave the file in a folder of traces; none where there is nothing to say.
+    """Write ``engine.yaml`` into a folder of traces, or remove it where no type is given.
 
     Args:
       folder: of the traces.
-      arguments: of ``vllm.LLM``, others among them.
+      arguments: of ``vllm.LLM``; those that are no fields of `EngineTypes` are left out.
     """
     given = {name: arguments.get(name) for name in EngineTypes.model_fields}
     told = {name: str(value).lower().removeprefix("torch.") for name, value in given.items() if value is not None}
@@ -45,7 +45,7 @@ def save_engine_types(folder: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def engine_types_of(traces: Path) -> EngineTypes:
-    """What lies beside traces, given their file or folder.
+    """Read ``engine.yaml`` beside traces, given their file or folder; without one every type is None.
 
     Raises:
       ConfigError: it cannot be read.

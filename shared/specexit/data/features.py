@@ -41,7 +41,7 @@ DTYPES: dict[StoredType, np.dtype] = {
     "float8": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 LARGEST = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
-"""Of e4m3: 448."""
+"""Largest number of e4m3: 448."""
 
 
 class FeatureError(InputError):
@@ -78,7 +78,7 @@ class Manifest(Config):
 
     @property
     def names(self) -> list[str]:
-        """Of all shards, finished or not."""
+        """File names of all shards, finished or not."""
         n = -(-self.n // self.shard_rows)
         return [f"features-{i:05d}-of-{n:05d}.safetensors" for i in range(n)]
 
@@ -98,7 +98,7 @@ def bytes_per_token(dtype: StoredType, layers: int, hidden_size: int) -> int:
 
 
 def encode(states: Float[np.ndarray, "*token hidden"], dtype: StoredType) -> Example:
-    """States as they are stored: ``states``, and for float8 ``scales``, with which the largest of a token is 448.
+    """States as they are stored: ``states``, and for float8 ``scales``, which make a token's largest state 448.
 
     Raises:
       FeatureError: a state is not finite.
@@ -113,13 +113,13 @@ def encode(states: Float[np.ndarray, "*token hidden"], dtype: StoredType) -> Exa
 
 
 def decode(stored: Example) -> Float[np.ndarray, "*token hidden"]:
-    """The states that `encode` was given, as far as their type kept them."""
+    """The states that `encode` was given, in float32, up to the rounding of the stored type."""
     states = stored["states"].astype(np.float32)
     return states * stored["scales"][..., None] if "scales" in stored else states
 
 
 def digest(example: Example) -> UInt8[np.ndarray, " 32"]:
-    """What tells a packed row from any other."""
+    """SHA-256 of a packed row's tokens, segments and positions, which tells it from any other row."""
     found = hashlib.sha256()
     for name in ("tokens", "segment_ids", "positions"):
         found.update(np.ascontiguousarray(example[name], np.int32).data)
@@ -136,10 +136,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def begin(folder: Path, wanted: Manifest) -> Manifest:
-    """Start a folder, or go on with one: the manifest with the shards that are finished and whole.
+    """Start a folder of features, or go on with one that was started.
+
+    Returns:
+      The manifest, with those shards that are finished and have their size.
 
     Raises:
-      FeatureError: the folder's features are of something else than ``wanted``, or it holds other things, or is a file.
+      FeatureError: the folder is a file, holds other things, or holds features of something else than ``wanted``.
     """
     if folder.exists() and not folder.is_dir():
         raise FeatureError(f"{folder}: is a file, expected a new folder or one of features")
@@ -162,8 +165,10 @@ def begin(folder: Path, wanted: Manifest) -> Manifest:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder that was begun for this process, until that ends, be it by ``kill -9``; what one that was killed
-    had written of a shard is removed. On a disk that has no locks nothing is held, see `take`.
+    """Lock a folder that `begin` has started, and remove what a killed process had written of a shard.
+
+    The lock ends with the block, or with the process, even by ``kill -9``. On a disk that has no locks nothing is
+    locked, see `take`.
 
     Raises:
       FeatureError: another process writes there.
@@ -193,7 +198,7 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, rows: list[Example
       folder, manifest: of the features.
       shard: its number.
       rows: the packed rows in it.
-      states: those of each row, as `encode` gives them.
+      states: what `encode` makes of each row's states.
 
     Returns:
       The manifest with this shard in it, as it is on disk now.

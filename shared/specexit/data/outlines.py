@@ -1,4 +1,4 @@
-"""What is known of many traces as wholes, for what has to know of all of them at once. It lies on the disk."""
+"""A table on the disk with a row for each trace, for commands that need to know something of all traces at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from specexit.data.scratch import Scratch
 from specexit.data.seen import HALF
 
 FEW = ("sampling", "trial", "task", "part", "answer_kind", "barred")
-"""Columns of texts of which there are few: a trace has the number of its own. ``trial`` is without ``free``, ``part`` a
-trace's group, by default its task, and ``barred`` what `why_not` says; an empty text is none."""
+"""Columns with few different texts, of which the table holds numbers. ``trial`` is without ``free``, ``part`` is a
+trace's group, by default its task, and ``barred`` what `why_not` says; an empty task or group is None."""
 NUMBERS = ("sample", "n_prompt", "n_think", "n_answer", "n_boundaries", "is_known", "throughout", "has_free")
 """Columns of numbers: as in `Trace`; ``is_known`` is whether its answer is known to be right or wrong, ``throughout``
 `is_tried_throughout`, and ``has_free`` whether any answer was also written in full."""
 COLUMNS = ("row", "id", "prompt", *NUMBERS, *FEW)
-"""``prompt`` is the `short_hash` of its tokens, less `HALF`."""
+"""``prompt`` is the `short_hash` of the prompt's tokens, less `HALF`."""
 TABLE = f"""
 create table traces (row integer primary key, {", ".join(COLUMNS[1:])});
 create index of_prompt on traces (prompt, row);
@@ -37,49 +37,49 @@ class Outlines:
 
     file: Scratch
     texts: dict[str, dict[str | None, int]]
-    """Of each column of `FEW`: the texts, and what number stands for each of them."""
+    """For each column of `FEW`, the number that stands for each text."""
     where: str = "true"
-    """Which of the rows are meant, as SQL says it."""
+    """Condition in SQL that selects rows."""
 
     def __len__(self) -> int:
         return self.number("count(*)")
 
     def only(self, **texts: str | None) -> Outlines:
-        """The traces with these texts in columns of `FEW`."""
+        """Those of the selected traces that have these texts in columns of `FEW`."""
         asked = (f"{name} = {self.texts[name].get(text, -1)}" for name, text in texts.items())
         return replace(self, where=" and ".join([self.where, *asked]))
 
     def ask(self, what: str, then: str = "") -> Iterator[tuple[Any, ...]]:
-        """Columns, or what SQL makes of them, of the traces that are meant."""
+        """Columns, or SQL expressions of them, of the selected traces; ``then`` may group or order these."""
         return chain.from_iterable(self._pieces(what, then))
 
     def _pieces(self, what: str, then: str = "") -> Iterator[list[tuple[Any, ...]]]:
         return self.file.pieces(f"select {what} from traces where {self.where} {then}")
 
     def number(self, what: str) -> int:
-        """One number over all of them; 0 where there are none."""
+        """One SQL aggregate over the selected traces; 0 where there are none."""
         [(found,)] = self.ask(what)
         return found or 0
 
     def counted(self, name: str) -> dict[str | None, int]:
-        """How many traces have each text of a column of `FEW`, in the order in which these came first."""
+        """How many traces have each text of a column of `FEW`, in the order in which the texts first occur."""
         names = list(self.texts[name])
         return {names[code]: n for code, n in self.ask(f"{name}, count(*)", f"group by {name} order by {name}")}
 
     def different(self, name: str) -> list[str | None]:
-        """The texts of a column of `FEW`, in the same order."""
+        """The texts of a column of `FEW`, in the order of `counted`."""
         return list(self.counted(name))
 
     def n_prompts(self) -> int:
-        """Different prompts."""
+        """Number of different prompts."""
         return self.number("count(distinct prompt)")
 
     def prompts(self) -> Iterator[int]:
-        """Their hashes, rising."""
+        """Hashes of the different prompts, rising."""
         return (prompt + HALF for (prompt,) in self.ask("distinct prompt", "order by prompt"))
 
     def among(self, known: Hashes) -> tuple[int, str | None]:
-        """How many of the prompts are among some, and the id of the first trace of one."""
+        """How many of the prompts are among ``known``, and the id of the first trace of such a prompt, else None."""
         n, first, known = 0, None, np.sort(known)
         for some in self._pieces("prompt, min(row), id", "group by prompt"):
             ours = np.array([prompt + HALF for prompt, _, _ in some], np.uint64)
@@ -97,7 +97,7 @@ class Outlines:
 
 
 def outlines(traces: Iterable[AnyTrace]) -> Outlines:
-    """What is known of traces as wholes."""
+    """Read traces into a table, see `Outlines`."""
     texts: dict[str, dict[str | None, int]] = {name: {} for name in FEW}
     file = Scratch(TABLE)
     rows = (_row(row, trace, texts) for row, trace in enumerate(traces))

@@ -1,7 +1,8 @@
 """Which prompts a draft was trained on, or a method tuned on, so that nothing is judged or calibrated on them.
 
 Beside packed data, and later in the draft directory, lies ``prompts.npy``: the first eight bytes of each training
-prompt's hash (`specexit.data.rows.Trace.prompt_hash`), sorted. A prompt counts, not its id and not its sample.
+prompt's hash (`specexit.data.rows.Trace.prompt_hash`), sorted. Prompts are the same if their tokens are, whatever
+their ids and samples.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from specexit.errors import InputError
 
 FILE = "prompts.npy"
 MAX_BYTES = 2**28
-"""Of 33 million prompts."""
+"""Size of a list that can be read: 33 million prompts."""
 
 
 class OverlapError(InputError):
-    """Prompts that were trained on are used where they must not be."""
+    """Prompts are used where they must not be, or a list of prompts cannot be read or written."""
 
 
 def write_prompts(folder: Path, hashes: Hashes | Collection[int]) -> None:
-    """Leave the prompts' hashes, rising, in a folder.
+    """Write the prompts' hashes, which are given rising, into a folder.
 
     Raises:
       OverlapError: there are more of them than can be read back.
@@ -45,7 +46,7 @@ def write_prompts(folder: Path, hashes: Hashes | Collection[int]) -> None:
 
 
 def copy_prompts(source: Path, folder: Path) -> None:
-    """Hand the list on from a run to a draft, or back; nothing where there is none.
+    """Copy the list of a run to a draft, or back; do nothing where there is none.
 
     Raises:
       OverlapError: the list cannot be read: whatever judges the run or draft later would refuse it.
@@ -56,7 +57,7 @@ def copy_prompts(source: Path, folder: Path) -> None:
 
 
 def join_prompts(sources: Iterable[Path], folder: Path) -> None:
-    """Leave the lists of several folders as one in another; nothing where none of them has one.
+    """Merge the lists of several folders into one in another folder; do nothing where none of them has one.
 
     Raises:
       OverlapError: see `read_prompts`.
@@ -94,12 +95,12 @@ def _hashes_in(data: bytes) -> Hashes:
 
 
 def refuse_trained(folder: Path, traces: Sequence[AnyTrace] | Outlines, where: Path) -> None:
-    """Check that no trace is of a prompt that was trained on; folders that do not say so are taken at their word.
+    """Check that no trace is of a prompt that was trained on; a folder without a list of prompts refuses nothing.
 
     Args:
       folder: packed data or a draft.
       traces: what is to be judged.
-      where: they lie, for the message.
+      where: path of the traces, for the message.
 
     Raises:
       OverlapError: some are, or the folder's list cannot be read.
@@ -125,7 +126,7 @@ def refuse_selected(
       folder: of the draft, for the message.
       selection: what its ``policy.json`` says of that; None where nothing was chosen.
       traces: what is to be judged.
-      where: they lie, for the message.
+      where: path of the traces, for the message.
 
     Raises:
       OverlapError: some are.
@@ -142,13 +143,13 @@ def refuse_selected(
 
 
 def refuse_calibrated(folder: Path, stored: PolicyFile, where: Path) -> None:
-    """Check that no policy of a draft was certified on the very trace files that are judged; of other files of the same
-    prompts it does not tell.
+    """Check that no policy of a draft was certified on the very trace files that are judged; it does not notice other
+    files of the same prompts.
 
     Args:
       folder: of the draft, for the message.
       stored: its ``policy.json``.
-      where: the traces lie.
+      where: path of the traces.
 
     Raises:
       OverlapError: one was.
@@ -166,10 +167,10 @@ def refuse_shared(known: Outlines, source: Path, traces: Sequence[AnyTrace], whe
     """Check that no prompt that parameters are chosen on is among those that are judged.
 
     Args:
-      known: what is chosen on.
-      source: where that lies, for the message.
+      known: traces that parameters are chosen on.
+      source: their path, for the message.
       traces: what is judged.
-      where: that lies.
+      where: their path, for the message.
 
     Raises:
       OverlapError: some are.

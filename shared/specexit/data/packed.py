@@ -62,7 +62,7 @@ class PackMeta(Config):
 
 
 def write_example(example: Example) -> bytes:
-    """One record."""
+    """An example as the bytes of one record."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **example)
     return buffer.getvalue()
@@ -90,7 +90,7 @@ def read_example(record: bytes) -> Example:
 
 
 class Records:
-    """Random access to the records of shards, for `read_example`, in the order in which they are counted.
+    """Random access to the records of shards, counted shard by shard; `read_example` reads one.
 
     Args:
       folder: of packed data.
@@ -117,7 +117,7 @@ class Records:
         """Record i, counted over all shards.
 
         Raises:
-          PackError: its shard is damaged there, or gone since; named is the file.
+          PackError: its shard is damaged there, or is gone by now; the message names the file.
         """
         try:
             return self._records[i]
@@ -175,7 +175,7 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
     """Check that packed data belongs to a target.
 
     Raises:
-      PackError: they were packed for another one, or with another tokenizer.
+      PackError: it was packed for another target, or with another tokenizer.
     """
     if meta.target != target.name:
         raise PackError(f"{folder / 'meta.json'}: target is {meta.target!r}, expected {target.name!r}")

@@ -35,7 +35,7 @@ from specexit.schemas.pack import PackConfig
 from specexit.schemas.target import TargetConfig, save_target
 
 BLOCK_TOKENS = 1_000_000
-"""Size of a block, of which rows are made together: they take 33 MB."""
+"""Tokens in a block, whose rows are made together and take 33 MB."""
 DEFAULT_LENGTH = 8192
 """Tokens in an example, unless the config says how many or the target takes fewer."""
 
@@ -146,7 +146,7 @@ def _first(batches: Iterable[pa.RecordBatch], n: int | None) -> Iterator[pa.Reco
 
 
 NO_INFLUENCE = {"traces", "out", "workers"}
-"""Keys on which no example depends, but for the data that `data_sha256` stands for."""
+"""Keys of the config on which no example depends; ``data_sha256`` stands for what lies at ``traces``."""
 
 
 def _summary(folder: Path, meta: PackMeta) -> str:
@@ -172,10 +172,10 @@ def _counted(n: int, what: str) -> str:
 
 
 def _check_tried(config: PackConfig) -> None:
-    """Refuse earliest exit points of traces that were tried where the stable one may be.
+    """Refuse to pack earliest exit points of traces whose trials looked for the stable one alone.
 
     Raises:
-      PackError: they were.
+      PackError: ``exit_point`` is earliest, and a trace is such a one.
     """
     if config.exit_point == "stable":
         return
@@ -217,10 +217,10 @@ def _write_shards(
 
 @contextlib.contextmanager
 def shard_writer(path: Path) -> Iterator[Any]:
-    """Writes records into an ArrayRecord file.
+    """Open an ArrayRecord file to write records into.
 
-    The library reads from buckets, but writes files alone. So a shard that goes into a bucket is made in memory (Linux'
-    anonymous files) and sent when it is whole.
+    The library reads from buckets, but writes only files. So a shard for a bucket is made in memory (an anonymous file
+    of Linux) and sent when it is whole.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -262,7 +262,7 @@ def _pack_block(layout: Layout, number: int, block: bytes) -> tuple[list[bytes],
 
 
 def _pack_row(layout: Layout, traces: Sequence[TraceArrays], counts: Int[np.ndarray, " vocab"]) -> bytes:
-    """A row as a record; what the target generated of it is counted."""
+    """A row as a record; the tokens that the target generated in it are added to ``counts``."""
     kind, length = layout.exit_point, layout.length
     sequences = [make_sequence(t, layout.end, kind, truncate=layout.truncate, length=length) for t in traces]
     example = assemble(sequences, length)

@@ -1,5 +1,5 @@
-"""Parquet in parts. Whoever writes a file, or opens it, has the index of all its row groups in memory; so a file that
-would have very many of them is several, each with a bounded number."""
+"""Parquet in parts. Writing or opening a file takes the index of all its row groups into memory, so a file that would
+have very many of them is split into several, each with a bounded number."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from specexit.buckets import BucketPath, arrow_sink
 
 GROUPS = 1024
-"""Row groups of a part at most: of traces, with their 28 columns, 14 MB of index."""
+"""Most row groups of a part. Those of traces, with their 28 columns, have an index of 14 MB."""
 IN_FRONT = b"specexit.parts"
-"""In a file's metadata: how many parts lie in front of it, where there are any."""
+"""Key in a file's metadata: how many parts lie in front of it; not there where none do."""
 
 
 class PartsWriter:
-    """Writes ``NAME.parquet``. Whenever it is full, it becomes ``NAME.00000.parquet`` and so on, and a new one begins:
-    in the order of their names they are what was written, and ``NAME.parquet`` is always there, the last.
+    """Writes ``NAME.parquet``. Whenever it is full, it is renamed to ``NAME.00000.parquet`` and so on, and a new one
+    begins: in the order of their names the files hold what was written, and ``NAME.parquet`` is always there, the last.
 
     Args:
       path: the file.
@@ -46,7 +46,7 @@ class PartsWriter:
         self._stack.__exit__(*exception)  # pyright: ignore[reportArgumentType]
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """A row group."""
+        """Write a batch as a row group."""
         if self._groups == GROUPS:
             self._begin_another()
         self._file.write_batch(batch)
@@ -68,7 +68,7 @@ def _part(path: Path, number: int) -> Path:
 
 
 def missing_part(path: Path, schema: pa.Schema) -> Path | None:
-    """The first part that the last file of a `PartsWriter` names, and that is not there; None where all are."""
+    """The first part that is missing although ``path``, the last file of a `PartsWriter`, counts it; else None."""
     n = int((schema.metadata or {}).get(IN_FRONT, b"0"))
     if not n or last_of(path) != path:
         return None
@@ -77,7 +77,7 @@ def missing_part(path: Path, schema: pa.Schema) -> Path | None:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of a `PartsWriter`, in their order."""
+    """The files of a `PartsWriter` in their order: the parts that are there, then ``path``, there or not."""
     return [*sorted(path.parent.glob(f"{path.stem}.{'[0-9]' * 5}{path.suffix}")), path]
 
 

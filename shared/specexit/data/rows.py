@@ -54,13 +54,14 @@ class Trace:
     boundaries: list[int]
     """Offsets in ``think_ids`` just behind a split token."""
     boundary_answers: list[str | None]
-    """Answer given when thinking is ended at each boundary. At an untried one that of the tried one before it, or of
-    the first tried one where none is before it."""
+    """Answer that the target gives when its thinking is ended at each boundary. An untried one has that of the tried
+    one before it, or of the first tried one where none is before it."""
     boundary_agrees: list[bool]
     """Whether that equals ``answer``. True where the trial agrees, and at an untried boundary where the nearest tried
     ones on both sides do; False everywhere else, where a trial was undecided too."""
     boundary_confidence: list[float]
-    """Geometric mean of the probabilities of the trial answer's tokens; at an untried boundary as the answer."""
+    """Geometric mean of the probabilities of the trial answer's tokens; an untried boundary has that of the same tried
+    one as its answer."""
     target: str
     sampling: str
     """Sampling parameters, as JSON."""
@@ -125,16 +126,18 @@ class LabelledTrace(Trace):
     exit_earliest: int
     """Offset of the first boundary that agrees; ``len(think_ids)`` where none does."""
     exit_stable: int
-    """Offset of the first boundary from which on all agree."""
+    """Offset of the first boundary that agrees and behind which no decided one differs; ``len(think_ids)`` where none
+    does."""
     hard_boundary: int | None
-    """Index of the boundary behind the first stated answer: the one decision that is not easy."""
+    """Index of the boundary behind the first stated answer; None where there is none, see
+    `specexit.data.annotate.hard_boundary`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BareTrace:
     """A trace without its text, for commands that read many: what is known at its boundaries, and how long it is.
 
-    Fields are as in `Trace`, where the last five are computed. Numbers lie in `array.array`, a few bytes each.
+    Fields are as in `Trace`, where the last five are properties. Numbers lie in `array.array`, a few bytes each.
     """
 
     id: str
@@ -180,8 +183,8 @@ class FreeTrial:
 
 def can_judge(trace: AnyTrace) -> bool:
     """Whether a statistic or certificate may count a trace: it came to its end with an answer, and had somewhere to
-    exit. All others are reported, and never count as successes. An exit where the trial is undecided is an error:
-    leaving such traces out would claim less of the prompts on which an early end goes wrong."""
+    exit. All others are reported, and never count as successes. An exit where the trial is undecided counts as an
+    error: without such traces, fewer prompts would seem to go wrong at an early end than do."""
     return why_not(trace) is None
 
 
@@ -205,7 +208,7 @@ def short_hash(sha256: str) -> int:
 
 
 def free_trials(trace: AnyTrace) -> list[FreeTrial]:
-    """The trials of a trace in which nothing was forced: by them one knows what forced ones are worth."""
+    """The trials of a trace in which nothing was forced, which show what forced ones are worth."""
     return [FreeTrial(**free) for free in json.loads(trace.trial).get("free", [])]
 
 
@@ -216,7 +219,7 @@ def is_tried_throughout(trace: AnyTrace) -> bool:
 
 
 def known_verdicts(states: Sequence[str] | np.ndarray) -> Bool[np.ndarray, " boundaries"]:
-    """Which boundaries of a trace have a verdict that a trial stands behind: those of `infer_decided` but the ones in
+    """Which boundaries of a trace have a verdict that rests on a trial: those of `infer_decided`, without the ones in
     front of the first trial, where nothing was looked for.
 
     Example:
@@ -247,8 +250,8 @@ def fill_untried(tried: Sequence[Any]) -> list[Any]:
 
 
 def heard_answers(trace: AnyTrace) -> list[str | None]:
-    """The trial answers as a method hears them that tries them itself: a trial that was cut off states none, and nor
-    does an untried boundary that has its answer."""
+    """The answers that a method would hear if it made the trials itself: a trial that was cut off states none, nor does
+    an untried boundary that has its answer from such a trial."""
     states = fill_untried([None if state == "untried" else state for state in trace.boundary_state])
     pairs = zip(states, trace.boundary_answers, strict=True)
     return [None if state == "undecided" else answer for state, answer in pairs]
@@ -256,7 +259,7 @@ def heard_answers(trace: AnyTrace) -> list[str | None]:
 
 def infer_agrees(states: Sequence[str]) -> list[bool]:
     """``boundary_agrees`` from ``boundary_state``: an untried boundary agrees where both tried neighbours do. In front
-    of the first tried one nothing is inferred; behind the last one, the last one alone is asked.
+    of the first tried one none agrees; behind the last tried one, all agree if that one does.
 
     Example:
       >>> infer_agrees(["untried", "agrees", "untried", "agrees", "untried", "differs", "untried"])
@@ -268,8 +271,8 @@ def infer_agrees(states: Sequence[str]) -> list[bool]:
 
 
 def infer_decided(states: Sequence[str] | np.ndarray) -> Bool[np.ndarray, " boundaries"]:
-    """Which boundaries of a trace have a verdict: all but the undecided ones, and the untried ones beside these. Such a
-    one agrees or not as the trial that was cut off would have said.
+    """Which boundaries of a trace have a verdict: all except the undecided ones and the untried ones beside these,
+    whose verdict depends on what the trial that was cut off would have said.
 
     Example:
       >>> infer_decided(["differs", "untried", "agrees", "untried", "undecided", "untried", "agrees"]).tolist()
@@ -279,7 +282,7 @@ def infer_decided(states: Sequence[str] | np.ndarray) -> Bool[np.ndarray, " boun
     untried, at = array == "untried", np.arange(len(array))
     before = np.maximum.accumulate(np.where(untried, -1, at))
     after = np.minimum.accumulate(np.where(untried, len(at), at)[::-1])[::-1]
-    beyond = np.append(array == "undecided", False)  # where none is before or behind: both -1 and len(at) are its last
+    beyond = np.append(array == "undecided", False)  # -1 and len(at), where no trial is, both read its last
     return ~(beyond[before] | beyond[after])
 
 
@@ -335,6 +338,6 @@ LABELLED_SCHEMA = pa.schema(
 SCHEMAS: dict[type[Trace], pa.Schema] = {Trace: SCHEMA, LabelledTrace: LABELLED_SCHEMA}
 assert all(schema.names == [column.name for column in fields(kind)] for kind, schema in SCHEMAS.items())
 ADDED = tuple(column.name for column in fields(Trace) if (column.default, column.default_factory) != (MISSING, MISSING))
-"""Columns that version 1 does not have, `Trace`'s defaults being what it means."""
+"""Columns that version 1 does not have; its rows have the defaults of `Trace` in them."""
 LACKING = {"1": ADDED, "2": ("choices",)}
 """Columns that the files of an older version do not have."""

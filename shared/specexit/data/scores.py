@@ -55,8 +55,8 @@ def key_of(trace: AnyTrace) -> str:
 
 
 def sample_key(id: str, sample: int) -> str:
-    """Names one sample of a prompt: by the prompt's id, and which sample it is where that is not the first. An id that
-    looks like a further sample's key gets its number in any case, so that no two samples have one key.
+    """Key of one sample of a prompt: the prompt's id, and behind it the sample's number where that is not 0. An id that
+    already ends like such a key gets the number in any case, so that no two samples have one key.
 
     Example:
       >>> sample_key("q", 0), sample_key("q", 1), sample_key("q#1", 0), sample_key("q#1", 1)
@@ -75,7 +75,7 @@ Key = Callable[[str, int], str]
 
 @dataclass(frozen=True)
 class Scores:
-    """Signal values by the `key_of` each trace."""
+    """Signal values of traces, by each trace's `key_of`."""
 
     source: str
     draft_blake3: str
@@ -91,7 +91,7 @@ class Scores:
         """Signals of the given traces, in their order.
 
         Raises:
-          ScoreError: a trace has none, or another number of thinking tokens, or two have the same.
+          ScoreError: a trace has no scores, or scores of another number of thinking tokens, or two have one key.
         """
         keys = _keys(self.path, traces, self.key, self.signals)
         for key, trace in zip(keys, traces, strict=True):
@@ -104,7 +104,7 @@ Place = tuple[int, int]
 
 
 class Places(Container[str]):
-    """Where each key of a score file lies, found by a hash of it, on the disk.
+    """Where the scores of each key lie in a score file: a table on the disk, found by a hash of the key.
 
     Args:
       keys: with their places.
@@ -115,7 +115,7 @@ class Places(Container[str]):
         self._file.write("insert into places values (?, ?, ?)", ((hash(key), *place) for key, place in keys))
 
     def __getitem__(self, key: str) -> Place | None:
-        """Place of a key; None where there is none of that name."""
+        """Place of a key; None where the file does not have the key."""
         return self._file.first("select part, row_group from places where hash = ?", hash(key))
 
     def __contains__(self, key: object) -> bool:
@@ -129,18 +129,19 @@ class Places(Container[str]):
 
 @dataclass(frozen=True)
 class StoredScores:
-    """Signal values of traces, left on the disk: read a few at a time whenever they are asked for, in the file's order.
+    """Signal values of traces that stay on the disk: whenever they are asked for, they are read a few at a time, in the
+    file's order.
 
-    Row groups without any of the traces are passed over, so blocks of traces read the file once together, if it has the
-    traces' order, as `score` writes it; they read more of it in another one.
+    Row groups without any of the traces are passed over. So whoever goes through the traces in blocks reads the file
+    once if it is in the traces' order, as `score` writes it, and parts of it again if it is in another.
 
     Args:
       path: the file.
       source: see `Scores`.
       draft_blake3: see `Scores`.
-      places: of all that the file holds.
+      places: of all keys in the file.
       target_sha256: see `Scores`.
-      key: of a trace, in a file of this version.
+      key: makes a trace's key, as files of this version have it.
       traces: whose values are given.
       data_sha256: of the trace files, see `specexit.data.traces.data_sha256`; None in older files.
     """
@@ -155,16 +156,16 @@ class StoredScores:
     data_sha256: str | None = None
 
     def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
-        """Those of the given traces.
+        """The same file, for the given traces.
 
         Raises:
-          ScoreError: a trace has none, or two have the same.
+          ScoreError: a trace has no scores, or two have one key.
         """
         _keys(self.path, traces, self.key, self.places)
         return replace(self, traces=traces)
 
     def check(self, traces: Outlines) -> None:
-        """Check that each trace has its own.
+        """Check that each trace has scores under a key of its own.
 
         Raises:
           ScoreError: see `of`.
@@ -181,7 +182,7 @@ class StoredScores:
         """Index of a trace, and its values; every trace once.
 
         Raises:
-          ScoreError: a trace has another number of thinking tokens, or there is NaN among the values.
+          ScoreError: values are of another number of thinking tokens, or not finite.
         """
         wanted = {self.key(trace.id, trace.sample): i for i, trace in enumerate(self.traces)}
         places = {self.places[key] for key in wanted}
@@ -192,7 +193,7 @@ class StoredScores:
 
 
 def _keys(path: Path, traces: Sequence[AnyTrace], key: Key, known: Container[str]) -> list[str]:
-    """What the scores of the traces are kept under."""
+    """Keys of the traces, if each of them is known and no two are the same."""
     keys = [key(trace.id, trace.sample) for trace in traces]
     for name, n in Counter(keys).items():
         if name not in known:
@@ -263,7 +264,7 @@ class ScoreWriter:
         self._file.__exit__(kind, *rest)
 
     def write(self, key: str, signals: Float[np.ndarray, "_think signals"]) -> None:
-        """One trace, under its `key_of`."""
+        """Write the signals of one trace under its `key_of`."""
         self._keys.append(key)
         self._values.append(signals.astype(np.float32).ravel())
         if len(self._keys) == self.GROUP:
@@ -294,7 +295,7 @@ def read_scores(path: Path) -> Scores:
     """Read a score file, or ``scores.parquet`` in a folder.
 
     Raises:
-      ScoreError: see `open_scores`; also NaN among the values.
+      ScoreError: see `open_scores`; also where values are not finite.
     """
     stored = open_scores(path)
     signals = dict(_read(stored.path))
@@ -305,7 +306,8 @@ def open_scores(path: Path) -> StoredScores:
     """As `read_scores`, but the values stay on the disk.
 
     Raises:
-      ScoreError: nothing there, not Parquet, of another schema version, without its metadata, or with a trace twice.
+      ScoreError: nothing there, not Parquet, a column is missing or of another type, of another schema version, without
+        its metadata, a part is missing or of another file, or a trace is there twice.
     """
     path = path / "scores.parquet" if path.is_dir() else path
     metadata = _metadata(path)

@@ -12,19 +12,19 @@ from typing import Any
 from specexit.errors import InputError
 
 CACHE_KIB = 1 << 12
-"""Of the file, in memory."""
+"""KiB of the file that are kept in memory."""
 AT_ONCE = 1 << 12
 """Rows that are fetched together."""
 
 
 class Scratch:
-    """A database of SQLite in a file of its own, in the folder for temporary files; it goes when nobody has it.
+    """An SQLite database in a temporary file of its own, which is removed once nothing refers to the object.
 
     Args:
       tables: statements that make its tables.
 
     Raises:
-      InputError: there is no room for what is written or sorted; so in every method.
+      InputError: in any method, where there is no room for what is written or sorted.
 
     Example:
       >>> file = Scratch("create table seen (value integer)")
@@ -35,14 +35,14 @@ class Scratch:
     """
 
     def __init__(self, tables: str):
-        # Nothing is ever taken back, so no journal is kept; one transaction, never ended, spares a wait for the disk.
-        # It may be another thread that finds it unused, and closes it.
+        # Nothing is ever rolled back, so no journal is kept; one transaction, never ended, spares waits for the disk.
+        # The garbage collector may close the file in another thread.
         self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._file.executescript(f"pragma journal_mode = off; pragma cache_size = -{CACHE_KIB}; begin; {tables}")
         weakref.finalize(self, self._file.close)
 
     def write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
-        """Run a statement with each row in turn; how many rows of the table it changed."""
+        """Run a statement with each row in turn, and return how many rows of the table it changed."""
         with _room():
             return self._file.executemany(statement, rows).rowcount
 
@@ -54,7 +54,7 @@ class Scratch:
                 yield some
 
     def ask(self, query: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """The same, one by one."""
+        """The rows that a query finds, one by one."""
         return chain.from_iterable(self.pieces(query, *values))
 
     def first(self, query: str, *values: Any) -> tuple[Any, ...] | None:

@@ -1,4 +1,4 @@
-"""What was seen before. It lies on the disk: memory stays the same however many traces a file holds."""
+"""A set of what was seen before, on the disk: memory stays the same however many traces a file holds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from specexit.data.scratch import Scratch
 
 BITS = (1 << 64) - 1
 HALF = 1 << 63
-"""SQLite's numbers have a sign: a hash is kept as what it is above this, which leaves the order as it is."""
+"""SQLite's integers are signed, so a hash is stored less this number, which keeps the order of hashes."""
 
 
 class Seen(Collection[int]):
-    """A set of hashes of 64 bits, of which among a hundred million two are alike by chance with probability 0.0003.
+    """A set of 64-bit hashes. Among a hundred million, some two are alike by chance with probability 0.0003.
 
-    They are given back rising.
+    Iteration gives them rising.
 
     Example:
       >>> seen = Seen()
@@ -27,11 +27,11 @@ class Seen(Collection[int]):
         self._n = 0
 
     def add(self, key: int) -> bool:
-        """Note a hash; whether it is new."""
+        """Add a hash, and return whether it is new."""
         return self.update([key]) == 1
 
     def update(self, keys: Iterable[int]) -> int:
-        """Note some hashes; how many of them are new."""
+        """Add some hashes, and return how many of them are new."""
         new = self._file.write("insert or ignore into seen values (?)", (((key & BITS) - HALF,) for key in keys))
         self._n += new
         return new

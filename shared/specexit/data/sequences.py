@@ -60,7 +60,7 @@ class TraceArrays:
     exit_stable: int
 
     def exit_at(self, kind: ExitKind) -> int:
-        """The exit point."""
+        """Offset of the exit point of a kind."""
         return self.exit_earliest if kind == "earliest" else self.exit_stable
 
     def length(self, kind: ExitKind, *, truncate: bool) -> int:
@@ -103,7 +103,7 @@ def arrays_of(batch: pa.RecordBatch) -> list[TraceArrays]:
     agrees = values_of(batch["boundary_agrees"], np.bool_)
     confidence = values_of(batch["boundary_confidence"], np.float32)
     codes, names = coded(batch["boundary_state"].flatten())
-    states = np.array([*names, ""])[codes]  # the last one lets it be a lookup where there is no boundary at all
+    states = np.array([*names, ""])[codes]  # "" makes it strings even where there is no boundary
     ends = np.cumsum([len(found) for found in boundaries])[:-1]
     decided = map(known_verdicts, np.split(states, ends))
     exits = [batch[name].to_pylist() for name in COLUMNS[-2:]]
@@ -124,8 +124,8 @@ def make_sequence(
       trace: with its exit points.
       end: id of the end marker.
       kind: which exit point the labels count down to.
-      truncate: end the thinking there, marker and answer appended (the paper), in place of the whole trace with
-        labels that are saturated behind it.
+      truncate: end the thinking at the exit point and put marker and answer behind it (the paper), rather than keep
+        the whole trace, with labels that are saturated behind the exit point.
       length: tokens to keep, from the first on; labels are those of the whole trace.
     """
     arrays = trace if isinstance(trace, TraceArrays) else TraceArrays.of(trace)

@@ -13,6 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -27,14 +28,15 @@ from specexit.data.checks import TraceError, check_rows
 from specexit.data.columns import flat_values, list_lengths
 from specexit.data.parts import last_of, missing_part, parts_of
 from specexit.data.rows import LACKING, READABLE_VERSIONS, SCHEMA, SCHEMAS, LabelledTrace, Trace
+from specexit.errors import InputError
 from specexit.hardware import processors
 
 MANIFEST = "manifest.json"
-"""What `collect` has finished in a folder."""
+"""File in which `collect` records what it has finished in a folder."""
 BATCH_ROWS = 64
 TOKEN_BYTES = 4
 MOST_WORKERS = 6
-"""Processes at most, unless one asks for more: with their interpreters, libraries and blocks they hold 1.2 GiB."""
+"""Most processes unless the config asks for more: they hold 1.2 GiB, interpreters, libraries and blocks included."""
 
 RowsT = TypeVar("RowsT")
 ResultT = TypeVar("ResultT")
@@ -49,9 +51,9 @@ def trace_files(path: Path) -> list[Path]:
     Where `collect` has not finished the folder, a warning says how many traces are missing.
 
     Raises:
-      TraceError: there is none, or one is gone that the folder's manifest or a part of it names.
+      TraceError: there is none, or one is gone that the folder's manifest names or that parts there belong to.
     """
-    # A hidden one is no one's: macOS leaves a ``._NAME`` beside what it copies.
+    # Hidden files hold no traces: macOS leaves a ``._NAME`` beside what it copies.
     files = sorted(file for file in path.glob("*.parquet") if file.name[0] != ".") if path.is_dir() else parts_of(path)
     if not files or not files[-1].exists():
         raise TraceError(f"{path}: no trace file there")
@@ -179,12 +181,13 @@ def _upgraded(batch: pa.RecordBatch, wanted: Sequence[str]) -> pa.RecordBatch:
 def blocks(batches: Iterable[pa.RecordBatch], tokens: int, row: int = 0) -> Iterator[pa.RecordBatch]:
     """The traces of batches in blocks of at most so many tokens; a trace that is longer is a block of its own.
 
-    A trace counts with all that has been read of it, whatever the column: four bytes are a token.
+    A trace counts with all bytes that were read of it, in whatever column: four of them are a token.
 
     Args:
       batches: of any size.
       tokens: of a block.
-      row: a trace that fills more than half of so many tokens counts as all of them, as it pads a row.
+      row: tokens of a training row; a trace that fills more than half of one counts as a whole row, as the rest may be
+        padding.
     """
     held: list[pa.RecordBatch] = []
     size = 0
@@ -217,14 +220,17 @@ def in_parallel(
 ) -> Iterator[ResultT]:
     """Results of a function of (number, `serialised` record batch), in their order.
 
-    With one worker, or a single item, it runs here. At most one item more than there are workers is under way, so
-    memory does not grow with the number of items. It grows with that of workers; a size of items that depended on them
-    would make what is written depend on the machine.
+    With one worker, or a single item, the function runs in this process. At most one item more than there are workers
+    is under way, so memory grows with the number of workers but not with that of items. Items do not get smaller where
+    there are more workers, as what is written would then depend on the machine.
 
     Args:
       function: importable, as it runs in processes of their own.
       items: read while earlier ones are worked on.
       workers: processes; by default one for each processor, at most `MOST_WORKERS`.
+
+    Raises:
+      InputError: a process was killed.
     """
     numbered = enumerate(map(serialised, items))
     first_two = list(itertools.islice(numbered, 2))
@@ -237,12 +243,17 @@ def in_parallel(
         under_way: deque[Future[ResultT]] = deque()
         try:
             for task in tasks:
-                with _ctrl_c_held_back():  # from a worker that this begins
+                with _ctrl_c_held_back():  # from a worker that this starts, until `_end_quietly`
                     under_way.append(pool.submit(function, *task))
                 if len(under_way) > n:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"one of {n} worker processes was killed, as a system does where memory runs out: take fewer "
+                f"(workers={n // 2}), or a machine with more memory"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -257,9 +268,9 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
 
 def _end_quietly() -> None:
-    """Have Ctrl-C, which a terminal sends to a worker as well, end it without a traceback: the command says it.
+    """Let Ctrl-C, which a terminal sends to workers as well, end this one without a traceback; the command says why.
 
-    Whoever has begun the command in the background has it pass over Ctrl-C, and then its workers do, too.
+    A command that was started in the background ignores Ctrl-C, and then its workers do, too.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -268,7 +279,7 @@ def _end_quietly() -> None:
 
 def shown(items: Iterable[ResultT], title: str, what: str) -> Iterator[ResultT]:
     """The items, their number shown on a terminal as they come."""
-    # Not above: what defines the method reads traces on a machine that has little else.
+    # Not imported above: the code that defines the method reads traces where few packages are installed.
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -34,18 +34,18 @@ NO_TASK = "all"
 
 @dataclass(frozen=True)
 class Ending:
-    """What thinking ends with when it is ended in one particular way, over all traces that say so: an early end says
-    nothing in traces that were not tried throughout, see `specexit.data.rows.is_tried_throughout`."""
+    """What one way of ending the thinking leads to, over all traces that can tell: where an early end leads is not
+    known of traces that were not tried throughout, see `specexit.data.rows.is_tried_throughout`."""
 
     thinking_cut: float | None
     """Share of their thinking tokens that is saved, pooled; None where there is no such trace."""
     thinking_tokens: float | None
-    """Mean tokens kept."""
+    """Mean thinking tokens kept; None where there is no such trace."""
     agreement: float | None
-    """Share of them with the full trace's answer, of those whose answer there is known: a trial that was cut off
-    leaves it open. None where all are."""
+    """Share of them with the full trace's answer, of those whose answer there is known: behind a trial that was cut off
+    it is not. None where it is known of none."""
     accuracy: float | None
-    """Share of the same with the right answer; None where no references are known."""
+    """Share of these with the right answer, of those with a reference; None where none has one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CurvePoint:
     settled: float | None
     """Share of traces whose earliest exit point has been passed, of those that were tried throughout."""
     settled_stable: float
-    """Share of all traces whose stable one has."""
+    """Share of all traces whose stable exit point has been passed."""
     ending: Ending
     """Ending at the last boundary by then, and at the first where none has come."""
 
@@ -67,18 +67,19 @@ class Part:
 
     n: int
     thinking_tokens: float
-    """Mean."""
+    """Mean thinking tokens of a trace."""
     redundant: float | None
     """Share of the thinking tokens behind the earliest exit point, pooled over the traces that were tried throughout;
     None where there is none, see `specexit.data.rows.is_tried_throughout`."""
     redundant_stable: float
-    """Behind the point from which on all boundaries agree."""
+    """Share of the thinking tokens behind the stable exit point, pooled over all traces."""
     at_once: float
     """Share of traces whose first boundary has the answer already, for good."""
     never: float
     """Share of traces that have the answer for good at their natural end only."""
     wavering: float | None
-    """Share of the same traces that have the answer, lose it, and find it again, see `wavers`."""
+    """Share of the traces tried throughout that have the answer, lose it, and find it again, see `wavers`; None where
+    there is none."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Statistics:
     n: int
     """Labelled traces."""
     throughout: int
-    """Of them, those that were tried throughout; what their early ends give is known of these alone."""
+    """Of them, those that were tried throughout; where an early end leads is known of these alone."""
     referenced: int
     """Of them, those whose right answer is known: accuracy is of these alone."""
     prompts: int
@@ -353,7 +354,7 @@ def summarise(traces: Iterable[LabelledTrace], dropped: dict[str, int]) -> Stati
 def wavers(trace: LabelledTrace) -> bool:
     """Whether a trial differs behind one that agrees; at the natural end the answer is there again.
 
-    A trial that was cut off has lost nothing.
+    A trial that was cut off does not count as one that differs.
     """
     states = [state for at, state in zip(trace.boundaries, trace.boundary_state, strict=True) if at < trace.n_think]
     return "agrees" in states and "differs" in states[states.index("agrees") :]

@@ -1,7 +1,8 @@
 """The teacher that training makes of stored states: an RMSNorm behind the target's last layer, and its LM head.
 
-A target's own may be of another kind, whatever its ``config.json`` says: norms that multiply by ``1 + weight`` look
-like any other. So what a few states lead to is compared with what the engine that wrote them has chosen.
+A target's own norm or head may be of another kind, whatever its ``config.json`` says: a norm that multiplies by
+``1 + weight`` looks like any other. So the likeliest tokens behind a few states are compared with those that the engine
+which wrote the states has chosen.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ BLOCK = 8192
 
 
 def check_fields(fields: Mapping[str, Any], path: Path | str) -> None:
-    """Refuse a target whose ends are of a kind of their own, by its ``config.json``; ``path`` is named in errors.
+    """Refuse a target whose ``config.json`` says that its embedding, final norm or logits are of another kind.
+
+    Args:
+      fields: of the ``config.json``.
+      path: of the target or its ``config.json``, for messages.
 
     Raises:
       InputError: its final norm is no RMSNorm, or its embedding or logits are scaled.

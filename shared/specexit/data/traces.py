@@ -1,7 +1,7 @@
 """Traces on disk: one Parquet row per generated trace, its schema checked on the way in and out.
 
 Columns are the fields of the rows, `specexit.data.rows`; a labelled file can be read as a plain one. The schema version
-sits in the file's metadata, and files of the version before are read as well.
+sits in the file's metadata, and files of older versions are read as well.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def stream_labelled(path: Path, n: int | None = None) -> Iterator[LabelledTrace]
 
 
 BLOCK_TOKENS = 1 << 20
-"""Tokens of the traces that are in memory at once, where they are read in blocks; see `specexit.data.stream.blocks`."""
+"""Tokens of a block of traces, one of which is in memory at a time; see `specexit.data.stream.blocks`."""
 
 
 def stream_bare(path: Path, kind: type[Trace] = Trace) -> Iterator[list[BareTrace]]:
@@ -143,11 +143,11 @@ def read_outlines(path: Path, n: int | None = None, kind: type[Trace] = Trace) -
 
 
 Same = dict[str | None, str | None]
-"""One object for equal strings, of which there are many: states, and answers that were given again."""
+"""Maps a string to the one object kept for all its equals: states and answers occur again and again."""
 
 
 def without_text(trace: Trace, same: Same) -> BareTrace:
-    """What `stream_bare` keeps of a trace."""
+    """A trace as `stream_bare` gives it."""
     row: dict[str, Any] = {column.name: getattr(trace, column.name) for column in fields(BareTrace)}
     row = _shared(row, same)
     row.update({name: array(code, row[name]) for name, code in _NUMBERS.items()}, split_ids=array("i", trace.split_ids))
@@ -193,7 +193,7 @@ def target_of_file(path: Path, given: str | None = None, *places: Path) -> Targe
 
     Args:
       path: of the traces; a copy of their target may lie there.
-      given: a target's name or YAML file, which wins.
+      given: a target's name or YAML file, which is taken rather than a copy.
       places: where else a copy may lie.
 
     Raises:
@@ -204,11 +204,11 @@ def target_of_file(path: Path, given: str | None = None, *places: Path) -> Targe
 
 
 def check_one_target(path: Path, given: str | None = None) -> None:
-    """Check that one target wrote all traces of a file or folder, for what needs to know no more of it.
+    """Check that one target wrote all traces of a file or folder, where nothing else of the target is needed.
 
     Args:
       path: of the traces.
-      given: a target's name or YAML file, which it has to be.
+      given: a target's name or YAML file; the traces have to be its own.
 
     Raises:
       TraceError: there are none, they cannot be read, or they are of several targets.
@@ -237,7 +237,7 @@ def target_of_both(path: Path, draft: Path, named: str | None, given: str | None
     Args:
       path: of the traces.
       draft: its folder.
-      named: the target it names; None where it does not say.
+      named: name of the target that the draft was made for; None where the draft does not say.
       given: a target's name or YAML file, for one whose model lies elsewhere now.
 
     Raises:
@@ -275,7 +275,7 @@ def _target_names(path: Path) -> set[str]:
 
 
 def check_tokenizer(path: Path, target: TargetConfig) -> None:
-    """Check that traces were written with the target's tokenizer; files that do not say so are taken at their word.
+    """Check that traces were written with the target's tokenizer; files that do not name their tokenizer pass.
 
     Raises:
       TraceError: they were written with another one, or cannot be read.
@@ -304,7 +304,7 @@ def tokenizer_sha256(target: TargetConfig) -> str:
 
 
 def vocab_size_of(target: TargetConfig) -> int:
-    """Token ids of the target, those that its tokenizer does not use included.
+    """Number of the target's token ids, those that its tokenizer does not use included.
 
     Raises:
       ConfigError: its config cannot be read, or does not say.
@@ -316,7 +316,7 @@ def check_collected(path: Path) -> None:
     """Check that the files of a folder are what `collect` wrote there; without a manifest there is nothing to check.
 
     Raises:
-      TraceError: one is gone, or another, as its hash says, or the manifest cannot be read.
+      TraceError: a file is gone or has another hash, or the manifest cannot be read.
     """
     manifest = path / MANIFEST
     if not manifest.exists():

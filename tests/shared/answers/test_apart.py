@@ -48,6 +48,22 @@ def test_a_comparison_is_limited_by_the_time_of_the_processor():
     assert (done.stdout, done.returncode) == ("ready\n", -signal.SIGPROF)
 
 
+def test_what_the_processors_limit_has_ended_is_not_made_again(monkeypatch):
+    """It would take as long each time, as replays ask for the same pairs again and again."""
+    limited = "from specexit.data.answers import apart, math; math.MATH.processor_limit = 0.3; apart.main()"
+    started, start = [], subprocess.Popen
+
+    def with_little_time(command, **how):
+        started.append(command)
+        return start([sys.executable, "-c", limited], **how)
+
+    apart._close()
+    monkeypatch.setattr(apart.subprocess, "Popen", with_little_time)
+    for _ in range(2):
+        assert not same_answer("9^{9^{9^{9}}}", "8^{9^{9^{8}}}")
+    assert len(started) == 1
+
+
 def test_the_command_that_servers_compare_with():
     def ask(pair: str) -> str:
         command = [sys.executable, "-m", "specexit.data.answers"]

@@ -48,6 +48,9 @@ EXTRACTED = [
     ("x = 1", None),
     ("```python\n```", None),
     ("``` not code ```", None),
+    ("```x = 1``` is one way.\n```python\ny = 2\n```", "y = 2"),
+    ("```python\ny = 2\n```\n```y``` is two.", "y = 2"),
+    ("~~~python\ny = '```'\n~~~", "y = '```'"),
     ("Use `x = 1`.", None),
     ("", None),
 ]
@@ -158,6 +161,9 @@ def test_what_can_be_a_reference():
     assert code.why_no_reference(SQUARE.dumps()) is None
     assert code.why_no_reference(PASSING[0]) is None
     assert "neither tests" in (code.why_no_reference("the number 42") or "")
+    for without in ('{"test": null}', '{"test": ""}', '{"test": 1}', '{"tests": "assert f() == 2"}'):
+        assert "neither tests" in (code.why_no_reference(without) or ""), without
+        assert not same_answer("x = 1", without, "code")  # every program passes no tests
 
 
 def test_time_is_limited():

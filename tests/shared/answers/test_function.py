@@ -204,3 +204,18 @@ except SystemExit:
 def test_kinds_that_do_not_exist(name, message):
     with pytest.raises(AnswerError, match=message):
         kind(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def f(:", r"SyntaxError: .*\(judged_badly.py, line 1\); expected function:package"),
+        ("{}['a']", "KeyError: 'a'; expected function:package"),
+        ("raise SystemExit(0)", "SystemExit: 0; expected function:package"),  # a script, which would end ours
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch, source, message):
+    (tmp_path / "judged_badly.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AnswerError, match=f"answer kind 'function:judged_badly:f': {message}"):
+        kind("function:judged_badly:f")

@@ -1,8 +1,10 @@
 """Expressions, sets, tuples and matrices, however they are written: a table of pairs that are or are not the same."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from specexit.data.answers import same_answer
+from specexit.data.answers import plainly_same, same_answer
 
 SAME = [
     # decimals that are computed with, digit by digit
@@ -31,6 +33,19 @@ SAME = [
     (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"\begin{pmatrix} -2 \\ -14 \\ -7 \end{pmatrix}", r"\begin{bmatrix} -2 \\ -14 \\ -7 \end{bmatrix}"),
     (r"\begin{pmatrix} 1/2 \\ 1 \end{pmatrix}", r"\begin{pmatrix} 0.5 \\ 1 \end{pmatrix}"),
+    # thousands in a list, whose own commas have a space behind them
+    ("1,000, 2,000", "1000, 2000"),
+    (r"\$1,000, \$2,000", r"\$1000, \$2000"),
+    ("x=1,000, y=2,000", "x=1000, y=2000"),
+    ("f(1)=1,000, f(2)=2,000", "f(1)=1000, f(2)=2000"),
+    ("0, 1,000 and 2,000", "0, 1000, 2000"),
+    (r"\frac{20,000}{3}, 5", r"\frac{20000}{3}, 5"),
+    ("(0, 1,000)", "(0, 1000)"),
+    ("[0, 1,500)", "[0, 1500)"),
+    (r"\{1,000, 2,000\}", r"\{1000, 2000\}"),
+    (r"(0, 1,000)\cup(2,000, 3,000)", r"(0,1000)\cup(2000,3000)"),
+    ("(1,100), (2,200)", "(1, 100), (2, 200)"),
+    ("(0,1, 100)", "(0, 1, 100)"),
     # algebra
     ("x + 1", "x+1"),
     ("x^2+2x+1", "(x+1)^2"),
@@ -180,6 +195,9 @@ DIFFERENT = [
     ("[1,2[", "(1,2]"),
     (r"\{1,2\}", r"\{1,3\}"),
     ("1,2", "1,2,3"),
+    ("1,000, 2,000", "0,1,2"),
+    ("(0, 1,000)", "(0,1,0)"),
+    ("(1,100), (2,200)", "(1100), (2200)"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),
     (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}"),
     (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "1"),
@@ -237,6 +255,12 @@ def test_same_answers(a, b):
 def test_different_answers(a, b):
     assert not same_answer(a, b)
     assert not same_answer(b, a)
+
+
+@given(st.lists(st.integers(-(10**9), 10**9), min_size=2), st.sampled_from(["  ", "()", "[)"]))
+def test_thousands_may_be_kept_apart_in_a_list(numbers, bracket):
+    with_commas, without = (", ".join(f"{n:{form}}" for n in numbers).join(bracket) for form in (",", ""))
+    assert plainly_same(with_commas, without)
 
 
 @pytest.mark.parametrize(

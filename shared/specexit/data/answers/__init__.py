@@ -8,10 +8,10 @@
 | ``code`` | the last fenced block of Python | both pass the prompt's tests, in a sandbox |
 | ``function:module:name`` | what a Python function of the user's says | what it says |
 
-A file a kind, `function` for the user's own; `base` is what they have in common. What takes long, or may not end, is
-compared `apart`; programs run in a `sandbox`. Mathematics is read step by step, a file a step, from `math_text` (words)
-and `math_latex` (spellings) to `math_parsed` (latex2sympy and math-verify). `trial` says where an answer ends that a
-model was made to state.
+Each kind has a file, and `function` is the user's own; `base` is what kinds have in common. Comparisons that take long,
+or may not end, are made `apart`; programs run in a `sandbox`. Mathematics is read step by step, each in a file, from
+`math_text` (words) and `math_latex` (spellings) to `math_parsed` (latex2sympy and math-verify). `trial` says where an
+answer ends that a model was made to state.
 """
 
 from __future__ import annotations
@@ -108,4 +108,4 @@ def plainly_same(a: str | None, b: str | None, kind: str = "math") -> bool | Non
     return a == b or _kind(kind).plainly_same(a, b)
 
 
-_kind = kind  # the functions' parameter has its name
+_kind = kind  # in the functions above, `kind` is a parameter

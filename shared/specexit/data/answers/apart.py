@@ -1,9 +1,9 @@
 """Comparisons in a process of their own, which is ended where one takes too long.
 
 A computer algebra system can be made to compute for years by ten characters (``9^{9^{9^9}}``), inside one operation
-that no handler of a signal interrupts. So it runs beside us: one process, started when it is first needed, that reads
-pairs and writes verdicts. Mathematics is limited by the processor's time, as a verdict must not depend on what else
-the machine does; only what waits meets the limit of the clock.
+that no handler of a signal interrupts. So it runs in one process beside ours, started when it is first needed, that
+reads pairs and writes verdicts. Mathematics is limited by the processor's time, as a verdict must not depend on what
+else the machine does; the limit of the clock is for comparisons that wait.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ START_LIMIT = 120.0
 """Seconds that the process may take to start, its imports included, on a busy machine."""
 
 END_LIMIT = 60.0
-"""Seconds that the process may take to end behind its last word, which it does at once on a quiet machine."""
+"""Seconds that the process may take to end once its pipe is closed; on a quiet machine it ends at once."""
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of address space of the process."""
@@ -42,14 +42,14 @@ class NoVerdict(Exception):
 
 
 class _Process:
-    """The process that compares; one for each of ours, as pipes are not to be shared behind a fork."""
+    """The process that compares. Each process of ours has its own, as pipes must not be shared after a fork."""
 
     def __init__(self):
         source_root = str(Path(__file__).resolve().parents[3])
         paths = [source_root, *(path or os.getcwd() for path in sys.path)]
         self.owner = os.getpid()
         self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "specexit.data.answers.apart"],  # the path is ours, and no other
+            [sys.executable, "-P", "-m", "specexit.data.answers.apart"],  # -P: no folder is put in front of `paths`
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -96,7 +96,7 @@ class _Process:
         return line
 
     def why_silent(self) -> str:
-        """What kept it from answering: it has ended, or it is still at work."""
+        """Why the process gave no answer: it took too long, or it has ended with some code."""
         try:
             code = self.popen.wait(END_LIMIT if self._closed else 0.0)  # its pipe closes before it has ended
         except subprocess.TimeoutExpired:
@@ -104,7 +104,7 @@ class _Process:
         return "took too long" if code == -signal.SIGPROF else f"ended their process with code {code}"
 
     def close(self) -> None:
-        """End it, where it is ours."""
+        """End the process, unless it belongs to the one that forked ours, and close our ends of its pipes."""
         if self.owner == os.getpid():
             self.popen.kill()
             self.popen.wait()
@@ -113,7 +113,7 @@ class _Process:
             try:
                 stream.close()
             except OSError:
-                continue  # what was left to be written has nobody to read it
+                continue  # nobody is left to read what was still to be written
 
 
 def _verdict(line: bytes, number: int) -> bool:
@@ -132,11 +132,11 @@ _process: _Process | None = None
 
 
 def compare_apart(kind: str, a: str, b: str) -> bool:
-    """`AnswerKind.compare` in the process beside us.
+    """`AnswerKind.compare` in the process beside us; False where it takes more than the kind's `processor_limit`.
 
     Raises:
       AnswerError: the kind cannot compare, such as a function that raises an exception.
-      NoVerdict: that takes longer than `TIME_LIMIT` or the kind's `processor_limit`, or ends the process.
+      NoVerdict: that takes longer than `TIME_LIMIT`, or ends the process: another time it may not.
     """
     global _process
     with _lock:
@@ -152,9 +152,11 @@ def compare_apart(kind: str, a: str, b: str) -> bool:
             logger.warning(
                 "comparing %s answers %s, so they differ: %.100r and %.100r", kind, _process.why_silent(), a, b
             )
+            limited = _process.popen.returncode == -signal.SIGPROF
             _close()
-            raise NoVerdict
-        return verdict
+            if not limited:
+                raise NoVerdict
+        return bool(verdict)
 
 
 def _close() -> None:

@@ -75,7 +75,7 @@ class AnswerKind(ABC):
         return None if reference.strip() else "is empty, expected an answer, or null where none is known"
 
     def as_reference(self, reference: str, choices: Sequence[str] | None = None) -> str:
-        """A right answer as `same` takes it, which knows no options.
+        """A right answer in a form that `same` can compare without knowing the options.
 
         Args:
           reference: the text, for which `why_no_reference` has nothing to say.
@@ -85,7 +85,7 @@ class AnswerKind(ABC):
         return reference
 
     def _bounded(self, a: str, b: str) -> bool:
-        """`compare` in a bounded time, remembered; False, for this once, where it has no verdict by then."""
+        """`compare` in a bounded time, remembered; without a verdict by then False, which is not remembered."""
         try:
             return _compared(self.name, a, b)
         except NoVerdict:

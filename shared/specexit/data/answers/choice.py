@@ -71,8 +71,10 @@ class Choice(AnswerKind):
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
         r"""The letter in the last ``\boxed{}``, in JSON (``"answer": "C"``) or ``<answer>``, behind "the answer is",
-        alone on the last line, of the one option that "is correct", or else that "I choose"; with ``choices``, an
-        option's own text counts as its letter where it is no letter itself."""
+        alone on the last line, of the one option that "is correct", or else that "I choose".
+
+        With ``choices``, an option's own text counts as its letter, unless the text is itself a letter.
+        """
         if r"\boxed" in text or r"\fbox" in text:
             return _only({_letter(box, choices) for box in last_boxes(text)[0]})
         marked = [found["json"] or found["tag"] or "" for found in _MARKED.finditer(text)]
@@ -82,7 +84,7 @@ class Choice(AnswerKind):
         for rest in dict.fromkeys(reversed(said)):  # a model in a loop says one thing thousands of times
             bare = rest.rstrip(" .*_")
             first = _FIRST.match(_SURELY.sub("", _STYLE.sub("", rest)))
-            # A NOT gate is an option, and no letter A.
+            # "A NOT gate" is the text of an option, and its A is no letter.
             letter = _alone(bare, choices) or _of_text(bare, choices) or _in_range(_one(first), choices)
             if first or letter:
                 return letter

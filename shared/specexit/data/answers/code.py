@@ -8,18 +8,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 from specexit.data.answers.base import AnswerKind
 from specexit.data.answers.sandbox import require_sandbox, run
 
-_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^\S\n]*([\w+#.-]*)[^\n]*$", re.M)
+_FENCE = re.compile(r"^([ \t]*)(`{3,}(?![^\n]*`)|~{3,})[^\S\n]*([\w+#.-]*)[^\n]*$", re.M)
+"""Behind backticks a line has no others (CommonMark): one that has begins with code in the midst of words."""
 _DEEPER = 3
 """Spaces that a closing fence may be indented by beyond its opening one (CommonMark); one in a docstring has more."""
 _PYTHON = ("python", "python3", "py", "py3")
 _DEFINES = re.compile(
     r"^(?:async\s+)?def\s+(?!test|main\b)|^class\s+(?!Test|\w+\(.*TestCase)|^\w+\s*=\s*lambda\b", re.M
 )
-"""More than tests of a program, or its start."""
+"""A definition that is neither a test nor ``main``."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Checks:
     test: str
     """Python that runs behind the program and fails with an exception; it may define ``check(candidate)``.
 
-    It is ``__main__``, and the program before it is not."""
+    ``__name__`` is ``__main__`` while it runs, but not while the program does."""
     entry_point: str | None = None
     """Name in the program that ``check`` is called with."""
     prompt: str = ""
@@ -41,13 +43,11 @@ class Checks:
 
     @classmethod
     def loads(cls, reference: str) -> Checks | None:
-        """From a prompt's reference; None where it is no JSON object with ``test``."""
-        try:
-            fields = json.loads(reference)
-        except (ValueError, RecursionError):
+        """From a prompt's reference; None where it is no JSON object with a ``test`` that is not empty."""
+        fields = _json_object(reference)
+        if fields is None or not set(fields) <= {"test", "entry_point", "prompt"} or not fields.get("test"):
             return None
-        known = isinstance(fields, dict) and "test" in fields and set(fields) <= {"test", "entry_point", "prompt"}
-        return cls(**fields) if known and all(v is None or isinstance(v, str) for v in fields.values()) else None
+        return cls(**fields) if all(value is None or isinstance(value, str) for value in fields.values()) else None
 
     def around(self, program: str) -> str:
         """The whole source to run."""
@@ -90,9 +90,9 @@ class Code(AnswerKind):
         return next(filter(_DEFINES.search, programs), programs[0] if programs else None)
 
     def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
-        """A reference has to be tests, or a program."""
+        """A reference has to be tests, or a program; JSON without tests is none, though Python reads it as a dict."""
         del choices
-        if Checks.loads(reference) is None and _tree(reference) is None:
+        if Checks.loads(reference) is None and (_json_object(reference) is not None or _tree(reference) is None):
             return "is neither tests (JSON with test, entry_point, prompt) nor a Python program"
         return None
 
@@ -164,6 +164,14 @@ def _futures_first(source: str) -> str:
         return ast.unparse(ast.Module(body, tree.type_ignores))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source  # which then fails in the sandbox
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def _tree(source: str) -> str | None:

@@ -16,11 +16,12 @@ class Function(AnswerKind):
 
     The name is that of a function ``(answer, other) -> bool``, or of anything with ``same`` (such a function) and
     ``extract`` (``text -> str | None``). Without ``extract`` an answer is what stands in the last ``\boxed{}``, or else
-    the whole response. The function is asked in both orders, in a process of its own, and True or 1 means the same.
-    ``extract`` runs in the process that asks, with no limit on its time, so it has to be quick.
+    the whole response. The function is called in both orders, in a process of its own, and two answers are the same if
+    it returns True or 1 in either. ``extract`` runs in the calling process, with no limit on its time, so it has to be
+    quick.
 
     Raises:
-      AnswerError: there is no such function.
+      AnswerError: there is no such function, or its module cannot be imported.
     """
 
     def __init__(self, name: str):
@@ -42,12 +43,12 @@ class Function(AnswerKind):
         return answer
 
     def plainly_same(self, a: str, b: str) -> bool | None:
-        """Never plain: it is the function's to say."""
+        """None for any two answers, as only the function can tell."""
         del a, b
         return None
 
     def compare(self, a: str, b: str) -> bool:
-        """What the function says in either order."""
+        """Whether the function says that they are the same, in either order."""
         same = getattr(self._found, "same", self._found)
         return any(bool(verdict is True or verdict == 1) for verdict in (same(a, b), same(b, a)))
 
@@ -56,9 +57,10 @@ def _load(name: str) -> Any:
     module, _, attribute = name.removeprefix(PREFIX).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever the user's module does
         raise AnswerError(
-            f"answer kind {name!r}: {error}; expected function:package.module:name of a function that can be imported"
+            f"answer kind {name!r}: {type(error).__name__}: {error}; "
+            "expected function:package.module:name of a function that can be imported"
         ) from error
     if not callable(getattr(found, "same", found)):
         raise AnswerError(f"answer kind {name!r}: is a {type(found).__name__}, expected a function, or one as its same")

@@ -44,13 +44,13 @@ class Math(AnswerKind):
         return line.strip() or None if hashes and (not more or _read(line).value is not None) else None
 
     def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
-        """A solution of GSM8K is none: no answer would ever be equal to it."""
+        """As for any kind; a whole solution of GSM8K is refused too, as no answer would ever be equal to it."""
         if "####" in reference:
             return "is a whole solution, expected the answer alone, which prompts=gsm8k:FILE takes from behind '####'"
         return super().why_no_reference(reference, choices)
 
     def plainly_same(self, a: str, b: str) -> bool | None:
-        """Equal text up to spacing, two numbers, two units, words, or a text too long for a parser.
+        """What text up to spacing, numbers, units or words settle; False for a text that is too long for a parser.
 
         Example:
           >>> [MATH.plainly_same(*pair) for pair in (("042", "42"), ("1/2", "0.50"), ("1,000", "999"), ("x", "y"))]
@@ -98,7 +98,7 @@ class _Reading(NamedTuple):
     """Whether it is a number, or several, in a base where some digits are letters."""
 
     def is_named_apart_from(self, other: _Reading) -> bool:
-        """Whether only its words say what it is, and only the other's symbols: an area is not x, nor is y."""
+        """Whether a title in words names this one, and symbols the other: ``area = 5`` and ``x = 5`` are different."""
         title, in_words, _ = (self.unit or "").partition(" =")
         if not in_words or " =" in (other.unit or "") or says_names(self.quantity):
             return False
@@ -106,19 +106,19 @@ class _Reading(NamedTuple):
         return len(title) > 1 and says_names(other.quantity) and not other.text.casefold().startswith(f"{title}=")
 
     def in_unit_of(self, other: _Reading) -> _Reading:
-        """Itself, or its number without the symbol of the other's unit."""
+        """This reading, or that of its number without the symbol of the other's unit."""
         if self.unit or not other.unit or (digits := without_symbol(self.quantity, other.unit)) is None:
             return self
         return self._replace(quantity=digits, unit=other.unit, value=number(digits))
 
     def beside(self, other: _Reading) -> _Reading:
-        """Itself, or the number that it abbreviates, where the other is a number: 25k is 25000, and 25k+1 has a k."""
+        """This reading, or that of the number it abbreviates, if the other is a number: 25k is 25000; 25k+1 has a k."""
         if other.value is None or (value := in_full(self.quantity, self.unit)) is None:
             return self
         return self._replace(quantity=str(value), value=value)
 
     def in_dollars_of(self, other: _Reading) -> _Reading:
-        """Itself, or its cents as the dollars that the other is in."""
+        """This reading, or that of its cents in dollars, if the other is in dollars."""
         if self.value is None or (self.unit, other.unit) != ("cent", "dollar"):
             return self
         return self._replace(quantity=str(self.value / 100), unit="dollar", value=self.value / 100)
@@ -134,8 +134,8 @@ class _Reading(NamedTuple):
 
 
 def _read_pair(a: str, b: str) -> tuple[_Reading, _Reading]:
-    """Two readings, where a letter behind the one's number is the unit or the thousands that the other names, and money
-    is in one unit."""
+    """The readings of two answers, each in the light of the other: a letter behind a number may be the other's unit, or
+    abbreviate thousands, and money is in one unit."""
     one, other = _read(a), _read(b)
     one, other = one.in_unit_of(other), other.in_unit_of(one)
     one, other = one.in_dollars_of(other), other.in_dollars_of(one)

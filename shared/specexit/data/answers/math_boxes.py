@@ -22,7 +22,8 @@ _SEPARATOR = re.compile(r"[ \t]*|\s*[,;]\s*|\s*(?:[,;]\s*)?(and|or)\s*")
 def last_boxes(text: str) -> tuple[list[str], str]:
     r"""The contents of the last box and of those in front of it that only a comma, "and" or "or" keeps apart.
 
-    Each of several has the name that stands in front of it. Behind them the word in front of the last one.
+    Each of several has the name that stands in front of its box. With them comes the last "and" or "or" between two of
+    them, or an empty text.
 
     Example:
       >>> last_boxes(r"$x=\boxed{1}$ and $x=\boxed{-2}$"), last_boxes(r"\boxed{1} is wrong, \boxed{2}")

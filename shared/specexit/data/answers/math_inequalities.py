@@ -43,7 +43,7 @@ def as_intervals(text: str) -> str:
 
 
 def _in_words(text: str) -> str:
-    r"""Equations and inequalities that logic's signs join, joined by words; what these signs join else is a formula.
+    r"""A text with words for logic's signs where all that these join are equations and inequalities; else as it is.
 
     Example:
       >>> _in_words(r"x=1\lor x=2"), _in_words(r"y=a\lor b")
@@ -54,7 +54,7 @@ def _in_words(text: str) -> str:
 
 
 def _with_round_brackets(text: str) -> str:
-    """A text whose open ends of intervals are not written as turned brackets.
+    """A text in which open ends of intervals are round brackets rather than turned ones.
 
     Example:
       >>> _with_round_brackets("]1,2[,[3,4["), _with_round_brackets("(1,2],[3,4]")

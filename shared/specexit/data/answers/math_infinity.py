@@ -1,4 +1,4 @@
-r"""Expressions with infinity inside, such as ``2\infty``, which finite digits do not tell from a number."""
+r"""Expressions with infinity inside, such as ``2\infty``: comparing digits does not tell them from numbers."""
 
 from __future__ import annotations
 

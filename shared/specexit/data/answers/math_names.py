@@ -60,9 +60,9 @@ def says_names(text: str) -> bool:
 
 
 def value(text: str, other: str) -> str:
-    r"""What a text says that its names are, as a list; of several names as a tuple where the other is one.
+    r"""The values that a text gives to its names, as a list; of several names as a tuple where ``other`` is a tuple.
 
-    An equation that is still to be solved says nothing of the kind.
+    An equation that is still to be solved gives none, and stays as it is.
 
     Example:
       >>> value("x=5", "5"), value("x=1,x=2", "1,2"), value("y=3,x=2", "(2,3)"), value("m+n=7", "7")
@@ -94,7 +94,7 @@ def value(text: str, other: str) -> str:
 
 
 def _exact(text: str, other: str) -> str:
-    """A number without the decimal that it is about, unless the other is a decimal and not the number."""
+    """A number without the decimal that approximates it, unless the other is a decimal and not the exact number."""
     exact, *about = _ABOUT.split(text)
     value = number(other)
     return exact if not about or value in (None, number(exact)) or not is_decimal(value) else about[-1]

@@ -112,7 +112,7 @@ def _verified(one: Any, other: Any) -> bool:
             return all(starmap(_verified, zip(one.as_real_imag(), other.as_real_imag(), strict=True)))
         how["float_rounding"] = max(_digits(one), _digits(other))
         one, other = _exact(one), _exact(other)
-        if has_infinity(one) or has_infinity(other):  # whose difference from a number is none
+        if has_infinity(one) or has_infinity(other):  # its difference from a number is no number
             return same_infinity(one, other)
         if isinstance(one, Rational | Float) and isinstance(other, Rational | Float):
             return same_number(Fraction(str(one)), Fraction(str(other)))
@@ -128,9 +128,9 @@ def _is_complex(expression: Any) -> bool:
 
 
 def _exact(expression: Any) -> Any:
-    """A rational number, or a set or tuple of such, evaluated: math-verify rounds what is not to 15 decimals.
+    """A rational number, or a set or tuple of such, evaluated: math-verify rounds what is unevaluated to 15 decimals.
 
-    What is too large or too small to write down is left as it is.
+    A number that is too large or too small to write down is left as it is.
     """
     from sympy import FiniteSet, Float, Intersection, Interval, Mod, Tuple, UnevaluatedExpr
 
@@ -154,7 +154,7 @@ def _exact(expression: Any) -> Any:
 
 
 def _in_fractions(number: Any) -> Any:
-    """A number that is computed of decimals, of fractions: 0.1 * 3 is 0.3, and in binary it is not.
+    """A number that is computed from decimals, with fractions in their place: in binary, 0.1 * 3 is not 0.3.
 
     A decimal alone is left, as it may be the other's rounding, and so is a power of too many digits.
     """
@@ -179,7 +179,7 @@ class _Parsing(NamedTuple):
     """How two expressions are parsed, so that a letter is the same in both."""
 
     tells_cases: bool
-    """Whether capital letters are others than the small ones."""
+    """Whether a capital letter is another name than the small one."""
     is_real: bool
 
     @classmethod
@@ -191,7 +191,7 @@ class _Parsing(NamedTuple):
 
 
 def _parsed(text: str, how: _Parsing) -> Any:
-    """The expression, None where the text is none."""
+    """The expression that a text is; None where it cannot be parsed."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
@@ -239,6 +239,6 @@ def _digits(expression: Any) -> int:
         return max(map(_digits, members), default=_DIGITS)
     try:
         size = abs(float(expression)) if expression.is_number else 0.0
-    except Exception:  # so does its arithmetic
+    except Exception:  # sympy's arithmetic raises what it likes
         return _DIGITS
     return _DIGITS + max(0, -1 - math.floor(math.log10(size))) if 0 < size < 1 else _DIGITS

@@ -1,4 +1,4 @@
-r"""What the parser would misread, in signs that it reads: primes, the base of a number, the degrees of an angle, I."""
+r"""Puts what the parser would misread into signs that it reads: primes, bases of numbers, degrees of angles, I."""
 
 from __future__ import annotations
 

@@ -41,8 +41,9 @@ _DOTTED = re.compile(r"(\D*\d{1,3}(?:\.\d{3}){2,})(\D*)")
 _GROUP = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3}|, 0\d\d)+(?![\d,])")
 _LISTED = re.compile(r"(?:[(\[]|\\\{)(?:(?!\\\{)[^()\[\],])*,|_\{(?:(?!_\{)[^},])*,")
 """A comma in a bracket or an index; looked for up to the next bracket, as a model in a loop opens thousands."""
+_IN_BRACKET = re.compile(r"([(\[]|\\\{)((?:(?!\\[{}])[^()\[\]])+)")
 _WORD = re.compile(r"(?:(?<=\d )|(?<=[A-Za-z] ))[A-Za-z]{2,}|(?<![A-Za-z])[A-Za-z]{2,}(?= [\dA-Za-z])")
-COMMA = re.compile(",")
+COMMA, _SPACED_COMMA = re.compile(","), re.compile(", ")
 _FUNCTION = re.compile(rf"{WRAPPER}\{{([A-Za-z]{{2,}})\}}(?=(?:\([^()]*\)|\[[^\[\]]*\]) ?=)")
 """The name of a function, as in an equation that says what it is."""
 _AND_OR = re.compile(rf",? ?(?:{WRAPPER}\{{ ?(?:and|or) ?\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?")
@@ -101,7 +102,12 @@ def _listed(text: str) -> str:
 def _ungrouped(text: str) -> str:
     """Without separators of thousands: commas that all stand between groups of three digits, and in no bracket.
 
-    A comma that a space follows is one of a list, whose members do not begin with a zero.
+    A comma that a space follows is one of a list, whose members do not begin with a zero. A list that has such commas
+    alone, in a bracket or not, may have the others in its members.
+
+    Example:
+      >>> [_ungrouped(text) for text in ("1,000", "(1,000)", "1,000, 2", "[0, 1,500)", "(1,100), (2,200)")]
+      ['1000', '(1,000)', '1000, 2', '[0, 1500)', '(1,100), (2,200)']
     """
     if groups := _SPACED_GROUPS.fullmatch(text):
         before, digits, after = groups.groups()
@@ -109,8 +115,17 @@ def _ungrouped(text: str) -> str:
     if dotted := _DOTTED.fullmatch(text):
         return dotted[1].replace(".", "") + dotted[2]
     if "," in _GROUP.sub("", text) or _LISTED.search(text):
-        return text
+        return _ungrouped_list(_IN_BRACKET.sub(lambda found: found[1] + _ungrouped_list(found[2]), text))
     return _GROUP.sub(lambda found: re.sub("[, ]", "", found.group()), text)
+
+
+def _ungrouped_list(text: str) -> str:
+    """A list whose members are each without separators of thousands; the text where another comma would be left."""
+    members = apart(text, _SPACED_COMMA)
+    if len(members) == 1:
+        return text
+    members = [_ungrouped(member.strip()) for member in members]
+    return text if any(len(apart(member, COMMA)) > 1 for member in members) else ", ".join(members)
 
 
 def _unwrapped(text: str) -> str:
@@ -134,7 +149,7 @@ def _trimmed(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    r"""A normal form as words and signs alone: what two answers have in common that no parser reads.
+    r"""A normal form without text commands and needless spaces, for comparing answers that no parser reads.
 
     Example:
       >>> squeezed(r"3\text{ ft }4\text{ in}"), squeezed("3 ft 4in")

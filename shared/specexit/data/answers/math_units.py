@@ -19,7 +19,7 @@ _LONGEST = 1000
 """Characters of an answer in which a unit is looked for."""
 
 _MONEY = {r"\$": "dollar", "€": "euro", "£": "lb"}
-"""The word for what £ says names a weight as well."""
+"""The unit of £ is that of a weight, as the word "pound" names both."""
 _MAGNITUDES = {"dozen": 12, "hundred": 100, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MAGNITUDES |= dict.fromkeys(("thousand", "k"), 10**3)
 _ABBREVIATED = r"\d[kKMB](?= [a-z]{2}|/)"

@@ -106,7 +106,7 @@ def limit(seconds: float, memory: int) -> None:
 def main() -> None:
     """Run the source from standard input as a module that is not ``__main__``, and say so if it comes to its end.
 
-    What programs do under ``if __name__ == "__main__"`` is to read their input, or to exit.
+    Under ``if __name__ == "__main__"`` programs read their input or exit, so that part must not run.
     """
     task = json.loads(sys.stdin.buffer.read())
     out = os.dup(1)

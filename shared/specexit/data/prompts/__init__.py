@@ -1,10 +1,10 @@
-"""What is asked of a target, from anywhere.
+"""Questions to a target, from files, benchmarks and generators.
 
 A source is a file (JSONL, JSON, CSV, TSV, Parquet), a folder as Hugging Face ``datasets`` writes it, a benchmark's file
 by its name (``gsm8k:FILE``), or a task of reasoning-gym (``reasoning-gym:TASK``).
 
-`prompt` says what a question is; `sources` reads rows, `columns` makes questions of them; `formats` are the benchmarks,
-and `generated` the tasks, that go by a name.
+`prompt` says what a question is; `sources` reads rows, and `columns` makes questions of them; `formats` has the
+benchmarks and `generated` the tasks that are called by a name.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_prompts(
 
     Args:
       source: see the package; a path, or ``NAME:PATH`` with a benchmark's name.
-      columns: what the columns of a file mean that is not a benchmark's.
+      columns: what the columns of a file mean; those of a benchmark's file have their own names.
       n: how many, from the first on; by default all, or 500 of a reasoning-gym task.
       seed: of generated problems and shuffled options.
 
@@ -96,7 +96,7 @@ def read_prompts(
         named = has_id
         if not has_id:
             asked[prompt.id] += 1
-            if asked[prompt.id] > 1:  # it stands in the file once more
+            if asked[prompt.id] > 1:  # the file has the same question again
                 prompt = replace(prompt, id=f"{prompt.id}-{asked[prompt.id]}")
         if prompt.id in prompts:
             raise PromptError(f"{where}: id {prompt.id!r} occurs twice, expected unique ids")

@@ -43,12 +43,12 @@ def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
 
 
 def without_ignored(row: Row, columns: ColumnsConfig) -> Row:
-    """A row without the columns that are left out by their names, those that would mean something included."""
+    """A row without the columns that ``columns.ignore`` names, even those that would mean something."""
     return {name: value for name, value in row.items() if name not in columns.ignore}
 
 
 def check_seen(columns: ColumnsConfig, seen: Container[str], path: Path) -> None:
-    """Check that every column that somebody has named is in some row: a misspelt one would be nothing everywhere.
+    """Check that every column that the config names is in some row: a misspelt one would be empty everywhere.
 
     Raises:
       PromptError: one is not.
@@ -83,7 +83,7 @@ def _id(value: Any, where: str, name: str) -> str:
 
 
 def _id_of(asked: str | Sequence[dict[str, str]]) -> str:
-    """Of a prompt whose file has no ids: the same wherever it stands, so that a file may grow or be sorted."""
+    """Id of a prompt whose file has none: a hash of the question, so that the file may grow or be sorted."""
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 

@@ -16,8 +16,8 @@ N = 500
 def read_task(task: str, n: int | None, seed: int) -> list[Prompt]:
     """The first ``n`` problems of a task, as the package generates them from the seed.
 
-    Their answer kind is math where all references are numbers, else text. A task with many right answers, which only
-    the package's own scorer could tell, has no reference.
+    Their answer kind is math where all references are numbers, else text. A problem with many right answers, which only
+    the package's own scorer could judge, has no reference.
 
     Raises:
       PromptError: the package is not installed, or has no such task.

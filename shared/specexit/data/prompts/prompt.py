@@ -69,7 +69,7 @@ def optional_text(value: Any, where: str, what: str) -> str | None:
 def conversation(value: Any, where: str) -> tuple[dict[str, str], ...]:
     """Messages as a chat template takes them, the last one the user's.
 
-    A field that holds nothing is left out: where one message of an Arrow file has a ``name``, all of them do.
+    A field that is None is left out: where one message of an Arrow file has a ``name``, all of them have the field.
 
     Raises:
       PromptError: they are no list of role and content, a role is unknown, or the user does not come last or is silent.

@@ -66,7 +66,7 @@ def _json_lines(path: Path) -> Iterator[LocatedRow]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """One line after the other: the first ones may be all that is wanted of a file that is larger than the memory."""
+    """Read line by line: only the first ones may be wanted of a file that is larger than the memory."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield from file
@@ -131,7 +131,7 @@ def _batches(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[LocatedR
 
 
 def _in_doubles(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch whose single precision is double, digit by digit: 0.1 stays 0.1, and is not 0.10000000149011612."""
+    """A batch with its float32 columns as float64 of the same digits: 0.1 stays 0.1, and is not 0.10000000149011612."""
     for i, field in enumerate(batch.schema):
         if pa.types.is_float32(field.type):
             batch = batch.set_column(i, field.name, batch.column(i).cast(pa.string()).cast(pa.float64()))
@@ -151,7 +151,9 @@ _READERS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {
 def _folder(folder: Path) -> Iterator[LocatedRow]:
     """A folder that ``save_to_disk`` wrote, or one of files of rows as the hub has them."""
     if (folder / "dataset_dict.json").exists():
-        splits = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        splits = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path))
+        if not splits:
+            raise PromptError(f"{folder}: dataset_dict.json is there, but no folder of a split: take a whole copy")
         raise PromptError(f"{folder}: holds the splits {', '.join(splits)}, expected one: {folder / splits[0]}")
     if (state := folder / "state.json").exists():
         try:
@@ -183,12 +185,17 @@ def _split_of(path: Path) -> Iterator[LocatedRow]:
 
 
 _ROWS = (".parquet", ".jsonl", ".csv")
-"""What a folder of the hub may hold; the first of them that it has are its rows."""
+"""Files of rows in a folder of the hub; where it has several kinds, the first of these is read."""
 
 
 def _data_files(folder: Path) -> list[Path]:
     found = (sorted([*folder.glob(f"*{end}"), *folder.glob(f"data/*{end}")]) for end in _ROWS)
-    return next(filter(None, found), [])
+    return next(filter(None, ([file for file in files if not _is_hidden(file)] for files in found)), [])
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or folder is no part of a data set: macOS leaves a ``._NAME`` beside what it copies."""
+    return path.name[0] == "."
 
 
 def _split_name(file: Path) -> str:
