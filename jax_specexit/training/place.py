@@ -1,4 +1,4 @@
-"""Where a run is written: what it will need of that place is tried before anything is loaded or compiled."""
+"""Where a run is written: all that it will do there is tried before anything is loaded or compiled."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_file(out: Path) -> None:
 
 
 def _check_writable(out: Path, folder: Path, expected: str) -> None:
-    """Makes no folder: a run that is refused for something else leaves none."""
+    """Check ``folder``, or the nearest folder above it. Makes none: a run that is refused later leaves nothing."""
     where = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
     if not where.is_dir():
         raise ConfigError(f"out={out}: {where} is no folder, expected {expected}")
