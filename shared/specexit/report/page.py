@@ -48,7 +48,7 @@ EMBEDDED_NOTE = (
 
 
 def note_on(target: str) -> str | None:
-    """What has to be known of numbers of a target."""
+    """What a reader has to know of a target's numbers; None where there is nothing."""
     return EMBEDDED_NOTE if target in ("tiny-reasoner", "tiny-mixed") else None
 
 
@@ -78,12 +78,12 @@ class Page:
 
     @property
     def most_tokens(self) -> float:
-        """Longest bar of the thinking tokens; 1 where nothing was thought."""
+        """Thinking tokens of the method with the longest bar; 1 where nothing was thought."""
         return max(method.thinking_tokens for method in self.results.methods.values()) or 1.0
 
     @property
     def not_shown(self) -> list[str]:
-        """Kinds of traces that are worth looking at, and of which there is none."""
+        """Titles of the kinds of traces of which there is none to show; empty where one was asked for."""
         found = {shown.title for shown in self.shown}
         asked = TITLES["asked"][0] in found or "specexit" not in self.results.methods
         return [] if asked else [title for kind, (title, _) in TITLES.items() if kind != "asked" and title not in found]
@@ -95,7 +95,7 @@ class Page:
 
     @property
     def most_seconds(self) -> dict[str, float]:
-        """Longest bar of the seconds at each batch size."""
+        """Seconds of the method with the longest bar, by batch size."""
         return {b: max(method.seconds[b] for method in self.results.methods.values()) for b in self.results.n_seconds}
 
 
@@ -131,7 +131,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
     found = _read(config.ablations, Ablations, "ablate", measured)
     replay = _read(config.replay, ReplayCheck, "bench-replay", measured)
     policy = draft.specexit.policy if draft and draft.specexit else None
-    # That of another method is another draft's, which `measured` knows by its hashes.
+    # A check of another method is of another draft, which `measured` knows by its hashes.
     if replay and replay.method == "specexit" and policy and replay.policy != policy:
         raise ReportError(f"{config.replay}: policy is not that of {config.draft}, expected a check of this benchmark")
     drawn = (
