@@ -419,8 +419,8 @@ complete_values_in_bash()
 def main() -> None:
     """Entry point of the ``specexit`` script.
 
-    A function of the user's is found beside where the command is run, as ``python -m specexit`` finds it; behind all
-    else, so that no file there stands in for a library.
+    The working directory is put on the module path, so that a user's own function there is found, as with ``python -m
+    specexit``. It comes last, so that no file there stands in for a library.
     """
     sys.path.append(str(Path.cwd()))
     app()

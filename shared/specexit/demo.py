@@ -2,7 +2,7 @@
 
 Every stage is a command of its own in a process of its own (vLLM and JAX both set process-wide state), and every stage
 is written down before it runs. A stage that is done leaves a mark with its command line; an interrupted demo goes on
-behind the last mark. What comes behind a stage that has to run again runs again.
+behind the last mark. Where a stage has to run again, so do all stages behind it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ FULL = Sizes(
     rounds=5,
     epsilon=0.01,
 )
-# With so few traces, a weight of 10 learns their boundaries by heart: surer of its mistakes than any threshold allows.
+# With so few traces, a weight of 10 has the draft learn their boundaries by heart: it is then so sure of its mistakes
+# that no threshold keeps them out.
 QUICK = Sizes(
     draft=375,
     calibration=150,
@@ -81,7 +82,7 @@ BEGUN = "begun"
 """Mark of a demo that has begun, with the command line of its first stage."""
 
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
-"""A training step is of one row, which several chips could not share; who wants another platform says so."""
+"""A training step is of one row, which several chips could not share. What the user's environment says wins."""
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
