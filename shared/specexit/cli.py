@@ -38,8 +38,8 @@ class Command:
     subject: str | None = None
     """Key whose value may be given alone, in place of a YAML file: ``specexit migrate runs/x/draft``."""
     restarted: bool = False
-    """Whether job scripts start it again by its exit code: what the same command would only run into again then has one
-    of its own, see `specexit.errors.LASTING`."""
+    """Whether job scripts start it again by its exit code: an error that the same command would only run into again
+    then has a code of its own, see `specexit.errors.LASTING`."""
 
 
 COMMANDS = {

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 LASTING = 78
-"""Exit code of ``specexit train`` for what the same command would only run into again, and of ``status`` where that was
-a NaN: sysexits.h calls it a configuration error."""
+"""Exit code of ``specexit train`` for an error that the same command would only run into again, and of ``status`` for a
+run that a NaN has stopped: sysexits.h calls it a configuration error."""
 
 
 class InputError(ValueError):
