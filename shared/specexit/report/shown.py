@@ -39,10 +39,10 @@ class Step:
     """Whether the exit is behind it."""
     validity: float | None
     """Of its split token; None without scores."""
+    state: str
+    """Of the boundary at its end, see `specexit.data.rows.BoundaryState`; empty behind the last boundary."""
     trial_answer: str | None
-    agrees: bool
-    judged: bool = True
-    """False for what lies behind the last boundary, where nothing is judged."""
+    """Of the trial there; None where there was none, or it gave none."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,17 @@ def show(
 ) -> Shown:
     """A trace, its steps and its signals."""
     steps, start, kept = [], 0, request.thinking_tokens
-    trials = zip(trace.boundaries, trace.boundary_answers, trace.boundary_agrees, strict=True)
-    for boundary, answer, agrees in trials:
+    trials = zip(trace.boundaries, trace.boundary_state, trace.boundary_answers, strict=True)
+    for boundary, state, answer in trials:
         validity = None if values is None else float(values[boundary - 1, column("validity")])
         text = tokenizer.decode(trace.think_ids[start:boundary]).strip("\n")
         exits = boundary == kept and request.reason == "exit"
-        steps.append(Step(text, boundary <= kept, exits, validity, answer, agrees))
+        heard = answer if state in ("agrees", "differs") else None  # an untried one has that of its neighbour
+        steps.append(Step(text, boundary <= kept, exits, validity, state, heard))
         start = boundary
     if rest := trace.think_ids[start:]:
         text = tokenizer.decode(rest).strip("\n")
-        steps.append(Step(text, len(trace.think_ids) <= kept, False, None, None, False, judged=False))
+        steps.append(Step(text, len(trace.think_ids) <= kept, False, None, "", None))
     chart = None if values is None else signals(values, trace.boundaries, kept, policy)
     title, why = TITLES[kind]
     return Shown(title, why, trace, request, tuple(steps), chart)

@@ -24,6 +24,22 @@ def test_the_trace_is_cut_where_the_request_exited(bench: Path) -> None:
     assert [text for kind, text in listed if kind != "exit"] == [step.strip("\n") for step in STEPS]
 
 
+def test_only_a_trial_that_stated_an_answer_has_one_and_a_mark(bench: Path, trace: Trace) -> None:
+    """An untried boundary was said to answer as its neighbour does, and a trial that was cut off to answer nothing."""
+    states = ["undecided", "differs", "agrees", "untried"]
+    write_traces(bench / "traces.parquet", [replace(trace, boundary_state=states)])
+    report(config(bench))
+    says = re.findall(
+        r'<li class="(?:kept|cut)">.*?<span class="says">(.*)</span></li>', (bench / "report.html").read_text()
+    )
+    assert [re.sub("<[^>]*>", "", said) for said in says] == [
+        "undecided",
+        "would answer 8 ✗",
+        "would answer 7 ✓",
+        "not tried",
+    ]
+
+
 def test_text_of_a_prompt_is_text(bench: Path) -> None:
     report(config(bench))
     html = (bench / "report.html").read_text()
@@ -121,6 +137,6 @@ def test_text_behind_the_last_boundary_is_shown(trace: Trace) -> None:
     longer = replace(trace, think_ids=[*trace.think_ids, *rest])
     shown = show("missed", longer, exited(longer, 9), tokenizer, None, None)
     assert [step.text for step in shown.steps] == [*(step.strip("\n") for step in STEPS), "So 7 it is."]
-    assert [step.judged for step in shown.steps] == [True] * 4 + [False]
+    assert [step.state for step in shown.steps] == ["differs", "differs", "agrees", "agrees", ""]
     assert shown.steps[-1].kept
     assert not show("best", longer, exited(longer, 2), tokenizer, None, None).steps[-1].kept
