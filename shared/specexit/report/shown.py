@@ -88,10 +88,11 @@ def choose(traces: Sequence[Trace], requests: Mapping[str, Request]) -> dict[str
 
     Only requests that walked the very path of the trace, as under greedy decoding they do, can be set beside it.
     """
-    saved = {t.id: len(t.think_ids) - requests[t.id].thinking_tokens for t in traces if _left(t, requests)}
-    right = [t for t in traces if t.id in saved and requests[t.id].correct]
-    wrong = [t for t in traces if t.id in saved and not requests[t.id].correct and t.correct]
-    whole = [t for t in traces if t.id in requests and requests[t.id].reason == "natural_end" and _same(t, requests)]
+    own = [(t, requests[t.id]) for t in traces if t.id in requests and follows(t, requests[t.id])]
+    saved = {t.id: len(t.think_ids) - request.thinking_tokens for t, request in own if exited(t, request)}
+    right = [t for t, request in own if t.id in saved and request.correct]
+    wrong = [t for t, request in own if t.id in saved and not request.correct and t.correct]
+    whole = [t for t, request in own if request.reason == "natural_end"]
     could = {t.id: len(t.think_ids) - exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids)) for t in whole}
     missed = [t for t in whole if could[t.id] > 0]
     found = {}
@@ -134,10 +135,7 @@ def exited(trace: Trace, request: Request) -> bool:
     return by_rule and request.thinking_tokens in trace.boundaries
 
 
-def _left(trace: Trace, requests: Mapping[str, Request]) -> bool:
-    return trace.id in requests and exited(trace, requests[trace.id]) and _same(trace, requests)
-
-
-def _same(trace: Trace, requests: Mapping[str, Request]) -> bool:
-    kept = requests[trace.id].thinking_tokens
-    return requests[trace.id].token_ids[:kept] == trace.think_ids[:kept]
+def follows(trace: Trace, request: Request) -> bool:
+    """Whether a request's thinking is the trace's, as far as it went: only then can it be set beside it."""
+    kept = request.thinking_tokens
+    return request.token_ids[:kept] == trace.think_ids[:kept]

@@ -117,8 +117,20 @@ def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:
     assert not (bench / "report.html").exists()
     requests = bench / "requests.jsonl"
     requests.write_text(requests.read_text().replace('"ended_by": null', '"ended_by": "loop"'))
-    with pytest.raises(ReportError, match=r"'a' did not exit at a boundary, and no other one did$"):
+    with pytest.raises(ReportError, match=r"'a' did not exit at a boundary, and no other one can be shown$"):
         report(config(bench, trace_id="a"))
+
+
+def test_a_trace_whose_response_took_another_path_cannot_be_asked_for(bench: Path, trace: Trace) -> None:
+    """It was shown beside the response's cut and answer, and the refusal of another id offered it."""
+    other = replace(trace, think_ids=[trace.think_ids[0] + 1, *trace.think_ids[1:]])
+    write_traces(bench / "traces.parquet", [other])
+    for asked, did in (("a", "took another path up to its exit"), ("nowhere", "did not exit at a boundary")):
+        with pytest.raises(
+            ReportError, match=rf"requests\.jsonl: trace '{asked}' {did}, and no other one can be shown$"
+        ):
+            report(config(bench, trace_id=asked))
+    assert not (bench / "report.html").exists()
 
 
 def test_traces_of_other_problems_are_refused(bench: Path, trace: Trace) -> None:
