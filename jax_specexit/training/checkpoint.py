@@ -151,20 +151,31 @@ class Checkpoints:
         checkpoint yet.
 
         Raises:
-          PassingError: the checkpoint cannot be read, or has other parameters than the recipe.
+          PassingError: the checkpoint cannot be read, or has other parameters than the recipe; or the best one's score
+            cannot be read.
         """
         step = self.manager.latest_step()
         best = self.best.latest_step()
         if best is not None and best > (step or 0):
             self.best.delete(best)
         elif best is not None:
-            restored = self.best.restore(best, args=ocp.args.Composite(score=ocp.args.JsonRestore()))
-            self._compare(best, restored["score"])
+            self._compare(best, self._read_score(best))
         if step is None:
             return None
         with whole(self.manager, step):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return step, self.manager.restore(step, args=args)["state"]
+
+    def _read_score(self, step: int) -> dict[str, Any]:
+        """The score of the best checkpoint, and its measure."""
+        try:
+            found = self.best.restore(step, args=ocp.args.Composite(score=ocp.args.JsonRestore()))["score"]
+            return {"score": float(found["score"]), "measure": found.get("measure")}
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+            raise PassingError(
+                f"{self.best.directory / str(step)}: its score cannot be read: {_said(error)}; bring back what "
+                "`specexit train` wrote, or remove that folder, and the next evaluation takes its place"
+            ) from error
 
     def _compare(self, step: int, best: dict[str, Any]) -> None:
         """Take over the best score so far where it has the measure of this run; say so where it has another."""
@@ -234,12 +245,15 @@ def whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
         others = [other for other in manager.all_steps() if other != step]
         without = f", or that folder removed, and step {max(others)} is taken" if others else ""
         # No type of these errors tells a damaged checkpoint from one of other parameters.
-        said = " ".join(str(error).split())[:200]
         raise PassingError(
-            f"{manager.directory / str(step)}: cannot be read as a checkpoint: {type(error).__name__}: {said}; "
+            f"{manager.directory / str(step)}: cannot be read as a checkpoint: {_said(error)}; "
             "expected it whole, as `specexit train` wrote it, with the parameters that its run's recipe makes in this "
             f"version; where a part of it is lost, that brought back{without}"
         ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Any]:
