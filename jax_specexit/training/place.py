@@ -57,14 +57,15 @@ def _check_writable(out: Path, folder: Path, expected: str) -> None:
 
 
 def kind_of_mount(path: Path) -> str:
-    """Type of the file system that a path is on, such as ``fuse.gcsfuse``; empty where nothing says so."""
+    """Type of the file system that a path is on, such as ``fuse.gcsfuse``, be it through a link; empty where nothing
+    says so."""
     if not MOUNTS.exists():
         return ""
     kinds: dict[Path, str] = {}
     for line in MOUNTS.read_text().splitlines():
         _, point, kind, *_ = line.split()
         kinds[Path(point.replace("\\040", " "))] = kind
-    where = path.absolute()
+    where = path.resolve()
     return next((kinds[place] for place in (where, *where.parents) if place in kinds), "")
 
 
