@@ -281,15 +281,14 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
     A flag that is true or false needs no value: ``--check`` is ``check=true``. Any other takes the next argument.
 
     Raises:
-      ConfigError: a second file, or a flag without its value.
+      ConfigError: a second file, one that is neither on disk nor in gs://, or a flag without its value.
 
     Example:
       >>> from specexit.schemas.demo import DemoConfig
       >>> parse(["runs/a=b/recipe.yaml", "--out", "runs/a=b", "--seed=1", "--quick", "data=runs/x"], DemoConfig)
       (PosixPath('runs/a=b/recipe.yaml'), ['out=runs/a=b', 'seed=1', 'quick=true', 'data=runs/x'])
     """
-    from specexit.buckets import location
-    from specexit.config import ConfigError
+    from specexit.config import ConfigError, located
 
     path: Path | None = None
     overrides: list[str] = []
@@ -303,7 +302,7 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
         elif "=" in argument and "/" not in argument.partition("=")[0]:  # no key has one; folders are called lr=1
             overrides.append(argument)
         elif path is None:
-            path = location(argument)
+            path = located(argument)
         else:
             raise ConfigError(f"argument {argument!r} is not key=value, and the config file is already {path}")
     return path, overrides

@@ -94,10 +94,10 @@ def find(kind: str, name: str) -> Path:
     """Path of ``configs/<kind>/<name>.yaml``; a name that ends in ``.yaml`` is taken as a path.
 
     Raises:
-      ConfigError: there is no such file; the message lists the names there are.
+      ConfigError: there is no such file; the message lists the names there are. Or it is neither on disk nor in gs://.
     """
     if name.endswith((".yaml", ".yml")):
-        if (path := location(name)).exists():
+        if (path := located(name)).exists():
             return path
         raise ConfigError(f"{path}: file does not exist")
     for root in CONFIG_ROOTS:
@@ -113,6 +113,18 @@ def find(kind: str, name: str) -> Path:
     known = sorted({p.stem for root in CONFIG_ROOTS for p in (root / kind).glob("*.yaml")})
     near = _nearest(name, known)
     raise ConfigError(f"{kind} {shown(name)} does not exist{near}; there is {', '.join(known) or 'none'}")
+
+
+def located(text: str) -> Path:
+    """As `specexit.buckets.location`, of what is no key's value.
+
+    Raises:
+      ConfigError: it is an address of anything else; the message names it.
+    """
+    try:
+        return location(text)
+    except ValueError as error:
+        raise ConfigError(f"{text}: {error}") from error
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
