@@ -288,7 +288,7 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
       >>> parse(["runs/a=b/recipe.yaml", "--out", "runs/a=b", "--seed=1", "--quick", "data=runs/x"], DemoConfig)
       (PosixPath('runs/a=b/recipe.yaml'), ['out=runs/a=b', 'seed=1', 'quick=true', 'data=runs/x'])
     """
-    from specexit.config import ConfigError, located
+    from specexit.config import ConfigError, key_of, located
 
     path: Path | None = None
     overrides: list[str] = []
@@ -297,7 +297,7 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
         argument = waiting.pop(0)
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
-            key = key.replace("-", "_")
+            key = key_of(schema, key)
             overrides.append(f"{key}={value if equals else _value(schema, key, waiting)}")
         elif "=" in argument and "/" not in argument.partition("=")[0]:  # no key has one; folders are called lr=1
             overrides.append(argument)

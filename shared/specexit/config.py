@@ -195,6 +195,22 @@ def kinds_of(schema: type[BaseModel], key: str) -> tuple[Any, ...]:
     return kinds
 
 
+def key_of(schema: type[BaseModel], flag: str) -> str:
+    """A flag as a dotted key: its dashes are underscores, but in names that the user chose.
+
+    Example:
+      >>> from specexit.schemas.collect import CollectConfig
+      >>> key_of(CollectConfig, "parts.held-out.answer-kind")
+      'parts.held-out.answer_kind'
+    """
+    parts: list[str] = []
+    for part in flag.split("."):
+        kinds = kinds_of(schema, ".".join(parts)) if parts else (schema,)
+        ours = not kinds or any(_is_schema(kind) for kind in kinds)
+        parts.append(part.replace("-", "_") if ours else part)
+    return ".".join(parts)
+
+
 def _inside(kind: Any, part: str) -> Any:
     """The type of one key of a type; None where it has none."""
     if get_origin(kind) is dict:
@@ -347,7 +363,7 @@ def _without_secrets(config: Config, arguments: Sequence[str]) -> list[str]:
     shown, is_value = [], False
     for argument in arguments:
         flag, equals, _ = argument.partition("=")
-        is_secret = flag.removeprefix("--").replace("-", "_") in secret
+        is_secret = key_of(type(config), flag.removeprefix("--")) in secret
         shown.append("..." if is_value else f"{flag}=..." if is_secret and equals else argument)
         is_value = is_secret and not equals and flag.startswith("--")
     return shown

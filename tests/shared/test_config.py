@@ -402,6 +402,7 @@ def test_keys_and_values_deep_inside_are_yaml():
         (["--prompt=--x"], ["prompt=--x"]),
         (["--show-thinking", "prompt=a"], ["show_thinking=true", "prompt=a"]),
         (["--show-thinking", "false", "--prompt", "true"], ["show_thinking=false", "prompt=true"]),
+        (["--arguments.my-own", "3"], ["arguments.my-own=3"]),  # a name that the user chose
         (["--shaw-thinking", "prompt=a"], ["shaw_thinking=true", "prompt=a"]),  # the error is that there is no such key
     ],
 )
