@@ -135,18 +135,19 @@ def _sync(path: Path) -> None:
             raise
 
 
-def refuse_folder(path: Path) -> Path:
+def refuse_no_file(path: Path) -> Path:
     """A path on which a file can be written.
 
     Raises:
-      ValueError: a folder is there.
+      ValueError: a folder is there, or what is neither that nor a file: one would be put in the place of ``/dev/null``.
     """
-    if not isinstance(path, BucketPath) and path.is_dir():
-        raise ValueError("is a folder, expected a file to write")
-    return path
+    if isinstance(path, BucketPath) or path.is_file() or not path.exists():
+        return path
+    what = "is a folder" if path.is_dir() else "is a device, a pipe or a socket"
+    raise ValueError(f"{what}, expected a file to write")
 
 
-OutputFile = Annotated[Path, AfterValidator(refuse_folder)]
+OutputFile = Annotated[Path, AfterValidator(refuse_no_file)]
 """A key whose value is a file to write."""
 
 
