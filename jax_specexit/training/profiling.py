@@ -89,6 +89,9 @@ class Profiler:
     def begin(self, step: int) -> None:
         """Start a trace if this step is the first of one."""
         if self.until is not None:
+            if self.steps is not None and step == self.steps[0]:
+                asked = f"the trace that SIGUSR1 asked for, which ends with step {self.until}"
+                self._say(f"profile_steps={list(self.steps)} begins within {asked}: no other trace of it")
             return
         if self.steps is not None and step == self.steps[0]:
             self.until = self.steps[1]
