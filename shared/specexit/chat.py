@@ -146,9 +146,10 @@ class Turn:
         before = len(self.answer)
         self.tokens = (chunk.get("usage") or {}).get("completion_tokens", self.tokens)
         self._listen((chunk.get("kv_transfer_params") or {}).get("specexit"))
-        for choice in chunk["choices"]:
-            reasoning = choice["delta"].get("reasoning") or choice["delta"].get("reasoning_content") or ""
-            content = choice["delta"].get("content") or ""
+        for choice in chunk.get("choices") or ():  # not every chunk brings text
+            delta = choice.get("delta") or {}
+            reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+            content = delta.get("content") or ""
             self.thinking += reasoning
             self._parsed = self._parsed or bool(reasoning)
             self.over = self.over or (self._parsed and bool(content))
