@@ -194,7 +194,7 @@ def _make_room(config: DemoConfig, console: Console) -> None:
     """Continue an unfinished demo of the same settings; move another demo aside, nothing is deleted.
 
     Raises:
-      ConfigError: what is there is no demo.
+      ConfigError: what is there is no demo, or another one around the working directory.
     """
     if not config.out.exists() or (config.out.is_dir() and not any(config.out.iterdir())):
         return
@@ -206,6 +206,10 @@ def _make_room(config: DemoConfig, console: Console) -> None:
     if same and not (config.out / "results.json").exists():
         console.print(f"going on with the unfinished demo in {config.out}", markup=False)
         return
+    if Path.cwd().is_relative_to(config.out.resolve()):  # what is begun anew would be written into the one moved aside
+        raise ConfigError(
+            f"out={config.out}: an earlier demo is there, and the working directory lies in it, expected another folder"
+        )
     number = 1
     while (aside := config.out.with_name(f"{config.out.name}-{number}")).exists():
         number += 1
