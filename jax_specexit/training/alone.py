@@ -1,4 +1,4 @@
-"""One run in a folder: a second start, while the first one lives, would remove its checkpoints and mix their lines."""
+"""One run in a folder at a time: a second one would remove the checkpoints of the first and mix up the metrics."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from specexit.locks import take, this_process
 def alone_in(run: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder of a run for a job, in its first process, until that ends, be it by ``kill -9``.
 
-    In a bucket it is held by an object, see `leased`. On a disk that has no locks nothing is held, see `take`: a second
-    run goes unnoticed. Yields what every process has to call before it saves something there: it raises `PassingError`
-    in all of them where another run has taken the folder away, as it can in a bucket.
+    In a bucket an object holds the folder, see `leased`. On a disk that has no locks nothing is held, see `take`: a
+    second run goes unnoticed.
+
+    Yields:
+      A check, which every process has to call before it saves something in the folder. It raises `PassingError` in all
+      of them where another run has taken the folder away, as it can in a bucket.
 
     Raises:
-      PassingError: another run holds it, in every process of this job; the message says which process, where and since
-        when. Or it cannot be written.
+      PassingError: in every process of this job: another run holds the folder, and the message says which process,
+        where and since when; or the folder cannot be written.
     """
     with ExitStack() as held:
         refused, lost = "", _nothing
@@ -35,7 +38,7 @@ def alone_in(run: Path) -> Iterator[Callable[[], None]]:
                 refused = str(error)
             except OSError as error:
                 refused = f"out={run}: cannot be written: {error}"
-        refused = told_by_first(refused)  # or the others would wait for the first one until the heartbeat ends them
+        refused = told_by_first(refused)  # all raise it: the others would wait for the first one
         if refused:
             raise PassingError(refused)
 
@@ -47,7 +50,7 @@ def alone_in(run: Path) -> Iterator[Callable[[], None]]:
 
 
 def _hold(held: ExitStack, run: Path) -> Callable[[], str]:
-    """Returns what says who has taken the folder away since."""
+    """Take the folder; returns a function that says who has taken it away since, or nothing."""
     if isinstance(run, BucketPath):
         return held.enter_context(leased(run / ".lock", this_process()))
     run.mkdir(parents=True, exist_ok=True)

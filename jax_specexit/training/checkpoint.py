@@ -1,4 +1,4 @@
-"""Checkpoints of a run, through orbax: the newest ones to go on from, written while it does, and the best one to serve.
+"""Checkpoints of a run, through orbax: the newest ones to resume from, written as the run goes on, and the best one.
 
 The position in the data is the step itself (see `jax_specexit.training.data`), so nothing but the training state is
 stored.
@@ -27,17 +27,17 @@ FOLDERS = {"latest": "checkpoints", "best": "best"}
 """Which checkpoint -> folder in the run."""
 
 CHUNK = 64 * 2**20
-"""Bytes of an array that are packed together at most: whoever writes or reads a parameter holds it and some chunks,
-where one chunk of it all would be held twice."""
+"""Most bytes of an array in one chunk. Writing or reading a parameter takes memory for the array and a few chunks; as
+a single chunk, the array would be held twice."""
 
 NONE_BEST = ": the run was never evaluated (set eval_traces), or what best_by names was undefined on its eval_traces"
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, without the questions to JAX's preemption service that it asks for its logs.
+    """Orbax's manager, which does not ask JAX's preemption service here, as it would for its logs.
 
-    The service goes by the last number that it was asked with: a step, there. `jax_specexit.cluster.Preemption` asks
-    more often, with larger ones.
+    The service goes by the last number that it was asked with. Orbax asks with the step;
+    `jax_specexit.cluster.Preemption` asks more often, with larger numbers, and has to be the only one.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -49,13 +49,13 @@ class Checkpoints:
     """The checkpoints in ``<run>/checkpoints``, and the best parameters in ``<run>/best``; use as a context manager.
 
     A kill in the middle of a save leaves an orbax temporary that the next start removes; the step before it is intact.
-    Every process must make the same calls. Whatever saves or waits raises `DiskFullError` where there is no room, also
-    for what was begun before.
+    Every process must make the same calls. Every method that saves or waits raises `DiskFullError` where there is no
+    room, also for a save that an earlier call began.
 
     Args:
       run: its folder.
       config: how often, and how many are kept.
-      measure: what scores are of, see `HeldOut.measure`; None where nothing is evaluated.
+      measure: what the scores measure, see `HeldOut.measure`; None where nothing is evaluated.
       check: called before anything is saved; it raises where another run has taken the folder, see `alone_in`.
     """
 
@@ -76,7 +76,7 @@ class Checkpoints:
         )
         self.best_score: float | None = None
         self.undefined = False
-        """Whether a score was, and was said to be."""
+        """Whether a score was undefined, which is reported once."""
         say_it_once()
 
     def __enter__(self) -> Checkpoints:
@@ -101,7 +101,7 @@ class Checkpoints:
         return step % self.every == 0
 
     def save(self, step: int, state: TrainState) -> None:
-        """Save, unless that step has been; returns before the files are written."""
+        """Save the state of a step, unless it is saved already; returns before the files are written."""
         if step != self.manager.latest_step():
             self.check()
             with self._room():
@@ -110,16 +110,15 @@ class Checkpoints:
     def save_if_best(self, step: int, params: Any, score: float) -> None:
         """Keep these parameters in place of the best so far, if ``score`` is larger, or equal and the step a later one.
 
-        NaN never is, which is said once.
-
-        Returns when they are whole on the disk: an evaluation that is on record is not made again.
+        A NaN is never the best; the first one is reported. Returns when the files are complete on the disk: once the
+        evaluation is on record, it is not made again.
         """
         if math.isnan(score):
             self._say_undefined(step)
         elif self.best_score is None or (score, step) > (self.best_score, self.best.latest_step() or 0):
             self.check()
-            # Judged by another measure. Orbax overwrites no step. What a kill in between leaves, the next
-            # start judges again: this evaluation is not on record yet, or is that of the last step.
+            # The same step, now judged by another measure: orbax overwrites no step. After a kill in between, the next
+            # start judges the step again: its evaluation is not on record yet, or it is the last step's.
             if step == self.best.latest_step():
                 self.best.delete(step)
             args = ocp.args.Composite(
@@ -147,28 +146,39 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[int, TrainState] | None:
         """(step, state) of the newest checkpoint, on the shardings of ``like`` (shapes with shardings).
 
-        The mesh may be another than the one that saved. A best checkpoint of a later step is forgotten: the run comes
-        by there again; the score of one that another measure chose is, too. Returns None where there is no checkpoint
-        yet.
+        The mesh may be another than the one that saved. A best checkpoint of a later step is deleted, as the run comes
+        by that step again; the score of one that another measure chose is ignored. Returns None where there is no
+        checkpoint yet.
 
         Raises:
-          PassingError: the checkpoint cannot be read, or has other parameters than the recipe.
+          PassingError: the checkpoint cannot be read, or has other parameters than the recipe; or the best one's score
+            cannot be read.
         """
         step = self.manager.latest_step()
         best = self.best.latest_step()
         if best is not None and best > (step or 0):
             self.best.delete(best)
         elif best is not None:
-            restored = self.best.restore(best, args=ocp.args.Composite(score=ocp.args.JsonRestore()))
-            self._compare(best, restored["score"])
+            self._compare(best, self._read_score(best))
         if step is None:
             return None
         with whole(self.manager, step):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return step, self.manager.restore(step, args=args)["state"]
 
+    def _read_score(self, step: int) -> dict[str, Any]:
+        """The score of the best checkpoint, and its measure."""
+        try:
+            found = self.best.restore(step, args=ocp.args.Composite(score=ocp.args.JsonRestore()))["score"]
+            return {"score": float(found["score"]), "measure": found.get("measure")}
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+            raise PassingError(
+                f"{self.best.directory / str(step)}: its score cannot be read: {_said(error)}; bring back what "
+                "`specexit train` wrote, or remove that folder, and the next evaluation takes its place"
+            ) from error
+
     def _compare(self, step: int, best: dict[str, Any]) -> None:
-        """Go on from the best score so far, if what is evaluated now can be compared with it."""
+        """Take over the best score so far where it has the measure of this run; say so where it has another."""
         was = best.get("measure")
         if was == self.measure:
             self.best_score = best["score"]
@@ -182,7 +192,7 @@ class Checkpoints:
 
 
 def _in_chunks(tree: Any) -> ocp.args.StandardSave:
-    """A tree to save, of which nobody who reads it needs to hold an array twice, see `CHUNK`."""
+    """A tree to save with its arrays in chunks, see `CHUNK`."""
     return ocp.args.StandardSave(tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree))
 
 
@@ -224,32 +234,36 @@ def opened(run: Path, which: Literal["latest", "best"]) -> Iterator[tuple[ocp.Ch
 
 @contextmanager
 def whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
-    """Have what orbax and TensorStore say of a checkpoint of which parts are missing, damaged or others be one line.
+    """Turn the errors of orbax and TensorStore about missing, damaged or other parts of a checkpoint into one line.
 
     Raises:
-      PassingError: of what they raise; TensorStore's failures to read are a `ValueError`, too.
+      PassingError: in place of those errors; TensorStore's failures to read are a `ValueError`, too.
     """
     try:
         yield
     except (ValueError, KeyError, AttributeError, FileNotFoundError) as error:
         others = [other for other in manager.all_steps() if other != step]
         without = f", or that folder removed, and step {max(others)} is taken" if others else ""
-        # Which of the two it is, no type of these errors tells.
-        said = " ".join(str(error).split())[:200]
+        # No type of these errors tells a damaged checkpoint from one of other parameters.
         raise PassingError(
-            f"{manager.directory / str(step)}: cannot be read as a checkpoint: {type(error).__name__}: {said}; "
+            f"{manager.directory / str(step)}: cannot be read as a checkpoint: {_said(error)}; "
             "expected it whole, as `specexit train` wrote it, with the parameters that its run's recipe makes in this "
             f"version; where a part of it is lost, that brought back{without}"
         ) from error
 
 
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def restore_params(run: Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Any]:
     """(step, parameters) of the newest or the best checkpoint, on this machine's default device.
 
-    Whatever mesh saved it; the optimizer's state is not read.
+    Any mesh may have saved it; the optimizer's state is not read.
 
     Raises:
-      ConfigError: the run has none, or it is damaged.
+      ConfigError: the run has none.
+      PassingError: it cannot be read, see `whole`.
     """
     with opened(run, which) as (manager, step), whole(manager, step):
         saved = manager.item_metadata(step)["state"].tree["params"]

@@ -18,11 +18,11 @@ class Clock:
         self.spent = dict.fromkeys(SPENT_ON, 0.0)
 
     def lap(self, kind: str) -> None:
-        """What has passed since the last lap was spent on this."""
+        """Count the seconds since the last lap as spent on ``kind``, one of `SPENT_ON`."""
         before, self.last = self.last, self.now()
         self.spent[kind] += self.last - before
 
     def take(self) -> dict[str, float]:
-        """All that was spent since the last call."""
+        """Seconds spent on each kind since the last call."""
         spent, self.spent = self.spent, dict.fromkeys(SPENT_ON, 0.0)
         return spent

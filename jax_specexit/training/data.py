@@ -55,7 +55,7 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
 def trained_on(config: TrainConfig) -> tuple[Path, ...]:
     """Folders that may say which prompts a run's draft has seen (`specexit.data.overlap`).
 
-    Its data; the draft that it starts from; and itself, as that draft may be gone when it goes on.
+    Its data; the draft that it starts from; and its own folder, as that draft may be gone when the run resumes.
     """
     return (config.data, config.out) if config.init_from is None else (config.data, config.out, config.init_from)
 

@@ -17,22 +17,25 @@ from specexit.config import PassingError
 BEAT = 20.0
 """Seconds from one writing to the next."""
 SILENCE = 3 * BEAT
-"""Seconds without one, behind which an owner is taken for dead."""
+"""Seconds without a writing after which an owner is taken for dead."""
 SETTLED = 1.0
-"""Seconds in which the slower of two that begin at the same moment has written its own."""
+"""Seconds between writing the object and reading it back: the slower of two that begin at once has written by then."""
 
 
 @contextmanager
 def leased(lock: BucketPath, owner: str) -> Iterator[Callable[[], str]]:
-    """Hold a folder by an object in it; yields what says, when it is asked, who has taken it away, or nothing.
+    """Hold a folder by an object in it.
 
-    An owner that ended takes its object away. One that was killed leaves it, and a new start has to watch it for
-    `SILENCE` seconds to know. An owner may lose its folder whose writing has failed for so long, or to a start at the
-    same moment whose writing took longer than `SETTLED`; it knows `BEAT` seconds later.
+    An owner that ends deletes its object. One that is killed leaves it, and a new start has to watch it for `SILENCE`
+    seconds to know. An owner may lose its folder if its writings fail for that long, or to a start at the same moment
+    whose writing takes longer than `SETTLED`; it knows `BEAT` seconds later.
 
     Args:
       lock: the object.
       owner: who holds it and since when, in words.
+
+    Yields:
+      A function that returns a sentence on who has taken the folder away; an empty one while nobody has.
 
     Raises:
       PassingError: another one holds it; the message is in its words.
@@ -52,20 +55,24 @@ def leased(lock: BucketPath, owner: str) -> Iterator[Callable[[], str]]:
     finally:
         ended.set()
         beating.join()
-        with suppress(BucketError):  # or nobody would hear what ended the run
+        with suppress(BucketError):  # an error here would hide the one that ended the run
             if _read(lock).startswith(mark):
                 lock.unlink(missing_ok=True)
 
 
 def taken(run: Path, owner: str) -> PassingError:
-    """The refusal of a folder that another one holds, in its words."""
+    """The error for a folder that another process holds; ``owner`` is what it says of itself."""
     return PassingError(
         f"out={run}: {owner or 'another process'} trains into this folder: end that first, or choose another `out`"
     )
 
 
 def _refuse_living(lock: BucketPath) -> None:
-    """Watch an object that is there until it changes, or long enough to know that it never will."""
+    """Watch the object of another owner, if there is one, until it changes or `SILENCE` is over.
+
+    Raises:
+      PassingError: it changes, so that its owner lives.
+    """
     before = _read(lock)
     if not before:
         return
@@ -82,7 +89,7 @@ def _refuse_living(lock: BucketPath) -> None:
 
 
 def _beat(lock: BucketPath, mark: str, owner: str, ended: threading.Event, lost: list[str]) -> None:
-    """Write the object anew until the run has ended, or another one's is there: ``lost`` is told."""
+    """Write the object anew until the run has ended, or until another owner's is there: ``lost`` then says so."""
     count = 0
     while not ended.wait(BEAT):
         count += 1

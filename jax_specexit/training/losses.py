@@ -137,7 +137,7 @@ def _local(hidden, head, teacher_hidden, teacher_head, labels, weights, *, chunk
         head_gradient += _product("kbth,kbtv->hv", h, g)
         sums += jnp.stack([jnp.sum(w * losses, axis=(1, 2)), jnp.sum(jnp.sign(w) * hits, axis=(1, 2))])
         gradient = _product("kbtv,hv->kbth", g, head)
-        # With other shards' still to be added it stays wide.
+        # It stays wide while the gradients of other shards are still to be added.
         return (head_gradient, sums), gradient if split else gradient.astype(h.dtype)
 
     xs = (
@@ -245,7 +245,7 @@ def signal_state_gradients(
 def constant_losses(
     labels: Float[Array, "batch time signals"], weights: Float[Array, "batch time signals"]
 ) -> Float[Array, " signals"]:
-    """`signal_losses` of the best answer that is the same for all tokens: what a state that says nothing comes to."""
+    """`signal_losses` of the best answer that is the same for all tokens: what a state without information comes to."""
     total = jnp.maximum(jnp.sum(weights, axis=(0, 1)), 1e-12)
 
     def mean(values: Array) -> Array:
@@ -264,23 +264,23 @@ def constant_losses(
 
 
 BEGUN, DONE = 0.1, 0.01
-"""A signal pulls with all of its force once this share of what a constant answer loses is gone, and until only this
-share of it is left."""
+"""Shares of what a constant answer loses: a signal pulls with all of its force once its loss has fallen by `BEGUN` of
+that, and until only `DONE` of it is left."""
 
 
 def fades(losses: Float[Array, " signals"], constants: Float[Array, " signals"]) -> Float[Array, " signals"]:
-    r"""What is left of each signal's pull, 0 to 1: none where its loss is at its floor, and its gradient noise.
+    r"""Factor of each signal's pull, from 0 to 1: 0 where a state tells nothing of it, and where its loss is down to 0.
 
     :math:`f = \mathrm{clip}((1 - \ell) / 0.1) \cdot \mathrm{clip}(\ell / 0.01)`, both to [0, 1], where :math:`\ell` is
     the loss as a share of what the best constant answer loses: 1 for labels that the state tells nothing of, 0 for a
-    signal that is solved. The rule is ours.
+    signal that is solved. In both cases the gradient is noise. The rule is ours.
     """
     share = losses / jnp.maximum(constants, 1e-12)
     return jnp.clip((1 - share) / BEGUN, 0, 1) * jnp.clip(share / DONE, 0, 1)
 
 
 WEIGHT_RANGE = (1e-3, 1e3)
-"""Bounds of a dynamic weight. The head, whose optimizer knows no scale, learns at the lower one as well."""
+"""Bounds of a dynamic weight. The head learns at the lower one as well: AdamW takes the gradient's scale out."""
 
 
 def signal_weights(

@@ -39,7 +39,7 @@ def measurement(layers: tuple[int, ...], mesh: Mesh, dtype: DTypeLike) -> Callab
 
 
 def rows_measured(mesh: Mesh | AbstractMesh, n: int = FIRST_ROWS) -> int:
-    """Rows that are on the mesh while ``n`` are measured."""
+    """``n``, rounded up so that every place for rows on the mesh has as many."""
     places = math.prod(mesh.shape[axis] for axis in ROWS)
     return -(-n // places) * places
 
@@ -62,7 +62,7 @@ def measure_aux(
     Raises:
       InputError: the states are not finite, or all of them 0 somewhere.
     """
-    # Every device needs a row; those that are none are padding, which no median counts.
+    # Every device needs a row; the padding is in segment 0, which no median counts.
     none = ((0, rows_measured(mesh, len(rows["tokens"])) - len(rows["tokens"])), (0, 0))
     batch = [jax.device_put(np.pad(rows[name], none), NamedSharding(mesh, BATCH)) for name in NAMES]
     with fitting("measure"):

@@ -39,9 +39,9 @@ def acceptance_estimate(top1: Float[np.ndarray, " step"]) -> float:
 
 
 def note(line: Mapping[str, Any]) -> str:
-    """A metric line for who looks on: what is learned, how fast, and where the time since the last one went.
+    """A metric line as text for the terminal: what is learned, how fast, and where the time since the last one went.
 
-    Three lines that, behind bar and counts, fit a terminal of 100 columns.
+    Three lines of text that fit 100 columns together with the bar and its counts.
     """
     learned, fast = [f"loss {line['loss']:.3f}"], [f"goodput {line['goodput']:.0%}"]
     trained = "muon" if line["top1"] else "head"  # a frozen trunk drafts what it always did
@@ -62,8 +62,9 @@ def note(line: Mapping[str, Any]) -> str:
 class _Events:
     """TensorBoard's file, on a disk or in a bucket: what cannot be written goes with the next flush.
 
-    tensorboardX writes in a thread of its own, which an error would end, and a run would wait for it without end. Its
-    own writer for buckets sends the file once more when Python ends, and tries that for minutes where none answers.
+    No error leaves it: tensorboardX writes in a thread of its own, which an error would end, and a run would wait for
+    that thread forever. The writer for buckets in tensorboardX sends the file once more when Python ends, and tries
+    that for minutes where no server answers.
     """
 
     def __init__(self, path: Path):
@@ -95,13 +96,13 @@ class _Events:
             self.behind = False
 
     def close(self) -> None:
-        """Say what is missing; it has been flushed, and there is nothing to let go of."""
+        """Say what is missing; tensorboardX has flushed before, and no file is open."""
         if self.behind:
             self._say("lacks what came last; metrics.jsonl has it")
 
     def _send(self) -> None:
         if isinstance(self.path, BucketPath):
-            self.path.write_bytes(self.data)  # of an object, no part can be written
+            self.path.write_bytes(self.data)  # an object is written whole, never a part
             return
         with self.path.open("ab") as file:
             if self.behind:
@@ -117,7 +118,7 @@ class _Events:
 
 
 _FACTORY = "specexit"
-"""What tensorboardX is told to write by `_Events` has this and a colon in front of its path."""
+"""With a colon, the prefix of paths that tensorboardX writes by `_Events`."""
 
 
 def _place(path: str) -> Path:
@@ -125,12 +126,12 @@ def _place(path: str) -> Path:
 
 
 def _board(run: Path, start: int) -> SummaryWriter:
-    """TensorBoard's writer, which imports PyTorch where that is there: seconds, for the process that writes alone."""
+    """TensorBoard's writer. Only the process that writes makes one: its import takes seconds where PyTorch is there."""
     from tensorboardX import SummaryWriter
     from tensorboardX.record_writer import register_writer_factory
 
     register_writer_factory(_FACTORY, _Events)
-    # What a kill loses of steps that are saved no start writes again. An object is sent whole, so that less often.
+    # Often, as no later start writes what a kill loses of saved steps; less often for an object, which is sent whole.
     seconds = 120 if isinstance(run, BucketPath) else 1
     # A queue of any length: training does not wait for a bucket that is slow.
     return SummaryWriter(f"{_FACTORY}:{run / 'tensorboard'}", purge_step=start + 1, max_queue=0, flush_secs=seconds)
@@ -145,7 +146,7 @@ class Metrics:
       start: step that it goes on from; what an interrupted run has written of later steps is dropped.
       silent: write and show nothing, as all processes do but the first.
       watch: (updates made, steps that were timed since the last line, seconds that these took) -> further numbers.
-      wandb: project there, or None.
+      wandb: project at Weights & Biases, or None.
     """
 
     def __init__(
@@ -212,7 +213,7 @@ class Metrics:
             self.wandb.finish()
 
     def advance(self, step: int, metrics: dict[str, Any]) -> None:
-        """Move the bar to ``step``, or print a line where there is none, and log ``metrics``: device arrays, and an
+        """Move the bar to ``step``, or print a line where no bar is shown, and log ``metrics``: device arrays, and an
         evaluation where there is one."""
         line, self.kept = self.kept, None
         if line is None:
@@ -225,12 +226,12 @@ class Metrics:
         self.write(line)
         self._forget_kept()
         self.progress.update(self.task, completed=step, note=note(line))
-        if not (self.silent or self.progress.console.is_interactive):  # where no bar is shown before all is over
+        if not (self.silent or self.progress.console.is_interactive):  # there rich shows a bar only at the end
             self._say(f"step {step}/{self.total}: {'  '.join(note(line).splitlines())}")
 
     def keep(self, step: int, metrics: dict[str, Any]) -> None:
-        """Put the line of a step aside that is evaluated next: where a kill comes before the end of that, the start
-        that goes on from the step writes it."""
+        """Put aside the line of a step that is evaluated next: if a kill comes before the evaluation ends, the start
+        that resumes from this step writes the line."""
         self.kept = self._line(step, metrics)
         if not self.silent:
             with suppress(OSError):  # a full disk ends no run here: what a kill would lose then is a line
@@ -270,7 +271,7 @@ class Metrics:
         }
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether one of that step is on record."""
+        """Whether ``metrics.jsonl`` has an evaluation of that step; False in a silent process."""
         lines = [] if self.silent or not self.path.exists() else map(json.loads, _until(self.path, step))
         return any(line["step"] == step and "evaluation" in line for line in lines)
 
@@ -353,16 +354,18 @@ def _until(path: Path, step: int) -> list[str]:
 
 
 def _trained(lines: Sequence[str]) -> float:
-    """Seconds of training that metric lines speak of, oldest first: an evaluation that was made up for says none."""
+    """Seconds of training up to the last of these lines that says so: one that holds only an evaluation does not."""
     found = (json.loads(line).get("trained_seconds") for line in reversed(lines))
     return next((seconds for seconds in found if seconds is not None), 0.0)
 
 
 def check_wandb(project: str | None) -> None:
-    """Check that the package is there, in every process: were it the first alone that ended, the others would wait.
+    """Check that the package wandb is there, where a project is given.
+
+    Every process has to check: if the first one ended alone, the others would wait for it.
 
     Raises:
-      ConfigError: it is not.
+      ConfigError: it is not installed.
     """
     if project is None:
         return
@@ -373,13 +376,13 @@ def check_wandb(project: str | None) -> None:
 
 
 def _start_wandb(run: Path, project: str) -> Any:
-    """A Weights & Biases run, or the one that this run folder had before."""
+    """Start a Weights & Biases run, or resume the one that this run folder has had before."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     path = run / "wandb-id"
     if not path.exists():
         write_text(path, wandb.util.generate_id())
-    disk = None if isinstance(run, BucketPath) else str(run)  # its own files are on disk, in any case
+    disk = None if isinstance(run, BucketPath) else str(run)  # wandb writes its own files to disk only
     return wandb.init(project=project, id=path.read_text(), resume="allow", dir=disk, name=run.name)
 
 

@@ -28,7 +28,7 @@ class NotFiniteError(InputError):
 
 
 class NonFiniteStop:
-    """Counts skipped updates, writes their batches, and stops the run; also where a batch cannot be written.
+    """Counts skipped updates, writes their batches where it can, and stops the run after too many in a row.
 
     Args:
       run: folder of the run; batches go to ``nonfinite/step-<n>.npz``, one array of [batch, time, ...] per field of a
@@ -43,7 +43,7 @@ class NonFiniteStop:
         self.in_a_row = 0
 
     def check(self, step: int, loss: float, gradient_norm: float) -> bool:
-        """Whether a step was good.
+        """Whether a step's loss and gradient are finite; if not, its batch is written, and the step reported.
 
         Raises:
           NotFiniteError: one skipped update more than the limit.
@@ -59,7 +59,7 @@ class NonFiniteStop:
             fault = _fault(batch)
             try:
                 write_bytes(path, write_example(batch))
-            except OSError as error:  # which says less of why the run ends
+            except OSError as error:  # the message below says why the run ends
                 kept = f"could not be written ({error})"
         what = f"step {step}: loss {loss}, gradient norm {gradient_norm}; update skipped, its batch {kept}{fault}"
         what += f"; the target's own {damaged[0]} is not finite" if damaged else ""

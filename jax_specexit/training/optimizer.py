@@ -18,12 +18,15 @@ Group = Literal["muon", "adam", "head"]
 """Weight matrices, everything else, and the signal head."""
 
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 4
-"""Of Muon: the coefficients of each of the iterations that make an update orthogonal. One by one they are a loop in the
-compiled step; as a number of iterations they would be unrolled, which is a fifth of a full-size step's code."""
+"""Muon's coefficients, for each of the iterations that make an update orthogonal. Given one by one, the iterations are
+a loop in the compiled step; given as a number, they would be unrolled, a fifth of a full-size step's code."""
 
 
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """Trapezoid: linear warm-up, constant, linear decay to ``floor``, over what the warm-up leaves at most."""
+    """Learning rate by update: linear warm-up to ``peak``, constant, linear decay to the share ``floor`` of it.
+
+    The decay is cut to the steps that the warm-up leaves.
+    """
     warmup = max(1, round(config.warmup * steps))
     decay = max(1, min(round(config.decay * steps), steps - warmup))
     return optax.join_schedules(
@@ -56,7 +59,7 @@ def make_optimizer(
         return optax.adamw(schedule(config, peak, steps), b1=0.9, b2=0.95, weight_decay=config.weight_decay)
 
     def matrices(params: optax.Params) -> optax.Params:
-        """Of stacked layers, each one is a matrix of its own."""
+        """The last two axes are the matrix: of stacked layers, each one is a matrix of its own."""
         numbers = optax.contrib.MuonDimensionNumbers
         return jax.tree.map(lambda x: numbers(x.ndim - 2, x.ndim - 1), params)
 
@@ -73,5 +76,5 @@ def make_optimizer(
         "head": adam(config.head_rate),
     }
     chain = optax.chain(optax.clip_by_global_norm(config.clip), optax.multi_transform(groups, label))
-    # Never gives in, as optax would behind so many errors in a row: `training.nonfinite` ends the run instead.
+    # After so many errors in a row optax would apply the update: `training.nonfinite` ends the run long before.
     return optax.apply_if_finite(chain, max_consecutive_errors=2**31 - 1)

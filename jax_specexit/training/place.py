@@ -1,4 +1,4 @@
-"""Where a run is written: what it will need of that place is tried before anything is loaded or compiled."""
+"""Where a run is written: all that it will do there is tried before anything is loaded or compiled."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_file(out: Path) -> None:
 
 
 def _check_writable(out: Path, folder: Path, expected: str) -> None:
-    """Makes no folder: a run that is refused for something else leaves none."""
+    """Check ``folder``, or the nearest folder above it. Makes none: a run that is refused later leaves nothing."""
     where = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
     if not where.is_dir():
         raise ConfigError(f"out={out}: {where} is no folder, expected {expected}")
@@ -57,14 +57,15 @@ def _check_writable(out: Path, folder: Path, expected: str) -> None:
 
 
 def kind_of_mount(path: Path) -> str:
-    """Type of the file system that a path is on, such as ``fuse.gcsfuse``; empty where nothing says so."""
+    """Type of the file system that a path is on, such as ``fuse.gcsfuse``, be it through a link; empty where nothing
+    says so."""
     if not MOUNTS.exists():
         return ""
     kinds: dict[Path, str] = {}
     for line in MOUNTS.read_text().splitlines():
         _, point, kind, *_ = line.split()
         kinds[Path(point.replace("\\040", " "))] = kind
-    where = path.absolute()
+    where = path.resolve()
     return next((kinds[place] for place in (where, *where.parents) if place in kinds), "")
 
 

@@ -27,7 +27,7 @@ _asked = SimpleNamespace(now=False)
 
 
 def check_profile(config: TrainConfig) -> None:
-    """Check that a trace that is planned will be begun.
+    """Check that a planned trace begins within the run.
 
     Raises:
       ConfigError: the run ends before.
@@ -41,7 +41,7 @@ def check_profile(config: TrainConfig) -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Around a whole run: SIGUSR1 asks for a trace, where it would end the process, from the first line to the last."""
+    """Have SIGUSR1 ask for a trace. It is around a whole run, as the signal ends a process that does not listen."""
     _asked.now, before = False, None
     # As with any signal, only the main thread can set a handler.
     if threading.current_thread() is threading.main_thread():
@@ -62,7 +62,7 @@ class Profiler:
     """Traces of this process in ``<run>/profile``; use as a context manager around the steps.
 
     A planned trace is taken by all processes at the same steps. ``kill -USR1 PID`` asks one process alone, which takes
-    the next steps; see `listening`. None is worth ending a run: what cannot be written is said.
+    the next steps; see `listening`. A trace that cannot be written is reported, and the run goes on.
 
     Args:
       run: its folder.
@@ -77,7 +77,7 @@ class Profiler:
         self.until: int | None = None
         """Last step of the trace that is being taken."""
         self.scratch: Path | None = None
-        """The profiler writes to disk alone: where it does so for a run in a bucket, until the trace is whole."""
+        """Folder on the disk that a trace is written to for a run in a bucket: the profiler writes to disk only."""
 
     def __enter__(self) -> Profiler:
         return self
@@ -89,6 +89,9 @@ class Profiler:
     def begin(self, step: int) -> None:
         """Start a trace if this step is the first of one."""
         if self.until is not None:
+            if self.steps is not None and step == self.steps[0]:
+                asked = f"the trace that SIGUSR1 asked for, which ends with step {self.until}"
+                self._say(f"profile_steps={list(self.steps)} begins within {asked}: no other trace of it")
             return
         if self.steps is not None and step == self.steps[0]:
             self.until = self.steps[1]
@@ -98,12 +101,12 @@ class Profiler:
             self.scratch = Path(tempfile.mkdtemp()) if isinstance(self.folder, BucketPath) else None
             try:
                 jax.profiler.start_trace(str(self.scratch or self.folder))
-            except RuntimeError as error:  # of JAX, which takes one that it could not write for one that goes on
+            except RuntimeError as error:  # JAX takes a trace that it could not write for one that goes on
                 self.until = None
                 self._say(f"no trace of step {step}: {error}")
 
     def end(self, step: int, result: object) -> None:
-        """Stop the trace behind its last step, once ``result`` is there: the steps run behind Python's back."""
+        """Stop the trace after its last step, once ``result`` is computed: Python is ahead of the devices."""
         if self.until is not None and step >= self.until:
             jax.block_until_ready(result)
             self._stop()

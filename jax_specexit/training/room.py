@@ -1,4 +1,4 @@
-"""A disk that fills up while a run is saved: orbax finds it in a thread, and raises it at the next call."""
+"""A disk that fills up while a run is saved: orbax meets the error in a thread, and raises it at the next call."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from specexit.errors import InputError
 
 TOO_LARGE = os.strerror(errno.EFBIG)
-"""Of a file, as ``ulimit -f`` or the file system has it."""
+"""What the system says of a file that is larger than ``ulimit -f`` or the file system allows."""
 
 FULL = (*(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)), TOO_LARGE)
-"""TensorStore has the system's words, and no number, in a `ValueError`."""
+"""What the system says where there is no room. TensorStore has these words, and no number, in a `ValueError`."""
 
 
 class DiskFullError(InputError):
@@ -37,11 +37,11 @@ def is_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def room(folder: Path, newest: Callable[[], int | None]) -> Iterator[None]:
-    """Around whatever saves, or waits for what is being saved, in a folder.
+    """Turn the errors of a full disk into one line, around whatever saves in a folder or waits for a save.
 
     Args:
       folder: of the checkpoints.
-      newest: the last step that is there whole, asked where there is no room.
+      newest: returns the last step that is complete; called where there is no room.
 
     Raises:
       DiskFullError: there is no space.
@@ -62,7 +62,7 @@ def room(folder: Path, newest: Callable[[], int | None]) -> Iterator[None]:
 
 
 def say_it_once() -> None:
-    """Do without orbax's log of a full disk, a traceback for each of its threads: the error itself is raised."""
+    """Silence orbax's log of a full disk, a traceback for each of its threads: the error itself is raised."""
     logging.getLogger("absl").addFilter(_is_other)
 
 

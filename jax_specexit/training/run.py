@@ -37,7 +37,7 @@ class Start(NamedTuple):
     stored: StoredType | None = None
     """Type of the stored features that it learns from; None where they are computed, and in runs of older versions."""
     before: Selection | None = None
-    """Which prompts chose the draft that it begins with: they speak well of what becomes of that draft, too."""
+    """Which prompts chose the draft that the run begins with: on them, the trained draft looks too good as well."""
     imported: str | None = None
     """Layout of the published draft that it goes back to, see `specexit.drafts.begun.imported_as`."""
 
@@ -56,7 +56,7 @@ class _Written(BaseModel):
 
 
 def save_start(run: Path, fixed: Start) -> None:
-    """Write what evaluation and conversion need beside the checkpoints."""
+    """Write ``draft.json``: what evaluation and conversion need beside the checkpoints."""
     data = {
         "config": fixed.shape.model_dump(mode="json"),
         "vocab": fixed.vocab.tolist(),
@@ -104,16 +104,16 @@ MAY_CHANGE = {
     *("checkpoint", "log_every", "wandb", "profile_steps", "max_nonfinite"),
     *("eval_traces", "evaluate_every", "evaluate_n", "evaluate_length", "best_by"),
 }
-"""Keys that a run may go on with in another form: where things are, how they lie on the devices, what is watched and
-what checks the data, not what is learned."""
+"""Keys that may change when a run resumes: where things are, how they lie on the devices, what is watched and what
+checks the data, not what is learned."""
 
 MAY_MOVE = {"features", "target"}
-"""Keys whose value is a place, or a name of one. What is there is compared: names, tokenizer, layers and sizes of a
-target; of features its weights, too, the data that they are of, and the type that they are stored in."""
+"""Keys whose value is a place, or a name of one, and may change. What is there is compared instead: name, tokenizer,
+layers and sizes of a target; of features also the target's weights, the data, and the type that they are stored in."""
 
 
 def check_folder(config: TrainConfig) -> None:
-    """A run folder is new, or is continued by the recipe that began it.
+    """Check that a run folder is new, or was begun by this recipe.
 
     Raises:
       ConfigError: it was begun by another recipe, or holds something else.
@@ -141,11 +141,11 @@ def check_folder(config: TrainConfig) -> None:
 
 
 def write_status(run: Path, status: Status, step: int, steps: int, started: float | None = None) -> None:
-    """Write ``status.json``, which `specexit status` reads: what is not ``finished`` goes on from ``step``, or from the
-    checkpoint before where a kill came before that one was whole.
+    """Write ``status.json``, which `specexit status` reads.
 
-    ``began`` is when the run was first started, in seconds since the epoch; it stays over restarts. Of the first start
-    that is ``started``, by default now.
+    A run that is not ``finished`` resumes from ``step``, or from the checkpoint before it if a kill came before that of
+    ``step`` was complete. In the file, ``began`` is when the run was first started, in seconds since the epoch: at the
+    first start ``started``, by default now; a restart keeps it.
     """
     if is_first():
         found = {"status": status, "step": step, "steps": steps, "began": read_began(run, started)}

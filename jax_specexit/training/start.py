@@ -68,7 +68,7 @@ def start(
     if before is not None:
         aux_rms = before.aux_rms
     elif shape.aux_norm_shapes:
-        aux_rms = (1.0,) * len(layers)  # the draft's own norms do it
+        aux_rms = (1.0,) * len(layers)  # the draft's own norms scale the states
     elif isinstance(target, CachedTarget):
         aux_rms = measure_stored(layers, target.layers, rows, decode(rows))
     else:
@@ -92,9 +92,9 @@ def start(
 
 
 def _read_whole(config: TrainConfig, before: Start | None) -> tuple[DraftConfig, Tensors] | None:
-    """The draft in ``init_from``, which is read before the target: that takes minutes, and a damaged file none.
+    """The draft in ``init_from``, read before the target, so that a damaged file is found before minutes of loading.
 
-    None where there is none, and behind a checkpoint, for the folder may be gone then.
+    None without ``init_from``, and where the run has a checkpoint: the folder may be gone by then.
     """
     if config.init_from is None or (before is not None and has_checkpoint(config.out)):
         return None
@@ -170,14 +170,14 @@ def draft_config(
 
 
 def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta) -> Start | None:
-    """What the run in ``config.out`` was begun with; None where there is none.
+    """Check what the run in ``config.out`` was begun with, and return it; None where there is no run.
 
-    Nothing is computed with the longest sequence that a draft may have, so that one is today's: older versions kept a
-    published draft's.
+    ``max_position_embeddings`` may differ, as training computes nothing with it, and is today's in what is returned:
+    older versions kept a published draft's.
 
     Raises:
-      ConfigError, DraftError: that was another target, other data under the same name, or features that are stored in
-        another type; or see `draft_config`.
+      ConfigError, DraftError: it was begun with another target, with other data under the same name, or with features
+        that are stored in another type; or see `draft_config`.
     """
     path = config.out / "draft.json"
     before = read_start(config.out) if path.exists() else None

@@ -50,9 +50,9 @@ class Followed(NamedTuple):
     magnitudes: Float[Array, " one_plus_signals"]
     """Of the gradients of the token loss and of every signal loss."""
     losses: Float[Array, " signals"]
-    """Averaged from 0 on, where ``constants`` begin at the first value: at step n a loss counts for
-    ``1 - smoothing**n`` of itself. With 0.95, one that begins at what a constant answer loses is held against its
-    signal behind some forty steps, one of twice as much behind eleven, and one of twenty times as much at once."""
+    """Of the signals. This average begins at 0, that of ``constants`` at the first value: at step n a loss counts for
+    ``1 - smoothing**n`` of itself. With 0.95, a loss that stays at what a constant answer loses weakens its signal (see
+    `fades`) after some forty steps, one of twice as much after eleven, and one of twenty times as much at once."""
     constants: Float[Array, " signals"]
     """See `constant_losses`."""
 
@@ -157,7 +157,7 @@ def without_unknown(
     frozen: Frozen,
     config: TrainConfig,
 ) -> Batch:
-    """The batch without the rows whose most likely token, by the target, the draft cannot say, in its loss mask."""
+    """The batch, its loss mask without the tokens where the target's most likely one is not in the draft vocabulary."""
     choice = first_choices(hidden[None], target.head(), config.loss_chunk)[0]
     known = jnp.isin(choice, frozen.draft_vocab)
     return batch | {"loss_mask": batch["loss_mask"] & shift(known, -1)}
@@ -186,7 +186,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             token = cast(TokenLoss, fused)  # custom_vjp hides the type
 
         assert draft.signal_head is not None
-        # Without a share the heads only read the state: no weight of theirs is 0, see `losses.WEIGHT_RANGE`.
+        # With a share of 0 the heads only read the state; their weights are never 0, see `losses.WEIGHT_RANGE`.
         read = normed if normed is None or config.signals.share > 0 else jax.lax.stop_gradient(normed)
         raw = draft.signals(aux, read)
         labels, counts = signal_targets(batch, source, frozen.signal_weight)
@@ -213,7 +213,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
 
 
 def follow(before: Followed, seen: Followed, beta: float) -> Followed:
-    """What the dynamic weights go by behind one more step."""
+    """What the dynamic weights go by after one more step, of which ``seen`` is the values."""
     return Followed(
         smooth(before.magnitudes, seen.magnitudes, beta),
         smooth(before.losses, seen.losses, beta, from_zero=True),
@@ -278,7 +278,7 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
         loss_fn = make_loss(config, graph, target_graph, ttt_steps)
 
         def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-            """One optimizer step: the next state, and what is to be known of this one."""
+            """One optimizer step: the next state, and the metrics of this one."""
             with exact_products(config.dtype):
                 with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention, losses and look-ups ask for it
                     grads, (metrics, followed) = jax.grad(loss_fn, has_aux=True)(
@@ -286,7 +286,7 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
                     )
                 grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
                 metrics["gradient_norm"] = optax.tree.norm(grads)
-                # The optimizer skips what is not finite; a loss that is not makes its gradient so.
+                # The optimizer skips a gradient that is not finite: a loss that is not has to make its gradient so.
                 grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(metrics["loss"]), g, jnp.nan), grads)
                 updates, opt_state = in_each_replica(optimizer.update, mesh)(grads, state.opt_state, state.params)
                 metrics["skipped"] = optax.tree.get(opt_state, "total_notfinite")
@@ -311,9 +311,9 @@ def make_step(config: TrainConfig, draft: Draft, target: Target | CachedTarget, 
 
 
 def in_each_replica(update: Callable, mesh: Mesh) -> Callable:
-    """An update that every replica makes for itself, as all of them hold the same.
+    """An update that every replica computes for itself, as all of them hold the same state.
 
-    Left to itself the compiler spreads Muon's products over the replicas of several slices, too, and sends their parts
+    Otherwise the compiler spreads Muon's products over the replicas of several slices, too, and sends their parts
     between slices at every iteration.
     """
     if mesh.shape["data"] == 1:

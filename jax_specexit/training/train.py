@@ -46,8 +46,8 @@ def train(config: TrainConfig) -> None:
     Returns when the run is finished, or saved behind a preemption notice: ``status.json`` says which.
 
     Raises:
-      ConfigError: the run folder belongs to another recipe or to a run that lives, or was taken by one meanwhile, the
-        mesh or the HBM does not fit, or the data is for another target.
+      ConfigError: the run folder belongs to another recipe, another run holds it or has taken it away, the mesh or the
+        HBM does not fit, or the data is for another target.
       BucketError: a bucket that cannot be read or written.
       PackError, OverlapError, TraceError, FeatureError: packed data, traces or stored features that cannot be used.
       DiskFullError: there is no room for a checkpoint.
@@ -90,7 +90,7 @@ def train(config: TrainConfig) -> None:
             save_start(config.out, fixed)
         with Checkpoints(config.out, config.checkpoint, held_out and held_out.measure, check) as checkpoints:
             begin, state = _first_state(step, nnx.to_pure_dict(nnx.state(draft)), checkpoints)
-            del draft  # whole, on the first chip of each process
+            del draft  # it lies whole on the first chip of each process
             write_status(config.out, "running", begin, config.steps, started)
             try:
                 stored = features and features.manifest.dtype
@@ -105,7 +105,7 @@ def train(config: TrainConfig) -> None:
 
 
 def _mesh(config: TrainConfig) -> jax.sharding.Mesh:
-    """The mesh; says what it is of, as a JAX that was installed without the machine's accelerator takes its CPU."""
+    """The mesh; prints its devices, as a JAX that is installed without support for the accelerator takes the CPU."""
     if is_first():
         n, kind = jax.device_count(), jax.devices()[0].device_kind
         said = f"{config.out}: JAX's backend is {jax.default_backend()}, with {n} device{'s' * (n > 1)} ({kind})"
@@ -114,7 +114,7 @@ def _mesh(config: TrainConfig) -> jax.sharding.Mesh:
 
 
 def _to_mesh(tree: Any, shardings: Any) -> Any:
-    """Arrays that are the same in every process, or on the mesh already, where the shardings say."""
+    """Put arrays where the shardings say; each is the same in every process, or on the mesh already."""
 
     def one(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
@@ -159,7 +159,7 @@ class Loop:
         self.guard = NonFiniteStop(config.out, config.max_nonfinite, batches.whole, frozen.target)
 
     def run(self, begin: int, state: TrainState) -> tuple[Status, int]:
-        """From the step behind ``begin`` to the end or a preemption notice; returns which, and the last step done.
+        """Train from the step after ``begin`` to the end or a preemption notice; returns which, and the last step done.
 
         Raises:
           NotFiniteError: the emergency stop.
@@ -203,8 +203,8 @@ class Loop:
         return "finished", c.steps
 
     def _catch_up(self, begin: int, state: TrainState) -> bool:
-        """Evaluate the step that the run goes on from, where a kill or a preemption came before its evaluation; the
-        last one in any case, as the run may have been asked for another figure since.
+        """Evaluate the step that the run resumes from, if a kill or a preemption came before its evaluation; the last
+        step in any case, as the evaluation may be another one by now.
 
         Returns False where a preemption notice came before the end of it.
         """
@@ -240,7 +240,7 @@ class Loop:
                 self.metrics.clock.lap("evaluate")
         if evaluation is not None:
             values = values | {"evaluation": evaluation}
-        if good and (i % self.config.log_every == 0 or state is not None):  # what is saved was trained for some time
+        if good and (i % self.config.log_every == 0 or state is not None):  # a saved step's line has its time
             self.metrics.advance(i, values)
         else:
             self.metrics.count(i, int(values["tokens"]))

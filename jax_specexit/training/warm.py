@@ -39,7 +39,7 @@ def read_source(folder: Path, target: TargetConfig) -> DraftConfig:
     check_target(source, folder, target.hf_config(), target.name)
     origin = read_origin(folder)
     if origin is None and source.specexit is None:
-        check_keys(folder)  # nothing of ours: its key may be what the draft computes
+        check_keys(folder)  # not ours: an unknown key may change what it computes
     made_for = origin.target if origin is not None else source.target_name
     if made_for not in (None, target.name):
         raise DraftError(
@@ -59,10 +59,10 @@ def chosen_on(folder: Path) -> Selection | None:
 
 
 def length_of(source: DraftConfig, target: TargetConfig) -> int:
-    """Longest sequence, in tokens, of what becomes of ``source``: its own, or the target's where that is longer.
+    """Longest sequence, in tokens, of a draft that goes on from ``source``: its own, or the target's where longer.
 
-    RoPE turns as well at any position, and what serves a draft needs it as long as the context. An engine's table for
-    ``yarn`` alone ends where its stretching does.
+    RoPE works at any position, and an engine needs a draft that is as long as the context. With ``yarn`` alone, an
+    engine's table of angles ends where the stretching does.
     """
     wanted = max(target.max_model_len, target.hf_config().get("max_position_embeddings") or 0)
     scaling = source.rope_scaling
@@ -121,7 +121,7 @@ def warm_params(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """(parameters, target id of every draft token) of an existing draft, for a `Draft` of this shape.
 
-    Without ``signal_head`` where it has none, or one that is read elsewhere: that starts afresh.
+    Without ``signal_head`` where the draft has none, or one of another source: the head then starts afresh.
     """
     source, tensors = widen(source, tensors, shape.eagle_aux_hidden_state_layer_ids)
     params = params_from_draft(source, tensors, aux_rms)
@@ -134,7 +134,7 @@ def warm_params(
 def widen(source: DraftConfig, tensors: Tensors, layers: tuple[int, ...]) -> tuple[DraftConfig, Tensors]:
     """An existing draft with further aux layers, which its ``fc`` reads with zeros: it drafts what it did before.
 
-    As it is where ``layers`` lacks one of its own.
+    The draft is returned as it is unless ``layers`` are its own and some more.
     """
     before, h = source.eagle_aux_hidden_state_layer_ids, source.target_hidden_size
     if not set(before) < set(layers):

@@ -23,7 +23,7 @@ from pydantic import WrapValidator
 from specexit.errors import InputError, install
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
-"""Of an address; `pathlib` makes one slash of two."""
+"""What an address begins with; one slash, as `pathlib` makes one of two."""
 
 
 class BucketError(InputError, OSError):
@@ -134,7 +134,7 @@ class BucketPath(PosixPath):
         return self.read_range(0, None)
 
     def read_range(self, start: int, end: int | None) -> bytes:
-        """Bytes of the object, without the rest."""
+        """Bytes ``start`` to ``end`` of the object, to its end where that is None; nothing else is transferred."""
         with explained(self, "read"):
             return filesystem().cat_file(str(self), start=start or None, end=end)
 
@@ -161,7 +161,7 @@ class BucketPath(PosixPath):
         part.write_bytes(data)
         with explained(self, "appended to"):
             filesystem().merge(str(self), [str(self), str(part)])
-        with suppress(BucketError):  # or what stands there now would pass for refused; the next one is written over it
+        with suppress(BucketError):  # the data is appended, and an error would deny it; the next part replaces this one
             part.unlink(missing_ok=True)
 
     def move(self, target: BucketPath) -> None:
@@ -233,7 +233,7 @@ def _upload(path: BucketPath) -> Iterator[IO[bytes]]:
 
 
 def filesystem() -> Any:
-    """Buckets as fsspec sees them; nothing is remembered, as others write there, too.
+    """Buckets as fsspec sees them; listings are not cached, as others write there, too.
 
     Raises:
       BucketError: gcsfs is not installed.

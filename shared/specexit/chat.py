@@ -146,9 +146,10 @@ class Turn:
         before = len(self.answer)
         self.tokens = (chunk.get("usage") or {}).get("completion_tokens", self.tokens)
         self._listen((chunk.get("kv_transfer_params") or {}).get("specexit"))
-        for choice in chunk["choices"]:
-            reasoning = choice["delta"].get("reasoning") or choice["delta"].get("reasoning_content") or ""
-            content = choice["delta"].get("content") or ""
+        for choice in chunk.get("choices") or ():  # not every chunk brings text
+            delta = choice.get("delta") or {}
+            reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+            content = delta.get("content") or ""
             self.thinking += reasoning
             self._parsed = self._parsed or bool(reasoning)
             self.over = self.over or (self._parsed and bool(content))
@@ -160,9 +161,9 @@ class Turn:
         return self.answer[before:]
 
     def end(self) -> str:
-        """The response has come to its end; returns the part of the answer that nobody has told from thinking.
+        """Take in the end of the response; returns the part of the answer that is known to be one only now.
 
-        Of a model that does not think, where no report says so, the whole text is the answer.
+        That is all of the text where neither a marker nor a report told of any thinking: the model does not think.
         """
         silent = self.report.get("outcome", "off") == "off" and not self.report.get("thinking_tokens")
         if self.over or self._parsed or not silent:
@@ -233,8 +234,11 @@ def saved(report: dict[str, Any], server: dict[str, Any]) -> str:
 
 
 def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]], server: dict[str, Any]) -> dict[str, Any]:
-    """The request for the next turn of a conversation, sampled as the server's certificates are of, or as it samples
-    itself, where the config says nothing; ``server`` as in `saved`."""
+    """The request for the next turn of a conversation; ``server`` as in `saved`.
+
+    Where the config names no temperature, the sampling is the one that the server's certificates cover, or else the
+    server's own.
+    """
     covers = (server.get("covers") or {}).get("sampling") or {}
     sampling = covers if config.temperature is None else {"temperature": config.temperature}
     body = {
@@ -249,8 +253,10 @@ def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]], serv
 
 
 def end_thinking(client: Client, request: str, console: Console) -> str:
-    """Have the server end a request's thinking at its next boundary; what the bar is to say about that. A refusal is
-    shown above it, where there is room for all of it."""
+    """Have the server end a request's thinking at its next boundary; returns what the bar then says about that.
+
+    A refusal is printed above the bar, where there is room for all of it.
+    """
     try:
         client.post("/v1/chat/completions/control", {"id": request, "action": "reasoning_end"})
     except ChatError as error:

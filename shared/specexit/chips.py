@@ -34,8 +34,8 @@ class Chip:
     dcn_bytes_per_second: float | None = None
     """Sent to other slices, its share of its host's network cards; None where the page does not say."""
     devices: int = 1
-    """That JAX shows of it. Where it does not join the TensorCores of a chip, each is one, with its share of the rest
-    (``num_tensor_cores_per_logical_device`` of ``pltpu.get_tpu_info_for_chip``)."""
+    """How many JAX shows of one chip. Where it does not join the TensorCores of a chip, each is a device with its share
+    of the rest (``num_tensor_cores_per_logical_device`` of ``pltpu.get_tpu_info_for_chip``)."""
     usable_gib: float | None = None
     """HBM that the compiler lets a program have, where that is less: "Used 24.00G of 15.75G hbm", say its errors, which
     people quote of v4 and v6e as well."""

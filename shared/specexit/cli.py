@@ -38,8 +38,8 @@ class Command:
     subject: str | None = None
     """Key whose value may be given alone, in place of a YAML file: ``specexit migrate runs/x/draft``."""
     restarted: bool = False
-    """Whether job scripts start it again by its exit code: what the same command would only run into again then has one
-    of its own, see `specexit.errors.LASTING`."""
+    """Whether job scripts start it again by its exit code: an error that the same command would only run into again
+    then has a code of its own, see `specexit.errors.LASTING`."""
 
 
 COMMANDS = {
@@ -281,15 +281,14 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
     A flag that is true or false needs no value: ``--check`` is ``check=true``. Any other takes the next argument.
 
     Raises:
-      ConfigError: a second file, or a flag without its value.
+      ConfigError: a second file, one that is neither on disk nor in gs://, or a flag without its value.
 
     Example:
       >>> from specexit.schemas.demo import DemoConfig
       >>> parse(["runs/a=b/recipe.yaml", "--out", "runs/a=b", "--seed=1", "--quick", "data=runs/x"], DemoConfig)
       (PosixPath('runs/a=b/recipe.yaml'), ['out=runs/a=b', 'seed=1', 'quick=true', 'data=runs/x'])
     """
-    from specexit.buckets import location
-    from specexit.config import ConfigError
+    from specexit.config import ConfigError, key_of, located
 
     path: Path | None = None
     overrides: list[str] = []
@@ -298,12 +297,12 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
         argument = waiting.pop(0)
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
-            key = key.replace("-", "_")
+            key = key_of(schema, key)
             overrides.append(f"{key}={value if equals else _value(schema, key, waiting)}")
         elif "=" in argument and "/" not in argument.partition("=")[0]:  # no key has one; folders are called lr=1
             overrides.append(argument)
         elif path is None:
-            path = location(argument)
+            path = located(argument)
         else:
             raise ConfigError(f"argument {argument!r} is not key=value, and the config file is already {path}")
     return path, overrides
@@ -419,8 +418,8 @@ complete_values_in_bash()
 def main() -> None:
     """Entry point of the ``specexit`` script.
 
-    A function of the user's is found beside where the command is run, as ``python -m specexit`` finds it; behind all
-    else, so that no file there stands in for a library.
+    The working directory is put on the module path, so that a user's own function there is found, as with ``python -m
+    specexit``. It comes last, so that no file there stands in for a library.
     """
     sys.path.append(str(Path.cwd()))
     app()

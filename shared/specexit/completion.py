@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 VALUE = """    COMPREPLY=()
     [[ ${COMP_WORDS[COMP_CWORD]} != = && ! ${COMP_WORDS[COMP_CWORD-1]} =~ ^(=|--.+)$ ]] || return 0
 """
-"""Of a value bash is told nothing, and so looks for a file: it takes ``key=value`` for three words."""
+"""Offers nothing for a value, so that bash looks for a file; bash takes ``key=value`` for three words."""
 NO_SPACE = "    [[ $COMPREPLY != *= ]] || compopt -o nospace 2>/dev/null\n"
 
 

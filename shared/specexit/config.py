@@ -37,7 +37,7 @@ class ConfigError(InputError):
 
 
 class PassingError(ConfigError):
-    """One that the same command may not meet again: another process's doing, a disk's, or a machine's."""
+    """One that the same command may not meet again: another process, a disk or a machine is the cause."""
 
     passes = True
 
@@ -50,8 +50,11 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _said(cls, value: Any, info: Any) -> Any:
-        """An empty path, such as a shell variable that is not set, would be the working directory, and ``~`` a folder
-        of that name: no YAML expands it, and behind ``out=`` not every shell."""
+        """Refuse an empty path, and expand ``~``.
+
+        An empty path, such as that of a shell variable that is not set, would be the working directory. YAML never
+        expands ``~``, and behind ``out=`` some shells do not.
+        """
         return _as_meant(value, cls.model_fields[info.field_name].annotation)
 
     @field_validator("*")
@@ -62,7 +65,11 @@ class Config(BaseModel):
 
 
 def _as_meant(value: Any, wanted: Any) -> Any:
-    """A value, and all paths in it by the types that its key may have, as whoever wrote them means them."""
+    """A value with ``~`` expanded in every path in it; ``wanted`` is the type of its key, and says what is a path.
+
+    Raises:
+      ValueError: a path is empty.
+    """
     kinds = _apart(wanted)
     if isinstance(value, str) and Path in kinds:
         if not value:
@@ -87,10 +94,10 @@ def find(kind: str, name: str) -> Path:
     """Path of ``configs/<kind>/<name>.yaml``; a name that ends in ``.yaml`` is taken as a path.
 
     Raises:
-      ConfigError: there is no such file; the message lists the names there are.
+      ConfigError: there is no such file; the message lists the names there are. Or it is neither on disk nor in gs://.
     """
     if name.endswith((".yaml", ".yml")):
-        if (path := location(name)).exists():
+        if (path := located(name)).exists():
             return path
         raise ConfigError(f"{path}: file does not exist")
     for root in CONFIG_ROOTS:
@@ -106,6 +113,18 @@ def find(kind: str, name: str) -> Path:
     known = sorted({p.stem for root in CONFIG_ROOTS for p in (root / kind).glob("*.yaml")})
     near = _nearest(name, known)
     raise ConfigError(f"{kind} {shown(name)} does not exist{near}; there is {', '.join(known) or 'none'}")
+
+
+def located(text: str) -> Path:
+    """As `specexit.buckets.location`, of what is no key's value.
+
+    Raises:
+      ConfigError: it is an address of anything else; the message names it.
+    """
+    try:
+        return location(text)
+    except ValueError as error:
+        raise ConfigError(f"{text}: {error}") from error
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -144,8 +163,8 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
     Args:
       schema: what is expected.
       path: a YAML file, or None for the defaults.
-      overrides: ``key.sub=value`` strings, applied in order; values in YAML syntax, strings and paths as they are, and
-        one of several without brackets, too. Where a string may be missing, ``null`` is none.
+      overrides: ``key.sub=value`` strings, applied in order. Values are in YAML syntax, but strings and paths are taken
+        as they are, and a list of one needs no brackets. Where a string may be missing, ``null`` stands for that.
 
     Raises:
       ConfigError: unreadable YAML, unknown key, value of the wrong type or out of range.
@@ -176,6 +195,22 @@ def kinds_of(schema: type[BaseModel], key: str) -> tuple[Any, ...]:
     return kinds
 
 
+def key_of(schema: type[BaseModel], flag: str) -> str:
+    """A flag as a dotted key: its dashes are underscores, but in names that the user chose.
+
+    Example:
+      >>> from specexit.schemas.collect import CollectConfig
+      >>> key_of(CollectConfig, "parts.held-out.answer-kind")
+      'parts.held-out.answer_kind'
+    """
+    parts: list[str] = []
+    for part in flag.split("."):
+        kinds = kinds_of(schema, ".".join(parts)) if parts else (schema,)
+        ours = not kinds or any(_is_schema(kind) for kind in kinds)
+        parts.append(part.replace("-", "_") if ours else part)
+    return ".".join(parts)
+
+
 def _inside(kind: Any, part: str) -> Any:
     """The type of one key of a type; None where it has none."""
     if get_origin(kind) is dict:
@@ -196,7 +231,7 @@ def _is_schema(kind: Any) -> bool:
 
 
 def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
-    """The value of an override: raw where the schema wants a string or a path, or one of several without brackets."""
+    """The value of an override: raw where the schema wants a string or a path, or a list of them has no brackets."""
     kinds = set(kinds_of(schema, key))
     if kinds and kinds <= {str, Path, type(None)}:
         return None if value in ("null", "~") and type(None) in kinds else value
@@ -310,7 +345,7 @@ def _git(*command: str) -> bytes:
 def save_run(config: Config, folder: Path) -> None:
     """Write ``run.yaml`` beside a run's outputs: the resolved config, the command, versions and git revision.
 
-    Keys that a schema keeps to itself and passwords in addresses are left out.
+    Keys that a schema excludes from records and passwords in addresses are left out.
     """
     record = {
         "config": config.model_dump(mode="json"),
@@ -328,7 +363,7 @@ def _without_secrets(config: Config, arguments: Sequence[str]) -> list[str]:
     shown, is_value = [], False
     for argument in arguments:
         flag, equals, _ = argument.partition("=")
-        is_secret = flag.removeprefix("--").replace("-", "_") in secret
+        is_secret = key_of(type(config), flag.removeprefix("--")) in secret
         shown.append("..." if is_value else f"{flag}=..." if is_secret and equals else argument)
         is_value = is_secret and not equals and flag.startswith("--")
     return shown
@@ -342,10 +377,10 @@ def read_made(schema: type[ConfigT], path: Path, version: int, by: str, refusal:
       path: of the file.
       version: of the format.
       by: the command.
-      refusal: what is raised.
+      refusal: class of the error that is raised.
 
     Raises:
-      InputError: a ``refusal``: it is missing or wrong, or of another version.
+      InputError: of class ``refusal``: the file is missing or wrong, or of another version.
     """
     try:
         fields = json.loads(path.read_text())
@@ -388,7 +423,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Put text behind a file's end; it has left this process when this returns."""
+    """Append text to a file; it is on the disk, or in the bucket, when this returns."""
     if isinstance(path, BucketPath):
         path.append(text.encode())
         return

@@ -2,7 +2,7 @@
 
 Every stage is a command of its own in a process of its own (vLLM and JAX both set process-wide state), and every stage
 is written down before it runs. A stage that is done leaves a mark with its command line; an interrupted demo goes on
-behind the last mark. What comes behind a stage that has to run again runs again.
+behind the last mark. Where a stage has to run again, so do all stages behind it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ FULL = Sizes(
     rounds=5,
     epsilon=0.01,
 )
-# With so few traces, a weight of 10 learns their boundaries by heart: surer of its mistakes than any threshold allows.
+# With so few traces, a weight of 10 has the draft learn their boundaries by heart: it is then so sure of its mistakes
+# that no threshold keeps them out.
 QUICK = Sizes(
     draft=375,
     calibration=150,
@@ -81,7 +82,7 @@ BEGUN = "begun"
 """Mark of a demo that has begun, with the command line of its first stage."""
 
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
-"""A training step is of one row, which several chips could not share; who wants another platform says so."""
+"""A training step is of one row, which several chips could not share. What the user's environment says wins."""
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
@@ -193,7 +194,7 @@ def _make_room(config: DemoConfig, console: Console) -> None:
     """Continue an unfinished demo of the same settings; move another demo aside, nothing is deleted.
 
     Raises:
-      ConfigError: what is there is no demo.
+      ConfigError: what is there is no demo, or another one around the working directory.
     """
     if not config.out.exists() or (config.out.is_dir() and not any(config.out.iterdir())):
         return
@@ -205,6 +206,10 @@ def _make_room(config: DemoConfig, console: Console) -> None:
     if same and not (config.out / "results.json").exists():
         console.print(f"going on with the unfinished demo in {config.out}", markup=False)
         return
+    if Path.cwd().is_relative_to(config.out.resolve()):  # what is begun anew would be written into the one moved aside
+        raise ConfigError(
+            f"out={config.out}: an earlier demo is there, and the working directory lies in it, expected another folder"
+        )
     number = 1
     while (aside := config.out.with_name(f"{config.out.name}-{number}")).exists():
         number += 1

@@ -12,7 +12,7 @@ SHOWN = 12
 def differences(there: Any, asked: Any) -> str:
     """What differs between two nested mappings, in words; empty where nothing does. Under ``inputs`` are hashes.
 
-    None is as good as absent: what was written before a setting was there goes on where that is not set.
+    None counts as absent: a record from before there was a setting does not differ where that is not set.
 
     Example:
       >>> differences({"config": {"seed": 0, "n": 3}}, {"config": {"seed": 1, "n": 3}})

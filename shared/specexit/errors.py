@@ -8,22 +8,22 @@ from typing import Any
 from pydantic import ValidationError
 
 LASTING = 78
-"""Exit code of ``specexit train`` for what the same command would only run into again, and of ``status`` where that was
-a NaN: sysexits.h calls it a configuration error."""
+"""Exit code of ``specexit train`` for an error that the same command would only run into again, and of ``status`` for a
+run that a NaN has stopped: sysexits.h calls it a configuration error."""
 
 
 class InputError(ValueError):
     """Input that cannot be used; the message names the file, the field, the value and what was expected."""
 
     passes = False
-    """Whether the same command may not meet it again, though nobody changes what it was given."""
+    """Whether the same command, given the same, may succeed the next time."""
 
 
 def lasts(error: InputError) -> bool:
     """Whether the same command would only run into an error again.
 
-    What has come of an `OSError` or a `RuntimeError` is a machine's, a disk's or a network's, and may not come twice;
-    but a file that is not there, or a folder, has a wrong name, as jobs start behind their mounts.
+    An error that an `OSError` or a `RuntimeError` caused is a machine's, a disk's or a network's, and may not come
+    twice. But a file or folder that is not there has a wrong name: jobs start once their mounts are there.
     """
     failures, cause = (OSError, RuntimeError), error.__cause__
     misnamed = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -62,7 +62,7 @@ def listed(counts: Mapping[Any, int]) -> str:
 
 
 def printable(text: str) -> str:
-    """A stranger's text for a terminal: what would move its cursor is said instead.
+    """A stranger's text for a terminal: what would move its cursor is written as an escape.
 
     Example:
       >>> print(printable("mine" + chr(27) + "[2J"))

@@ -19,7 +19,7 @@ WRITE_NOTHING = ("chat", "inspect", "serve", "status")
 
 
 def interrupted(name: str) -> str:
-    """The line.
+    """What the command line says where Ctrl-C has ended a command.
 
     Example:
       >>> interrupted("score")

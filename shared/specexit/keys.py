@@ -11,7 +11,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def single_keys() -> Iterator[Callable[[], str | None]]:
-    """Within, the function that it gives says which key has been pressed; None for none, and without a terminal."""
+    """Read single keys from the terminal.
+
+    Yields:
+      A function that returns the next key that was pressed, without waiting; None where none was, or no terminal is.
+    """
     if not sys.stdin.isatty():
         yield lambda: None
         return

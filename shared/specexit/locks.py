@@ -16,7 +16,7 @@ from rich.console import Console
 def take(file: IO | int, place: Path, *, wait: bool = False) -> bool:
     """Lock an open file or folder for this process alone, until it is closed or the process ends, be it by ``kill -9``.
 
-    A disk may have no locks, as network disks may: nothing is held there then, which is said once of each place.
+    A disk may have no locks, as some network disks: nothing is held there, which is said once of each place.
 
     Args:
       file: what is locked.

@@ -1,5 +1,7 @@
-"""Output folders: new or empty to begin with, and there whole or not at all, also behind a power failure. Output files:
-where no folder is, and the same."""
+"""Output folders and files, which are there whole or not at all, also after a power failure.
+
+A folder has to be new or empty to begin with; where a file is to be written, no folder may be.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ def require_empty(folder: Path) -> None:
     """Refuse to write into a folder that holds something.
 
     Raises:
-      FileExistsError: it is there and not empty, or no other can be put in its place: it is the working directory, a
-        link or a mount.
+      FileExistsError: it is not empty, it is a file, or no other can be put in its place, as in that of the working
+        directory, a link or a mount.
     """
     if not isinstance(folder, BucketPath):
         _require_replaceable(folder)
@@ -105,13 +107,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _names(error: OSError, folder: Path) -> bool:
-    """Whether an error is of a file in the folder; one that names none is taken for that."""
+    """Whether an error is of a file in the folder; so is one that names no file."""
     return not error.filename or Path(str(error.filename)).is_relative_to(folder)
 
 
 def put(beside: Path, path: Path) -> None:
-    """Rename a finished file to its place. What is in it is on the disk before that, as a power failure would leave an
-    empty one of that name, and the name is when this returns."""
+    """Rename a finished file to its place; its new name is on the disk when this returns.
+
+    Its content is on the disk before the rename: a power failure could leave an empty file of that name.
+    """
     _sync(beside)
     beside.replace(path)
     _sync(path.parent)
@@ -131,18 +135,19 @@ def _sync(path: Path) -> None:
             raise
 
 
-def refuse_folder(path: Path) -> Path:
+def refuse_no_file(path: Path) -> Path:
     """A path on which a file can be written.
 
     Raises:
-      ValueError: a folder is there.
+      ValueError: a folder is there, or what is neither that nor a file: one would be put in the place of ``/dev/null``.
     """
-    if not isinstance(path, BucketPath) and path.is_dir():
-        raise ValueError("is a folder, expected a file to write")
-    return path
+    if isinstance(path, BucketPath) or path.is_file() or not path.exists():
+        return path
+    what = "is a folder" if path.is_dir() else "is a device, a pipe or a socket"
+    raise ValueError(f"{what}, expected a file to write")
 
 
-OutputFile = Annotated[Path, AfterValidator(refuse_folder)]
+OutputFile = Annotated[Path, AfterValidator(refuse_no_file)]
 """A key whose value is a file to write."""
 
 

@@ -56,10 +56,10 @@ def read_status(run: Path) -> tuple[Status, int, int]:
 
 
 def check_finished(run: Path) -> None:
-    """Check that a run whose process has ended with 0 was not saved behind a preemption notice.
+    """Check that a run is finished: its process also ends with 0 where a preemption notice has stopped it.
 
     Raises:
-      PassingError: it goes on; or see `read_status`.
+      PassingError: it is not; or see `read_status`.
     """
     status, step, steps = read_status(run)
     if status != "finished":

@@ -9,7 +9,7 @@ from typing import Any
 from specexit.drafts.rope import scaling_of
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
-"""`jax_specexit` holds it against its own table."""
+"""Those of the table in `jax_specexit`, which is checked against this one."""
 
 ONLY = {
     **{"mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"},
@@ -30,7 +30,7 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 
 def unimplemented(config: Mapping[str, Any]) -> str | None:
-    """The first field of a known architecture's ``config.json`` with a value that is not implemented.
+    """The first field of a known architecture's ``config.json`` with a value that is not implemented; None without one.
 
     Example:
       >>> unimplemented({"use_sliding_window": True})
@@ -114,7 +114,7 @@ def _original(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
 
 
 def long_behind(config: Mapping[str, Any]) -> float | None:
-    """Of RoPE of type ``longrope``: up to how many positions its short factors are meant; None of any other.
+    """Up to how many positions the short factors of RoPE of type ``longrope`` are meant; None for any other type.
 
     vLLM takes the long ones for every text where its ``max_model_len`` is larger, transformers for longer texts alone.
 

@@ -31,15 +31,15 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 MAX_WRITTEN_OUT = 1_000_000
-"""Characters and values of a YAML with its aliases written out: a few hundred bytes can stand for more than memory
+"""Most characters and values of a YAML with its aliases written out: a few hundred bytes can stand for more than memory
 holds."""
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML says.
+    """The value that a YAML text stands for; None for an empty one.
 
     Raises:
-      yaml.YAMLError: it is none, a key is there twice, or its aliases stand for more than `MAX_WRITTEN_OUT`.
+      yaml.YAMLError: it is no YAML, a key is there twice, or its aliases stand for more than `MAX_WRITTEN_OUT`.
       RecursionError: it is nested without end.
     """
     loader = _Loader(text)

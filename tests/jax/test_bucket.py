@@ -345,13 +345,15 @@ def test_a_mounted_bucket_in_which_no_folder_can_be_renamed_is_refused(
     assert place.kind_of_mount(tmp_path) == "ext4"
     place.check_place(out)
     assert list(out.iterdir()) == []
+    (tmp_path / "runs").symlink_to("a b")  # a link from a home folder
 
     def refused(self: Path, target: Path) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")  # gcsfuse's answer
 
     monkeypatch.setattr(Path, "rename", refused)
     place.check_place(tmp_path / "run")  # a disk is not asked
-    with pytest.raises(ConfigError, match=r"a folder cannot be renamed.*gcsfuse's --rename-dir-limit") as told:
-        place.check_place(out)
-    assert lasts(told.value)  # a restart mounts it no other way
+    for there in (out, tmp_path / "runs" / "run"):
+        with pytest.raises(ConfigError, match=r"a folder cannot be renamed.*gcsfuse's --rename-dir-limit") as told:
+            place.check_place(there)
+        assert lasts(told.value)  # a restart mounts it no other way
     assert list(out.iterdir()) == []

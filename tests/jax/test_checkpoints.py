@@ -204,3 +204,21 @@ def test_a_checkpoint_that_lacks_parts_is_named_with_the_one_that_can_be_taken(t
     assert len(str(said.value)) < 500
     shutil.rmtree(newest)
     judged(tmp_path, None, {})
+
+
+@pytest.mark.parametrize("damage", [None, "", "[1]", '{"measure": null}', '{"score": "high"}'])
+def test_a_best_checkpoint_whose_score_is_damaged_names_the_folder_to_remove(
+    tmp_path: Path, damage: str | None
+) -> None:
+    """It was a traceback of orbax's, of a run whose newest checkpoint is whole."""
+    judged(tmp_path, LENGTH, {2: 1.01})
+    best = tmp_path / "best" / "2"
+    if damage is None:
+        shutil.rmtree(best / "score")
+    else:
+        (best / "score" / "metadata").write_text(damage)
+    with pytest.raises(PassingError, match=rf"^{best}: its score cannot be read: \w+: .*, or remove that folder, and"):
+        judged(tmp_path, LENGTH, {})
+    shutil.rmtree(best)
+    judged(tmp_path, LENGTH, {4: 0.9})
+    assert restore_params(tmp_path, "best")[0] == 4

@@ -383,6 +383,21 @@ def test_a_planned_trace_that_a_run_goes_on_behind_is_said(tmp_path: Path, capsy
     assert capsys.readouterr().err == ""
 
 
+def test_a_planned_trace_that_begins_within_another_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """There was that of SIGUSR1 alone, and nothing said so."""
+    monkeypatch.setattr(jax.profiler, "start_trace", Mock())
+    monkeypatch.setattr(jax.profiler, "stop_trace", Mock())
+    monkeypatch.setattr("jax_specexit.training.profiling._asked", Mock(now=True))
+    with Profiler(tmp_path, (4, 6)) as profiler:
+        for step in range(2, 9):
+            profiler.begin(step)
+            profiler.end(step, None)
+    said = "profile_steps=[4, 6] begins within the trace that SIGUSR1 asked for, which ends with step 6: no other trace"
+    assert capsys.readouterr().err == f"{tmp_path / 'profile'}: {said} of it\n"
+
+
 def test_a_damaged_target_is_named_where_its_nan_stops_the_run(
     recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

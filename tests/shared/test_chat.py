@@ -17,6 +17,7 @@ from rich.console import Console
 
 from specexit import chat as client_side
 from specexit.chat import END_KEY, ChatError, Client, Turn, ask, body_of, saved
+from specexit.config import ConfigError, load
 from specexit.keys import single_keys
 from specexit.schemas.chat import ChatConfig
 
@@ -49,6 +50,19 @@ def test_a_server_with_a_reasoning_parser_parts_it_itself(name):
     assert not turn.over
     assert turn.take(chunk(content="Four.")) == "Four."
     assert (turn.thinking, turn.answer, turn.over) == ("So it is 4.", "Four.", True)
+
+
+@pytest.mark.parametrize("empty", [{}, {"choices": None}, {"choices": [{"index": 0}]}, {"choices": [{"delta": None}]}])
+def test_a_chunk_without_text_is_passed_over(empty):
+    """As a last one with the usage alone; it was a traceback."""
+    turn = Turn()
+    assert [turn.take(one) for one in (chunk(content="a</think>b"), empty, chunk(content="c"))] == ["b", "", "c"]
+
+
+@pytest.mark.parametrize("timeout", ["inf", ".inf", ".nan", "1e12", "0"])
+def test_a_timeout_that_no_socket_takes_is_refused(timeout):
+    with pytest.raises(ConfigError, match="config: timeout is "):
+        load(ChatConfig, None, [f"timeout={timeout}"])
 
 
 def test_a_request_without_thinking_is_all_answer():

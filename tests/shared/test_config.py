@@ -258,6 +258,15 @@ def test_a_folder_in_place_of_a_name_says_what_is_wanted(tmp_path, monkeypatch):
         find("targets", "")
 
 
+@pytest.mark.parametrize("read", [lambda address: parse([address], TrainConfig), lambda name: find("targets", name)])
+def test_an_address_of_no_bucket_that_is_read_is_named(read):
+    """Without a name, and as no `ConfigError`, it was a traceback."""
+    with pytest.raises(
+        ConfigError, match=r"^s3://bucket/one\.yaml: expected a path on disk, or gs:// for one in a buc"
+    ):
+        read("s3://bucket/one.yaml")
+
+
 def test_a_run_file_reproduces_its_config(recipe, tmp_path):
     config = load(Recipe, recipe, ["kind=b"])
     save_run(config, tmp_path / "run")
@@ -393,6 +402,7 @@ def test_keys_and_values_deep_inside_are_yaml():
         (["--prompt=--x"], ["prompt=--x"]),
         (["--show-thinking", "prompt=a"], ["show_thinking=true", "prompt=a"]),
         (["--show-thinking", "false", "--prompt", "true"], ["show_thinking=false", "prompt=true"]),
+        (["--arguments.my-own", "3"], ["arguments.my-own=3"]),  # a name that the user chose
         (["--shaw-thinking", "prompt=a"], ["shaw_thinking=true", "prompt=a"]),  # the error is that there is no such key
     ],
 )

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from specexit import demo as module
-from specexit.config import ConfigError
+from specexit.config import ConfigError, load
 from specexit.demo import demo, stages
 from specexit.schemas.demo import DemoConfig
 
@@ -95,6 +95,23 @@ def test_what_is_no_demo_is_left_where_it_is(config, ran, place):
         demo(config.model_copy(update={"out": out}))
     assert (config.out / "notes.txt").read_text() == "mine"
     assert ran.all == []
+
+
+@pytest.mark.parametrize("out", [".", "../run", ".."])
+def test_a_finished_demo_around_the_working_directory_is_not_moved(config, ran, out, monkeypatch):
+    """It was a traceback, or the new one went into the one that had been moved aside."""
+    demo(config)
+    ran.all.clear()
+    monkeypatch.chdir(config.out / "traces" if out == ".." else config.out)
+    with pytest.raises(ConfigError, match=rf"^out={out}: an earlier demo is there, and the working directory lies in"):
+        demo(config.model_copy(update={"out": Path(out)}))
+    assert ran.all == []
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_a_later_stage_would_refuse_is_refused(seed):
+    with pytest.raises(ConfigError, match=rf"seed is {seed}: "):
+        load(DemoConfig, None, [f"seed={seed}"])
 
 
 def test_an_empty_folder_is_taken(config, ran):

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specexit.config import write_text
+from specexit.config import ConfigError, load, write_text
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import write_traces
 from specexit.errors import InputError
 from specexit.outputs import MoveError, new_folder, require_empty
+from specexit.schemas.simulate import SimulateConfig
 
 WRITE = """
 import signal, sys
@@ -139,6 +140,20 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(write, inside, tm
     assert synced[(out / inside).stat().st_ino] is False
     assert synced[out.stat().st_ino] is False
     assert synced[tmp_path.stat().st_ino] is True
+
+
+def test_a_device_or_a_pipe_in_place_of_a_file_to_write_is_refused(tmp_path):
+    """A file was put there: whoever wrote to /dev/null as root had none afterwards."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    (tmp_path / "file").touch()
+    for out in (Path("/dev/null"), tmp_path / "link", tmp_path / "pipe"):
+        with pytest.raises(
+            ConfigError, match=rf"out is \S*{out}\S*: is a device, a pipe or a socket, expected a file to"
+        ):
+            load(SimulateConfig, None, ["traces=a", "scores=b", f"out={out}"])
+    for out in (tmp_path / "file", tmp_path / "new"):
+        assert load(SimulateConfig, None, ["traces=a", "scores=b", f"out={out}"]).out == out
 
 
 def test_a_full_disk_is_one_line_that_names_the_folder_and_leaves_nothing(tmp_path):

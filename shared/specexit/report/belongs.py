@@ -1,6 +1,6 @@
-"""Whether what is put on one page belongs together, by the hashes that files carry of what they are of.
+"""Whether the files of one page belong together, by the hashes that each carries of what it was made from.
 
-Files of before carry none, and then nothing is compared.
+Files of older versions carry none, and then nothing is compared.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from specexit.report.shown import ReportError
 
 @dataclass(frozen=True)
 class Measured:
-    """What a page is of: hashes by the keys of ``inputs`` in ``results.json``."""
+    """What a page is about, as hashes; their keys are those of ``inputs`` in ``results.json``."""
 
     hashes: Mapping[str, str]
     """Of what was measured, and of ``requests.jsonl``."""
     traces: frozenset[str]
-    """Of the trace files, those that the page is given included: labelled ones are another file of the same."""
+    """Of the trace files: the measured one, and the one that the page is given, as labelled traces are another file."""
 
     @classmethod
     def of(cls, bench: Path, results: Results, draft: Path | None, traces: Path) -> Measured:
-        """What a benchmark's folder is of.
+        """The hashes of what a benchmark's folder was made from.
 
         Raises:
           ReportError: the draft's weights or its policy are not those that were measured, so that its certificate would
@@ -50,11 +50,11 @@ class Measured:
           ReportError: it is.
         """
         if told := others({key: found for key, found in inputs.items() if key != "traces"}, self.hashes):
-            # Of several scores, `ablate` asks all but one question of the first.
+            # Given several scores, `ablate` takes the first ones for all but one question.
             how = ", with scores of its draft first" if any(key.startswith("scores.") for key in inputs) else ""
             raise ReportError(f"{path}: made from {told}, expected what this benchmark measured: make it anew{how}")
 
     def remark(self, what: str, inputs: Mapping[str, str]) -> Iterator[str]:
-        """A sentence on what is of other traces than the responses, where that is known."""
+        """A sentence where ``what`` is of other traces than the responses; none where it is not, or that is unknown."""
         if inputs and inputs["traces"] not in self.traces:
             yield f"{what} are of another file of traces than the benchmark."

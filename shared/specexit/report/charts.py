@@ -60,7 +60,7 @@ OTHER_SHAPES = "<>vPHph8d"
 DASHES = ((0, (10, 3)), "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 """Of replayed methods that share a colour. None is solid: their colour is next to that of validity, which is."""
 LONGEST_LABEL, MOST_ROWS = 24, 5
-"""Characters of a name in a legend, and its rows that the height of a figure has room for."""
+"""Most characters of a name in a legend; rows of a legend that the height of a figure has room for."""
 
 
 def style_of(name: str) -> tuple[str, str]:
@@ -82,7 +82,7 @@ def _below(names: int) -> float:
 
 
 MOST_TOKENS, MOST_BOUNDARIES = 2000, 60
-"""Of a trace, that are drawn one by one."""
+"""Of a trace: up to so many tokens, their signals are drawn at each; up to so many boundaries, each has a line."""
 
 Points = Sequence[tuple[int, float]]
 """(optimizer step, value)."""
@@ -228,8 +228,8 @@ def latency_chart(times: Mapping[str, Sequence[float]]) -> str:
 
 
 def drawn_tokens(n: int, boundaries: Sequence[int]) -> Int[np.ndarray, " drawn"]:
-    """Thinking tokens, counted from 1, whose signals are drawn: between the boundaries nothing is judged, and of a long
-    trace nobody can see them."""
+    """Thinking tokens, counted from 1, whose signals are drawn: all of them, and of a long trace the boundaries alone,
+    as nobody could see the others, and nothing is judged there."""
     return np.arange(1, n + 1) if n <= MOST_TOKENS else np.array(boundaries, np.int64)
 
 

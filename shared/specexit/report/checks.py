@@ -1,4 +1,4 @@
-"""Everything that was checked, in words and counts, and what was not given to be told."""
+"""Everything that was checked, in words and counts, and which checks the page was not given."""
 
 from __future__ import annotations
 

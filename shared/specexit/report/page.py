@@ -31,7 +31,7 @@ from specexit.report.checks import checks, tests
 from specexit.report.figures import Figure, Table, latencies, thresholds
 from specexit.report.readme import write_images, write_table
 from specexit.report.run import Run, read_run
-from specexit.report.shown import TITLES, ReportError, Shown, choose, exited, show
+from specexit.report.shown import TITLES, ReportError, Shown, choose, exited, follows, show
 from specexit.report.verdict import percent, verdict
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import find_target
@@ -48,7 +48,7 @@ EMBEDDED_NOTE = (
 
 
 def note_on(target: str) -> str | None:
-    """What has to be known of numbers of a target."""
+    """What a reader has to know of a target's numbers; None where there is nothing."""
     return EMBEDDED_NOTE if target in ("tiny-reasoner", "tiny-mixed") else None
 
 
@@ -78,12 +78,12 @@ class Page:
 
     @property
     def most_tokens(self) -> float:
-        """Longest bar of the thinking tokens; 1 where nothing was thought."""
+        """Thinking tokens of the method with the longest bar; 1 where nothing was thought."""
         return max(method.thinking_tokens for method in self.results.methods.values()) or 1.0
 
     @property
     def not_shown(self) -> list[str]:
-        """Kinds of traces that are worth looking at, and of which there is none."""
+        """Titles of the kinds of traces of which there is none to show; empty where one was asked for."""
         found = {shown.title for shown in self.shown}
         asked = TITLES["asked"][0] in found or "specexit" not in self.results.methods
         return [] if asked else [title for kind, (title, _) in TITLES.items() if kind != "asked" and title not in found]
@@ -95,7 +95,7 @@ class Page:
 
     @property
     def most_seconds(self) -> dict[str, float]:
-        """Longest bar of the seconds at each batch size."""
+        """Seconds of the method with the longest bar, by batch size."""
         return {b: max(method.seconds[b] for method in self.results.methods.values()) for b in self.results.n_seconds}
 
 
@@ -103,8 +103,8 @@ def report(config: ReportConfig) -> None:
     """Write the report.
 
     Raises:
-      ReportError: a file cannot be read, or is of another draft or benchmark; the trace asked for does not exist or did
-        not exit.
+      ReportError: a file cannot be read, or is of another draft or benchmark; the trace asked for does not exist, did
+        not exit, or took another path.
       ResultsError, TraceError, ScoreError, DraftError, ConfigError: see the readers.
     """
     bench, traces = config.bench, config.traces
@@ -131,7 +131,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
     found = _read(config.ablations, Ablations, "ablate", measured)
     replay = _read(config.replay, ReplayCheck, "bench-replay", measured)
     policy = draft.specexit.policy if draft and draft.specexit else None
-    # That of another method is another draft's, which `measured` knows by its hashes.
+    # A check of another method is of another draft, which `measured` knows by its hashes.
     if replay and replay.method == "specexit" and policy and replay.policy != policy:
         raise ReportError(f"{config.replay}: policy is not that of {config.draft}, expected a check of this benchmark")
     drawn = (
@@ -218,8 +218,8 @@ def show_traces(
     """The traces to show; none where the benchmark has no exits.
 
     Raises:
-      ReportError: the traces are of other problems, or ``trace_id`` names one that is not there, or that did not exit
-        at a boundary.
+      ReportError: the traces are of other problems, or ``trace_id`` names one that is not there, that did not exit at
+        a boundary, or whose response took another path.
       ScoreError: the scores cannot be read, or are of another draft than the one given.
     """
     if "specexit" not in results.methods:
@@ -231,10 +231,13 @@ def show_traces(
         raise ReportError(f"{benched}: holds none of the problems of {path}, expected the traces that it ran on")
     chosen = choose(list(traces.values()), requests)
     if config.trace_id:
-        could = [id for id in traces if exited(traces[id], requests[id])]
+        left = [id for id in traces if exited(traces[id], requests[id])]
+        could = [id for id in left if follows(traces[id], requests[id])]
         if config.trace_id not in could:
-            others = f"expected one of {', '.join(sorted(could)[:5])}, ..." if could else "and no other one did"
-            raise ReportError(f"{path}: trace {config.trace_id!r} did not exit at a boundary, {others}")
+            did = "took another path up to its exit" if config.trace_id in left else "did not exit at a boundary"
+            some = ", ".join(sorted(could)[:5])
+            others = f"expected one of {some}, ..." if could else "and no other one can be shown"
+            raise ReportError(f"{path}: trace {config.trace_id!r} {did}, {others}")
         chosen = {"asked": config.trace_id}
     scores = _scores(config.scores, config.draft) if config.scores else None
     policy = draft.specexit.policy if draft and draft.specexit else None

@@ -1,6 +1,6 @@
 """``make figures``: the tables and pictures of README and docs, from the results that lie under ``runs``.
 
-What is not there is said, and its table or picture stays as it is.
+Results that are absent are named, and their table or picture stays as it is.
 """
 
 from __future__ import annotations

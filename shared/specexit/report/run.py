@@ -64,9 +64,10 @@ def _target_of(path: Path) -> str:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
-    """All whole lines of ``metrics.jsonl``, and the numbers of those that are left out, as a power failure leaves them.
+    """The lines of ``metrics.jsonl`` as mappings, and the numbers of those that cannot be read and are left out.
 
-    The last line may be cut, by a kill or because it is being written, and is none.
+    A power failure leaves such lines. A last line without its end, which a kill has cut or which is being written, does
+    not count.
 
     Raises:
       ReportError: the file is not there or cannot be read.
@@ -98,8 +99,10 @@ def training_rows(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[Mappin
 
 
 def newest_evaluation(path: Path, lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """``evaluation.json`` of the last step where it is there, else the last that ``metrics.jsonl`` has: name -> value
-    and what it is, where the file says that; nested names joined.
+    """The newest evaluation: ``evaluation.json``, which is of the last step, or else the last in ``metrics.jsonl``.
+
+    Returns:
+      name -> (value, what it is; empty where the file does not say). Nested names are joined.
 
     Raises:
       ReportError: not a JSON object.
@@ -120,7 +123,7 @@ def newest_evaluation(path: Path, lines: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _flatten(names: tuple[str, ...], values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """The names that lead to each value, from without, its label and its text."""
+    """Of each value the names that lead to it, the outermost first, its label and its text."""
     for name, value in values.items():
         path = (*names, name)
         label = " ".join(path).replace("_", " ")

@@ -39,10 +39,10 @@ class Step:
     """Whether the exit is behind it."""
     validity: float | None
     """Of its split token; None without scores."""
+    state: str
+    """Of the boundary at its end, see `specexit.data.rows.BoundaryState`; empty behind the last boundary."""
     trial_answer: str | None
-    agrees: bool
-    judged: bool = True
-    """False for what lies behind the last boundary, where nothing is judged."""
+    """Of the trial there; None where there was none, or it gave none."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,11 @@ def choose(traces: Sequence[Trace], requests: Mapping[str, Request]) -> dict[str
 
     Only requests that walked the very path of the trace, as under greedy decoding they do, can be set beside it.
     """
-    saved = {t.id: len(t.think_ids) - requests[t.id].thinking_tokens for t in traces if _left(t, requests)}
-    right = [t for t in traces if t.id in saved and requests[t.id].correct]
-    wrong = [t for t in traces if t.id in saved and not requests[t.id].correct and t.correct]
-    whole = [t for t in traces if t.id in requests and requests[t.id].reason == "natural_end" and _same(t, requests)]
+    own = [(t, requests[t.id]) for t in traces if t.id in requests and follows(t, requests[t.id])]
+    saved = {t.id: len(t.think_ids) - request.thinking_tokens for t, request in own if exited(t, request)}
+    right = [t for t, request in own if t.id in saved and request.correct]
+    wrong = [t for t, request in own if t.id in saved and not request.correct and t.correct]
+    whole = [t for t, request in own if request.reason == "natural_end"]
     could = {t.id: len(t.think_ids) - exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids)) for t in whole}
     missed = [t for t in whole if could[t.id] > 0]
     found = {}
@@ -111,16 +112,17 @@ def show(
 ) -> Shown:
     """A trace, its steps and its signals."""
     steps, start, kept = [], 0, request.thinking_tokens
-    trials = zip(trace.boundaries, trace.boundary_answers, trace.boundary_agrees, strict=True)
-    for boundary, answer, agrees in trials:
+    trials = zip(trace.boundaries, trace.boundary_state, trace.boundary_answers, strict=True)
+    for boundary, state, answer in trials:
         validity = None if values is None else float(values[boundary - 1, column("validity")])
         text = tokenizer.decode(trace.think_ids[start:boundary]).strip("\n")
         exits = boundary == kept and request.reason == "exit"
-        steps.append(Step(text, boundary <= kept, exits, validity, answer, agrees))
+        heard = answer if state in ("agrees", "differs") else None  # an untried one has that of its neighbour
+        steps.append(Step(text, boundary <= kept, exits, validity, state, heard))
         start = boundary
     if rest := trace.think_ids[start:]:
         text = tokenizer.decode(rest).strip("\n")
-        steps.append(Step(text, len(trace.think_ids) <= kept, False, None, None, False, judged=False))
+        steps.append(Step(text, len(trace.think_ids) <= kept, False, None, "", None))
     chart = None if values is None else signals(values, trace.boundaries, kept, policy)
     title, why = TITLES[kind]
     return Shown(title, why, trace, request, tuple(steps), chart)
@@ -133,10 +135,7 @@ def exited(trace: Trace, request: Request) -> bool:
     return by_rule and request.thinking_tokens in trace.boundaries
 
 
-def _left(trace: Trace, requests: Mapping[str, Request]) -> bool:
-    return trace.id in requests and exited(trace, requests[trace.id]) and _same(trace, requests)
-
-
-def _same(trace: Trace, requests: Mapping[str, Request]) -> bool:
-    kept = requests[trace.id].thinking_tokens
-    return requests[trace.id].token_ids[:kept] == trace.think_ids[:kept]
+def follows(trace: Trace, request: Request) -> bool:
+    """Whether a request's thinking is the trace's, as far as it went: only then can it be set beside it."""
+    kept = request.thinking_tokens
+    return request.token_ids[:kept] == trace.think_ids[:kept]

@@ -65,7 +65,10 @@ def _lines(rows: Sequence[Row]) -> dict[str, dict[str, Points]]:
 
 
 def _time(rows: Sequence[Row]) -> Table | None:
-    """All wall time since the run began: goodput is what was trained over it."""
+    """All wall time since the run began, by what it was spent on; None where no line says so.
+
+    The whole is the time of training over goodput.
+    """
     spent = {kind: sum(row.get("seconds", {}).get(kind, 0.0) for row in rows) for kind in KINDS}
     if not sum(spent.values()) or not rows[-1].get("goodput"):
         return None

@@ -25,4 +25,4 @@ class ChatConfig(Config):
     )
     arguments: dict[str, Any] = Field(default={}, description="what to ask of the plug-in: '{specexit_validity: 0.95}'")
     show_thinking: bool = Field(default=False, description="print the thinking, too")
-    timeout: float = Field(default=600.0, gt=0, description="seconds without a word from the server")
+    timeout: float = Field(default=600.0, gt=0, le=1e6, description="seconds without a word from the server")

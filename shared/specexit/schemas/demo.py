@@ -18,4 +18,4 @@ class DemoConfig(Config):
         default="tiny-reasoner", description="tiny-mixed: eight families of problems, results by family"
     )
     quick: bool = Field(default=False, description="every step at a reduced size")
-    seed: int = Field(default=0, description="of the problems, the training and the measurement")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the problems, the training and the measurement")

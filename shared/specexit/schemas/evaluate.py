@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from specexit.buckets import Location
 from specexit.config import Config
-from specexit.outputs import refuse_folder
+from specexit.outputs import refuse_no_file
 
 
 class EvaluateConfig(Config):
@@ -22,7 +22,7 @@ class EvaluateConfig(Config):
         default="latest", description="the newest checkpoint, or the best by the run's best_by"
     )
     traces: Location = Field(description="labelled traces of held-out problems, from `annotate`")
-    out: Annotated[Location, AfterValidator(refuse_folder)] = Field(description="JSON file to write")
+    out: Annotated[Location, AfterValidator(refuse_no_file)] = Field(description="JSON file to write")
     n: int | None = Field(default=None, gt=0, description="the first n traces; all by default")
     ttt_steps: int = Field(default=3, gt=0, description="draft steps to judge")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(

@@ -24,6 +24,22 @@ def test_the_trace_is_cut_where_the_request_exited(bench: Path) -> None:
     assert [text for kind, text in listed if kind != "exit"] == [step.strip("\n") for step in STEPS]
 
 
+def test_only_a_trial_that_stated_an_answer_has_one_and_a_mark(bench: Path, trace: Trace) -> None:
+    """An untried boundary was said to answer as its neighbour does, and a trial that was cut off to answer nothing."""
+    states = ["undecided", "differs", "agrees", "untried"]
+    write_traces(bench / "traces.parquet", [replace(trace, boundary_state=states)])
+    report(config(bench))
+    says = re.findall(
+        r'<li class="(?:kept|cut)">.*?<span class="says">(.*)</span></li>', (bench / "report.html").read_text()
+    )
+    assert [re.sub("<[^>]*>", "", said) for said in says] == [
+        "undecided",
+        "would answer 8 ✗",
+        "would answer 7 ✓",
+        "not tried",
+    ]
+
+
 def test_text_of_a_prompt_is_text(bench: Path) -> None:
     report(config(bench))
     html = (bench / "report.html").read_text()
@@ -101,8 +117,20 @@ def test_a_trace_that_did_not_exit_cannot_be_shown(bench: Path) -> None:
     assert not (bench / "report.html").exists()
     requests = bench / "requests.jsonl"
     requests.write_text(requests.read_text().replace('"ended_by": null', '"ended_by": "loop"'))
-    with pytest.raises(ReportError, match=r"'a' did not exit at a boundary, and no other one did$"):
+    with pytest.raises(ReportError, match=r"'a' did not exit at a boundary, and no other one can be shown$"):
         report(config(bench, trace_id="a"))
+
+
+def test_a_trace_whose_response_took_another_path_cannot_be_asked_for(bench: Path, trace: Trace) -> None:
+    """It was shown beside the response's cut and answer, and the refusal of another id offered it."""
+    other = replace(trace, think_ids=[trace.think_ids[0] + 1, *trace.think_ids[1:]])
+    write_traces(bench / "traces.parquet", [other])
+    for asked, did in (("a", "took another path up to its exit"), ("nowhere", "did not exit at a boundary")):
+        with pytest.raises(
+            ReportError, match=rf"requests\.jsonl: trace '{asked}' {did}, and no other one can be shown$"
+        ):
+            report(config(bench, trace_id=asked))
+    assert not (bench / "report.html").exists()
 
 
 def test_traces_of_other_problems_are_refused(bench: Path, trace: Trace) -> None:
@@ -121,6 +149,6 @@ def test_text_behind_the_last_boundary_is_shown(trace: Trace) -> None:
     longer = replace(trace, think_ids=[*trace.think_ids, *rest])
     shown = show("missed", longer, exited(longer, 9), tokenizer, None, None)
     assert [step.text for step in shown.steps] == [*(step.strip("\n") for step in STEPS), "So 7 it is."]
-    assert [step.judged for step in shown.steps] == [True] * 4 + [False]
+    assert [step.state for step in shown.steps] == ["differs", "differs", "agrees", "agrees", ""]
     assert shown.steps[-1].kept
     assert not show("best", longer, exited(longer, 2), tokenizer, None, None).steps[-1].kept
