@@ -1,7 +1,8 @@
 """A target's weights: Hugging Face folder to Flax and back, one table of names.
 
 Loading streams: every shard of every parameter is read by itself from the safetensors files and handed to its device,
-so a host reads what its devices hold, and holds what it is reading. What becomes int8 does so before the next is read.
+so a host reads only what its devices hold, and keeps only what it is reading. A matrix that is to be int8 is quantized
+before the next one is read.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ def _every(name: str, shape: TargetShape) -> np.ndarray:
 def abstract_target(shape: TargetShape, dtype: DTypeLike = jnp.float32, *, int8: bool = False) -> Target:
     """A target of shapes without values. Matrices are in ``dtype``; norms and biases stay float32.
 
-    With ``int8`` those of its layers are int8, with scales: see `jax_specexit.model.layers.Linear.quantize`.
+    With ``int8`` those in `linears` are int8, with scales: see `jax_specexit.model.layers.Linear.quantize`.
     """
     whole = _typed(nnx.eval_shape(lambda: Target(shape, rngs=nnx.Rngs(0))), dtype)
     return nnx.eval_shape(_quantized, whole) if int8 else whole
 
 
 def abstract_ends(shape: TargetShape, layers: Sequence[int], dtype: DTypeLike = jnp.float32) -> CachedTarget:
-    """The same of a target whose states are stored."""
+    """`abstract_target` for a target whose states are stored: its two ends alone."""
     return _typed(nnx.eval_shape(lambda: CachedTarget(shape, layers, rngs=nnx.Rngs(0))), dtype)
 
 
@@ -105,7 +106,7 @@ def _quantized(target: Target) -> Target:
 
 
 def linears(target: Target) -> list[Linear | ExpertLinear]:
-    """The layers' matrix products but the router's, which decides by small differences; stacked over the layers."""
+    """The layers' matrix products, stacked over the layers; not the router's, which decides by small differences."""
     attention, mlp = target.layers.attention, target.layers.mlp
     block = mlp.experts if isinstance(mlp, Mixture) else mlp
     return [attention.q, attention.k, attention.v, attention.o, block.gate, block.up, block.down]
@@ -119,9 +120,9 @@ def load_target(
     Args:
       folder: with ``config.json`` and any number of ``.safetensors`` files.
       dtype: of the matrices on the devices. In bfloat16, the type of nearly all published weights, nothing is lost.
-      mesh: to be sharded over as `jax_specexit.sharding` says; the default device where None.
-      int8: whether the layers' matrices are quantized, each as soon as its shards are on their devices. Those hold at
-        most the int8 target, one matrix in ``dtype`` and what quantizing it takes.
+      mesh: what the target is sharded over, as `jax_specexit.sharding` says; None puts it on the default device.
+      int8: whether the layers' matrices are quantized, each as soon as its shards are on their devices. The devices
+        hold at most the int8 target, one matrix in ``dtype`` and what quantizing it takes.
 
     Raises:
       InputError: unknown architecture, a tensor is missing, is quantised or has another shape than the config says.
@@ -135,7 +136,7 @@ def load_target(
 def load_ends(
     folder: Path, layers: Sequence[int], dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
 ) -> CachedTarget:
-    """Load what a target is beside its layers, for states that are stored; the other weights are not read.
+    """Load a target's embedding, final norm and LM head, for training on stored states; its layers are not read.
 
     Raises:
       InputError, ConfigError: see `load_target` and `ends_of`.
@@ -147,7 +148,14 @@ def load_ends(
 
 
 def _load(folder: Path, stored: ModelT, model: ModelT, mesh: Mesh | None) -> ModelT:
-    """A model with its weights, given it without any: as it is read, and as it is to be, where kernels may be int8."""
+    """Load a model's weights, given the model without any.
+
+    Args:
+      folder: of the target.
+      stored: the model in the types that its weights are read in.
+      model: the same in the types that it is to have, where kernels may be int8.
+      mesh: see `load_target`.
+    """
     shape: TargetShape = stored.shape
     graph, state = nnx.split(model)
     wanted = nnx.to_pure_dict(state)
@@ -171,7 +179,7 @@ def _load(folder: Path, stored: ModelT, model: ModelT, mesh: Mesh | None) -> Mod
 
 
 def _in_int8(path: tuple[str, ...], kernel: jax.Array, places: Mapping[Any, NamedSharding]) -> dict[Any, jax.Array]:
-    """A kernel and its scales by their paths, where they belong; the unquantized one is given up before it returns."""
+    """Quantize a kernel: the int8 one and its scales by their paths, on their devices. ``kernel`` itself is deleted."""
     paths = (path, (*path[:-1], "scale"))
     found = quantizing(tuple(places[one] for one in paths) if places else None)(kernel)
     jax.block_until_ready(found)
@@ -180,7 +188,7 @@ def _in_int8(path: tuple[str, ...], kernel: jax.Array, places: Mapping[Any, Name
 
 
 def quantizing(places: tuple[NamedSharding, ...] | None) -> Any:
-    """The jitted program that makes a kernel int8: its numbers and the scale of every column, at those places."""
+    """The jitted program that makes a kernel int8; it returns the numbers and every column's scale, at ``places``."""
     return jax.jit(_numbers_and_scales, out_shardings=places)
 
 
@@ -212,7 +220,7 @@ def _open(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 class _Ranged:
-    """A tensor in a bucket, as safetensors' slices: asked for columns, it reads the rows that they are in."""
+    """A tensor in a bucket, indexed like a slice of safetensors; for a few columns it reads their rows whole."""
 
     def __init__(self, stored: Stored):
         self.stored = stored
@@ -243,7 +251,7 @@ def _check(folder: Path, tensors: Mapping[str, Any], names: np.ndarray, shape: t
 def _reader(
     tensors: Mapping[str, Any], names: np.ndarray, transposed: bool, dtype: np.dtype
 ) -> Callable[[Any], np.ndarray]:
-    """What `jax.make_array_from_callback` asks for one shard of a parameter; ``names`` has its leading axes."""
+    """The callback of `jax.make_array_from_callback`, which reads a shard of a parameter from the tensors ``names``."""
 
     def read(index: Index) -> np.ndarray:
         """The shard of the parameter at an index, from its tensors."""
