@@ -28,9 +28,9 @@ from specexit.method.signals import activate
 WINDOW = 32
 """Traces that are in memory at once."""
 BATCH_TOKENS = 32_768
-"""Tokens that are scored at once, padding included, but for a single trace that is longer."""
+"""Most tokens that are scored at once, padding included; a single trace may be longer."""
 BATCH_ROWS = 16
-"""Traces that are scored at once, where they are short."""
+"""Most traces that are scored at once."""
 BUCKET = 128
 """Lengths are padded to multiples of this."""
 
@@ -52,7 +52,7 @@ class Scored:
 
 
 def sequence(trace: Trace, think_end: int) -> list[int]:
-    """The whole token sequence of a trace."""
+    """The whole token sequence of a trace: prompt, thinking, end marker, answer."""
     return [*trace.prompt_ids, *trace.think_ids, think_end, *trace.answer_ids]
 
 
@@ -69,7 +69,7 @@ def score(
     """Score traces, a few batches of them in memory at once.
 
     Each window of `WINDOW` traces is batched by length, so they do not come in the order given. The logits exist for
-    `BUCKET` rows of a batch at once.
+    `BUCKET` places of every row at once.
 
     Args:
       draft, target: models.
@@ -77,7 +77,7 @@ def score(
       traces: what to score.
       think_end: id of the end marker.
       ttt_steps: draft steps to judge.
-      dtype: of the matrix products, those of the signal rows excepted.
+      dtype: of the matrix products; those of the signal rows are in float32.
     """
     run = program(vocab, ttt_steps, BUCKET, dtype)
     behind, traces = 1 if draft.source == "draft" else 0, iter(traces)
