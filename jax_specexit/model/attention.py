@@ -9,8 +9,8 @@ block and k diagonals:
 
 So no mask of ``T x (k+1)T`` is ever formed. The causal block is that of ordinary attention, and a `Causal` does it: the
 splash kernel on TPUs (`jax_specexit.model.splash`), tiles in plain JAX elsewhere (`jax_specexit.model.blockwise`). A
-draft's sliding window (`specexit.drafts.window`) shortens this block alone. It gives its output :math:`o` and the log
-of its normaliser :math:`\ell`; with the scores :math:`s_j` of the diagonals,
+draft's sliding window (`specexit.drafts.window`) shortens this block alone. The `Causal` gives the block's output
+:math:`o` and the log of its normaliser :math:`\ell`; with the scores :math:`s_j` of the diagonals,
 
 .. math:: L = \log\Bigl(e^{\ell} + \sum_j e^{s_j}\Bigr), \qquad O = e^{\ell - L}\, o + \sum_j e^{s_j - L}\, v_j .
 

@@ -127,7 +127,7 @@ NOTE = "lower bound from published peaks, not a measurement"
 
 
 def note_of(config: PlanConfig) -> str:
-    """What a plan is not, and what it could not see."""
+    """A plan's note: that it is a bound, not a measurement, and what of the recipe could not be read for it."""
     if config.init_from is None or config.init_from.exists():
         return NOTE
     return (
