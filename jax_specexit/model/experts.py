@@ -14,7 +14,6 @@ Shape legend: tokens, hidden, chosen (experts of a token), pairs (of a token and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import jax
@@ -27,8 +26,8 @@ from jax_specexit.model.layers import Linear, quantize
 from jax_specexit.sharding import BATCH, EXPERT, whole_along_fsdp
 
 AT_ONCE = 16384
-"""Tokens, gathered ones included, that are sorted and multiplied together. With 8 experts each in bfloat16 and a width
-of 2,048 they are 0.5 GB; of 128 experts, each gets 1,024 of them."""
+"""Most tokens, gathered ones included, that are sorted and multiplied together. With 8 experts each in bfloat16 and a
+width of 2,048 they are 0.5 GB; of 128 experts, each gets 1,024 of them."""
 
 
 class ExpertLinear(nnx.Module):
@@ -117,8 +116,7 @@ class Mixture(nnx.Module):
     def _mix(self, x: Array, axes: Mapping[str, int]) -> Array:
         """Apply the mixture to one device's rows, piece by piece; ``axes`` are the mesh's sizes, empty without one."""
         shards, flat = axes.get(EXPERT, 1), x.reshape(-1, x.shape[-1])
-        most = max(1, AT_ONCE // shards)
-        piece = len(flat) if len(flat) <= most else math.gcd(len(flat), most)
+        piece = largest_divisor(len(flat), max(1, AT_ONCE // shards))
         pieces = jax.tree.map(lambda a: a.reshape(-1, piece, a.shape[-1]), (flat, *self.route(flat)))
 
         def one(piece: tuple[Array, Array, Array]) -> Array:
@@ -143,6 +141,16 @@ class Mixture(nnx.Module):
         said = said[place].reshape(*weights.shape, -1)
         said = jnp.where(mine.reshape(*weights.shape, 1), said.astype(jnp.float32), 0)
         return jnp.sum(said * weights[..., None].astype(jnp.float32), axis=1).astype(x.dtype)
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most ``most``: how long the fewest equal pieces of it are.
+
+    Example:
+      >>> largest_divisor(11 * 2816, 16384), largest_divisor(2816, 16384)
+      (15488, 2816)
+    """
+    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)
 
 
 def by_group(
