@@ -69,8 +69,8 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     start = read_start(run)
     target = find_target(config.target, run, name=start.shape.target_name)
     vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
-    was, files = ({}, None) if config.dtype is not None else _as_before(run / FILE, start.shape)
-    dtype = config.dtype or target.dtype
+    was, files = _as_before(run / FILE, start.shape)
+    was, dtype = was if config.dtype is None else {}, config.dtype or target.dtype
     with open_checkpoint(run, config.which) as checkpoint:
         # Runs of older versions do not record their selection.
         selection = (start.selection or selection_of(run)) if config.which == "best" else None
