@@ -183,8 +183,13 @@ def check_mesh(mesh: Mesh | AbstractMesh, batch_size: int, models: Sequence[Any]
       ConfigError: an axis does not divide heads, experts or rows; says which, and what would fit.
     """
     experts, shards = max(getattr(model, "num_experts", 0) for model in models), mesh.shape[EXPERT]
-    if shards > 1 and (experts == 0 or experts % shards):
-        fitting = [n for n in range(1, experts + 1) if experts % n == 0] or "1, the target has no experts"
+    if shards > 1 and experts == 0:
+        raise ConfigError(
+            f"mesh.expert={shards}, but no experts are run: leave mesh.expert at 1 for a target that has none, and "
+            "with features, where none of the target's layers are run"
+        )
+    if experts % shards:
+        fitting = [n for n in range(1, experts + 1) if experts % n == 0]
         raise ConfigError(
             f"mesh.expert={shards} does not divide num_experts={experts}: choose mesh.expert from {fitting}"
         )
