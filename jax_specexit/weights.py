@@ -31,7 +31,8 @@ from jax_specexit.model.target import ARCHITECTURES, DENSE, Target, TargetShape
 from jax_specexit.sharding import shardings
 from specexit.buckets import BucketPath
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import Stored, check_plain, read_header
+from specexit.drafts.target_weights import check_plain, refuse_second, target_files
+from specexit.drafts.tensors import Stored, read_header
 from specexit.errors import InputError
 
 Index = tuple[slice, ...]
@@ -199,23 +200,28 @@ def _numbers_and_scales(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @contextlib.contextmanager
 def _open(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tensor name -> its slice reader, over all files of a folder; nothing is read yet."""
+    """Tensor name -> its slice reader, over the files of a target's weights; nothing is read yet."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
+    files = target_files(folder)
     if not files:
         raise InputError(f"{folder}: no .safetensors file")
     with contextlib.ExitStack() as stack:
-        tensors = {}
+        tensors: dict[str, Any] = {}
+        places: dict[str, Path] = {}
         for file in files:
             if isinstance(file, BucketPath):
-                tensors |= {name: _Ranged(stored) for name, stored in read_header(file).items()}
-                continue
-            try:
-                handle = stack.enter_context(safe_open(file, framework="numpy"))
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"{file}: cannot be read as safetensors (truncated?): {error}") from error
-            tensors |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118, not a mapping
+                held: dict[str, Any] = {name: _Ranged(stored) for name, stored in read_header(file).items()}
+            else:
+                try:
+                    handle = stack.enter_context(safe_open(file, framework="numpy"))
+                except (OSError, SafetensorError) as error:
+                    raise InputError(f"{file}: cannot be read as safetensors (truncated?): {error}") from error
+                held = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118, not a mapping
+            for name in held:
+                refuse_second(name, places.get(name), file)
+            tensors |= held
+            places |= dict.fromkeys(held, file)
         yield tensors
 
 

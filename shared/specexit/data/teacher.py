@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from specexit.data.features import FeatureError
-from specexit.drafts.tensors import some_of
+from specexit.drafts.target_weights import some_of
 from specexit.errors import InputError
 
 REFUSED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "embedding_multiplier", "scale_emb", "mup_width")

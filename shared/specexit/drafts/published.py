@@ -28,7 +28,8 @@ from specexit.drafts.directory import check_shapes, vocabulary_tensors, weights_
 from specexit.drafts.files import TensorError, inside, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.layouts.layout import OUTPUTS
-from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, some_of, tensor_hash, together
+from specexit.drafts.target_weights import some_of
+from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import dotted, first_problem, shown
 from specexit.outputs import new_folder, removed_at_the_end
