@@ -143,7 +143,7 @@ def load_ends(
       InputError, ConfigError: see `load_target` and `ends_of`.
     """
     path = folder / "config.json"
-    shape = ends_of(json.loads(path.read_text()), path)
+    shape = ends_of(json.loads(path.read_text()), path, folder)
     ends = abstract_ends(shape, layers, dtype)
     return _load(folder, ends, ends, mesh)
 

@@ -17,14 +17,20 @@ from jaxtyping import Array, Float
 
 from jax_specexit.model.layers import Linear, RMSNorm
 from jax_specexit.model.target import TargetShape
-from specexit.data.teacher import check_fields
+from specexit.data.teacher import check_fields, is_tied
 
 
-def ends_of(fields: Mapping[str, Any], path: Path | str) -> TargetShape:
-    """The shape of a target without its layers, of any architecture; ``path`` is named in errors.
+def ends_of(fields: Mapping[str, Any], path: Path | str, folder: Path) -> TargetShape:
+    """The shape of a target without its layers, of any architecture.
+
+    Args:
+      fields: of its ``config.json``.
+      path: of that, for errors.
+      folder: of its weights, which need not be there: see `is_tied`.
 
     Raises:
-      InputError: its final norm is no RMSNorm, its embedding or logits are scaled, or a field is missing.
+      InputError: its final norm is no RMSNorm, its embedding or logits are scaled, or a field is missing; or see
+        `is_tied`.
     """
     check_fields(fields, path)
     return TargetShape(
@@ -37,7 +43,7 @@ def ends_of(fields: Mapping[str, Any], path: Path | str) -> TargetShape:
         head_dim=0,
         rope_theta=1.0,
         rms_norm_eps=fields["rms_norm_eps"],
-        tie_word_embeddings=fields.get("tie_word_embeddings", False),
+        tie_word_embeddings=is_tied(fields, folder),
         architecture=(fields.get("architectures") or ["(none)"])[0],
     )
 

@@ -114,7 +114,10 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
         config = config.model_copy(update={"init_from": None})  # the recipe says its sizes
     draft = draft_config(config, target_config, "earliest")
     fields, path = target_config.hf_config(), target_config.config_place
-    target = TargetShape.from_config(fields, path) if config.features is None else ends_of(fields, path)
+    if config.features is None:
+        target = TargetShape.from_config(fields, path)
+    else:
+        target = ends_of(fields, path, target_config.folder)
     evaluated = longest_evaluated(config, target_config)
     shapes = Shapes(target, draft, config.batch_size, length, evaluated=evaluated)
     return shapes if config.features is None else with_stored(shapes, config.features)

@@ -40,6 +40,19 @@ def check_fields(fields: Mapping[str, Any], path: Path | str) -> None:
         raise InputError(f"{path}: no value for {', '.join(missing)}, expected a target with a final RMSNorm")
 
 
+def is_tied(fields: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a target's embedding is its LM head, too.
+
+    As its ``config.json`` says; where that leaves it to a default, which each architecture has of its own, as the
+    weights do: a tied target has no head among them. False where there are none.
+
+    Raises:
+      TensorError: the weights have to be looked at, and cannot be read.
+    """
+    said = fields.get("tie_word_embeddings")
+    return some_of(folder, (HEAD, EMBEDDING)).keys() == {EMBEDDING} if said is None else bool(said)
+
+
 def choices(states: Float[np.ndarray, "n hidden"], folder: Path, eps: float) -> Int[np.ndarray, " n"]:
     """The likeliest token behind each state of the last layer, in float32.
 

@@ -1,8 +1,8 @@
 """The draft directory, the only contract between training and serving, and everything that reads or writes one.
 
 `config` says what a draft is and `tensors` how its files are read and trusted; `directory` puts the two together,
-and `target_weights` reads those of a target.
-`names`, `rope` and `window` hold what both frameworks share. Other people's folders are read through `files`.
+and `target_weights` reads those of a target. `names`, `rope` and `window` hold what both frameworks share. Other
+people's folders are read through `files`.
 
 `policy` is when to exit; `certified` says whether its certificates hold for what is served, by the `fingerprints` of
 targets; `hold` is what audits have found, and `locking` keeps two writers apart. What a draft was before it was trained
