@@ -151,6 +151,9 @@ class HeldOut:
 
         ``stopped`` is asked before each batch in every process, and must say the same in all. Where it says yes, the
         evaluation is given up, and the result is None.
+
+        Raises:
+          ConfigError: see `Scored.refuse_nan`; in every process.
         """
         found = Judge(self.kind)
         if not self._add_all(found, params, frozen, stopped):
@@ -171,6 +174,7 @@ class HeldOut:
             raw, hits = map(np.asarray, scored)
             for i, row in enumerate(batch):
                 for one in self._cut(row, raw[i], hits[:, i]):
+                    one.refuse_nan(self.dtype)
                     found.add(one)
         return True
 

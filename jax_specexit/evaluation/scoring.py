@@ -22,7 +22,9 @@ from jax_specexit.model.target import Target
 from jax_specexit.sharding import shift
 from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import ttt_outputs
+from specexit.config import ConfigError
 from specexit.data.traces import Trace
+from specexit.errors import cut
 from specexit.method.signals import activate
 
 WINDOW = 32
@@ -44,6 +46,25 @@ class Scored:
     """Raw signals of each thinking token."""
     hits: Bool[np.ndarray, "step time"]
     """Whether TTT step k, from row t, predicts token t + 2 + k."""
+
+    def refuse_nan(self, dtype: DTypeLike) -> None:
+        """Refuse signals that are no numbers: they can be neither ranked nor compared with a threshold.
+
+        Args:
+          dtype: that target and draft were run in.
+
+        Raises:
+          ConfigError: one is NaN; says in which trace.
+        """
+        bad = np.flatnonzero(np.isnan(self.raw).any(axis=1))
+        if bad.size:
+            why = "the checkpoint or the target's weights hold NaN, or numbers that are too large"
+            if jnp.dtype(dtype) == jnp.float16:
+                why = "float16 overflows above 65,504, which states may pass: take bfloat16 or float32"
+            raise ConfigError(
+                f"trace {cut(self.trace.id)}: the signals of {bad.size} of its {len(self.raw)} thinking tokens, the "
+                f"first at {bad[0]}, are NaN in dtype={jnp.dtype(dtype).name}, expected numbers: {why}"
+            )
 
     @property
     def signals(self) -> Float[np.ndarray, "think signals"]:
@@ -78,6 +99,9 @@ def score(
       think_end: id of the end marker.
       ttt_steps: draft steps to judge.
       dtype: of the matrix products; those of the signal rows are in float32.
+
+    Raises:
+      ConfigError: see `Scored.refuse_nan`.
     """
     run = program(vocab, ttt_steps, BUCKET, dtype)
     behind, traces = 1 if draft.source == "draft" else 0, iter(traces)
@@ -90,7 +114,9 @@ def score(
             raw, hits = (np.asarray(x) for x in run(draft, target, jnp.asarray(tokens)))
             for row, trace in enumerate(batch):
                 first, end = len(trace.prompt_ids) - behind, len(sequence(trace, think_end))
-                yield Scored(trace, raw[row, first : first + len(trace.think_ids)], hits[:, row, :end])
+                one = Scored(trace, raw[row, first : first + len(trace.think_ids)], hits[:, row, :end])
+                one.refuse_nan(dtype)
+                yield one
 
 
 def batches(traces: Iterable[Trace], think_end: int, bucket: int) -> Iterator[tuple[list[Trace], int, int]]:
