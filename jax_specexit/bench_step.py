@@ -1,4 +1,4 @@
-"""The JAX side of ``specexit bench-training``: a process that trains on one row, a step for each job.
+"""The JAX side of ``specexit bench-training``: a process that trains on one row, one step for each job on stdin.
 
 The losses and their gradients are those of `jax_specexit.training.step`, on features that are given, not computed.
 """
@@ -33,11 +33,11 @@ from specexit.method.signals import SIGNALS
 from specexit.schemas.bench_training import BenchTrainingConfig
 
 NAIVE_LENGTH = 1024
-"""The one length at which the explicit mask still fits everywhere."""
+"""The one length at which the naive attention is measured: its explicit mask still fits everywhere."""
 
 
 def main() -> None:
-    """Train until stdin ends."""
+    """Answer the jobs on stdin until it ends: each asks for a step's time, attention's memory, or the weights' cost."""
     replies, asked = claim_stdout(), jobs()
     setup = next(asked)
     folder = Path(setup.pop("folder"))
@@ -45,7 +45,7 @@ def main() -> None:
     config = BenchTrainingConfig.model_validate(setup)
     step = make_step(config, folder)
     first = step()
-    step()  # the first one has compiled, the second has the first's donated buffers
+    step()  # the first call compiles, and only the second is given buffers that a step has donated
     reply(replies, {"loss": first})
     for job in asked:
         if "attention_memory" in job:
@@ -64,7 +64,7 @@ def make_step(
     Args:
       config: sizes.
       folder: with the draft directory and the row.
-      signals: source of signals that are trained, too; None for the tokens alone.
+      signals: source of the signals that are trained as well; None trains on the tokens alone.
       dynamic: whether the signals' weights follow the gradients, or are 1.
     """
     shape, tensors = read_draft(folder / "draft")
@@ -119,7 +119,7 @@ def make_step(
 
 
 def dynamic_weights(config: BenchTrainingConfig, folder: Path, source: Literal["draft", "fc"]) -> list[list[float]]:
-    """Seconds of steps whose weights are 1, and of steps whose weights follow the gradients, taking turns."""
+    """Seconds of each round's step with weights of 1, and with weights that follow the gradients, taking turns."""
     steps = [make_step(config, folder, source, dynamic=dynamic) for dynamic in (False, True)]
     for step in (*steps, *steps):
         step()

@@ -56,11 +56,12 @@ def join(config: ClusterConfig) -> None:
 
 
 def _check_port(coordinator: str) -> None:
-    """Check, in the process that will listen there, that nobody does: JAX dies of it without a word, or, where another
-    run's coordinator is there, shares the port with it.
+    """Check that nobody listens at the coordinator's port; the process that is about to listen there calls it.
+
+    Where the port is taken JAX dies without a message, or, if another run's coordinator has it, shares it.
 
     Raises:
-      PassingError: somebody does.
+      PassingError: another process listens at the port.
     """
     port = int(coordinator.rpartition(":")[2])
     with socket.socket() as probe:
@@ -81,19 +82,21 @@ MESSAGE_BYTES = 1024
 
 
 def told_by_first(message: str) -> str:
-    """What the first process says; every process must ask. What is longer than `MESSAGE_BYTES` is cut."""
+    """The first process's message, in every process; all must call it. It is cut to `MESSAGE_BYTES`."""
     padded = message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
     heard = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
     return np.asarray(heard, np.uint8).tobytes().rstrip(b"\0").decode(errors="replace")
 
 
 class Preemption:
-    """A notice (SIGTERM) that this machine will go away soon; use as a context manager around the steps and the saving
-    of the last one: a notice that comes then, be it the second, must not cut that short.
+    """Listens for the notice (SIGTERM) that this machine will go away soon.
 
-    With several processes JAX's preemption service, which listens for SIGTERM itself, agrees on the next question that
-    all will ask. Where that service has been switched off (``JAX_ENABLE_PREEMPTION_SERVICE=0``), SIGTERM kills, and the
-    run goes on from its last regular checkpoint.
+    Use it as a context manager around all steps and the last save: no notice that comes in there, not even a second
+    one, cuts the save short.
+
+    With several processes, JAX's preemption service listens for SIGTERM instead, and picks the call of `reached` at
+    which all of them stop. Where that service is switched off (``JAX_ENABLE_PREEMPTION_SERVICE=0``), SIGTERM kills the
+    process, and the run goes on from its last regular checkpoint when it is started again.
     """
 
     def __init__(self) -> None:
@@ -117,12 +120,12 @@ class Preemption:
     def reached(self) -> bool:
         """Whether to save and stop here; once yes, always yes.
 
-        Every process must ask where all the others do: behind every step, and at every batch of an evaluation.
+        Every process must call it where all the others do: after every step, and before every batch of an evaluation.
         """
         if self.alone or self.noticed:
             return self.noticed
         if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
             return False
-        self.asked += 1  # a step in JAX's words: it says yes to one number alone, the next one when the notice came
+        self.asked += 1  # JAX calls this number a step; it says yes to only one, the first that comes after the notice
         self.noticed = multihost_utils.reached_preemption_sync_point(self.asked)
         return self.noticed

@@ -42,19 +42,20 @@ from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.target import find_target, save_target
 
 MAX_FILE_GIB = 5.0
-"""Where nobody says how large a file of weights may be."""
+"""Largest file of weights, unless ``max_file_gib`` says otherwise."""
 
 
 def convert(config: ConvertConfig) -> None:
     """Write the draft directory, or with ``draft`` the run folder.
 
-    On the CPU, unless ``JAX_PLATFORMS`` or a mesh is said: it computes nothing, and on a host of a pod it would wait
-    for all others, or ask for the chips of a run that goes on.
+    It runs on the CPU unless ``JAX_PLATFORMS`` or a mesh is given. Nothing is computed, and on a host of a TPU pod JAX
+    would wait for all other hosts, or ask for chips that another run holds.
 
     Raises:
       ConfigError: ``run`` is not a run folder or holds no checkpoint, or the target is unknown or not the one given.
       SelectionError: the best checkpoint is wanted, and the traces that chose it are gone.
-      DraftError: the checkpoint does not fit the run's own description, or holds NaN; ``draft`` cannot be read.
+      DraftError: the checkpoint does not fit the run's own description, or holds NaN or infinity; ``draft`` cannot be
+        read.
       PolicyError: the ``policy.json`` that the run carries cannot be used.
       FileExistsError: ``out`` is there and not empty.
     """
@@ -68,12 +69,12 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     start = read_start(run)
     target = find_target(config.target, run, name=start.shape.target_name)
     vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
-    was, files = ({}, None) if config.dtype is not None else _as_before(run / FILE, start.shape)
-    dtype = config.dtype or target.dtype
+    was, files = _as_before(run / FILE, start.shape)
+    was, dtype = was if config.dtype is None else {}, config.dtype or target.dtype
     with open_checkpoint(run, config.which) as checkpoint:
-        # Written down by the run itself; older ones leave it to be found.
+        # Runs of older versions do not record their selection.
         selection = (start.selection or selection_of(run)) if config.which == "best" else None
-        if selection is not None and checkpoint.chosen_by is not None:  # the run may have gone on by another figure
+        if selection is not None and checkpoint.chosen_by is not None:  # `best_by` may have changed since that step
             selection = selection.model_copy(update={"by": checkpoint.chosen_by})
         if start.before is not None:
             now = start.before if selection is None else selection
@@ -99,7 +100,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
             copy_prompts(run, beside)
             _hand_on(run / IMPORT_FILE, beside)
             if shape.specexit is not None:
-                if (run / POLICY_FILE).exists():  # with every point; draft.json knows the one that serves
+                if (run / POLICY_FILE).exists():  # it has every point, draft.json only the one that serves
                     policy = read_policy(run)
                 else:
                     policy = read_policy(beside).model_copy(update={"selection": selection})
@@ -114,11 +115,14 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
 
 
 def _as_before(path: Path, shape: DraftConfig) -> tuple[dict[str, str], list[list[str]] | None]:
-    """Type of every tensor of the draft directory that a run was made of, and which of them lay in one file, by its
-    ``convert.json``; empty and None for others.
+    """How the draft directory that a run was made from stored its tensors, by the run's ``convert.json``.
+
+    Returns:
+      The type of every tensor, and the names of the tensors in each file; empty and None for a run that was not made
+      from a draft directory.
 
     Raises:
-      DraftError: it says something else.
+      DraftError: ``convert.json`` does not describe the tensors of this draft.
     """
     found = read_json(path, MAX_CONFIG) if path.exists() else {}
     said, files = (found.get("types", {}), found.get("files")) if isinstance(found, dict) else (found, None)
@@ -132,16 +136,16 @@ def _as_before(path: Path, shape: DraftConfig) -> tuple[dict[str, str], list[lis
 
 
 def _hand_on(file: Path, folder: Path) -> None:
-    """Copy a file that no checkpoint holds, into a run or out of it, where there is one."""
+    """Copy a file into a folder, if it is there; such files belong to a draft, and no checkpoint holds them."""
     if file.exists():
         write_bytes(folder / file.name, read_bytes(file, MAX_BYTES))
 
 
 def _aux_rms(path: Path, layers: int) -> tuple[float, ...]:
-    """What a run divided its aux hidden states by, according to ``convert.json``; 1 where there is none.
+    """What a run divided its aux hidden states by, according to ``convert.json``; 1 for every layer without the file.
 
     Raises:
-      DraftError: it says something else.
+      DraftError: ``aux_rms`` in the file is not a number above 0 for every layer.
     """
     if not path.exists():
         return (1.0,) * layers

@@ -1,8 +1,8 @@
 """JAX parameters <-> draft directory, one tensor at a time; `specexit.drafts.names` is the table of names.
 
-What reads the aux hidden states (``fc`` and the signal rows of source fc) reads them divided by ``aux_rms`` in a
-training run, and as they are in a draft directory: the constants are folded into the weights on the way out, and taken
-out of them on the way in. They are powers of two, so neither changes a bit of a weight's mantissa.
+In a training run, ``fc`` and the signal rows of source fc read the aux hidden states divided by ``aux_rms``; in a draft
+directory they read them as they are. Writing a draft directory folds these constants into the weights, and reading one
+takes them out. They are powers of two, so neither changes a bit of a weight's mantissa.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ReadRows = Callable[[str, int, int], np.ndarray]
 """Name of a tensor, first row, and the one behind the last -> those rows."""
 
 BLOCK = 2 * 2**20
-"""Bytes that are read, transposed and rounded at a time: what a core's cache holds, in memory that is used again, where
-the kernel takes back and clears that of larger blocks."""
+"""Bytes that are read, transposed and rounded at a time. They fit a core's cache, and their memory is used again; that
+of larger blocks goes back to the operating system, which clears it each time."""
 TILE = 128
 """Rows and columns that are transposed at a time."""
 ALIGNMENT = 64
-"""Bytes."""
+"""Bytes, see `_aligned`."""
 
 
 def tensor_pieces(
@@ -52,6 +52,9 @@ def tensor_pieces(
       config: of the draft.
       read: the parameter at a path of `specexit.drafts.names.tensor_names`.
       aux_rms: of the `Draft` that the parameters belong to.
+
+    Returns:
+      What yields the blocks of a tensor, given its name.
     """
     paths: dict[str, list[str]] = {}
     for path, name in tensor_names(config).items():
@@ -72,9 +75,9 @@ def tensor_pieces(
 
 
 def read_parameter_of(config: DraftConfig, rows: ReadRows, aux_rms: Sequence[float] | None = None) -> Read:
-    """The way back: reader of the parameters of a `Draft` with these ``aux_rms``, given its tensors in blocks of rows.
+    """The inverse of `tensor_pieces`: what reads the parameters of a `Draft` with these ``aux_rms`` from its tensors.
 
-    Beside the parameter no more than a block of it is in memory.
+    Beside the parameter that is read, only one block of its rows is in memory.
     """
     names, shapes, hidden = tensor_names(config), config.tensor_shapes(), config.hidden_size
 
@@ -89,7 +92,7 @@ def read_parameter_of(config: DraftConfig, rows: ReadRows, aux_rms: Sequence[flo
         for begin, end in _blocks(first, last, 4 * math.prod(shape[1:])):
             block = rows(name, begin, end)
             if _reads_aux(config, path):
-                # Half a tiny float16 is not always one; the other types have exponents to spare.
+                # A float16 times a power of two may underflow; the other types have exponents to spare.
                 block = block.astype(np.float32) if block.dtype == np.float16 else block
                 block = block * _per_feature(config, aux_rms).astype(block.dtype)
             if value is None:
@@ -103,7 +106,7 @@ def read_parameter_of(config: DraftConfig, rows: ReadRows, aux_rms: Sequence[flo
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory that JAX takes on a CPU as it is, where it would copy what begins elsewhere."""
+    """An array that JAX uses in place on a CPU: one that does not begin at a multiple of `ALIGNMENT` it would copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -111,7 +114,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _blocks(first: int, last: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Rows of about `BLOCK` bytes."""
+    """First row, and the one behind the last, of blocks of about `BLOCK` bytes."""
     step = max(1, BLOCK // max(1, row_bytes))
     for begin in range(first, last, step):
         yield begin, min(begin + step, last)
@@ -130,9 +133,9 @@ def _copy(rows: np.ndarray, out: np.ndarray) -> None:
 def params_from_draft(
     config: DraftConfig, tensors: Mapping[str, np.ndarray], aux_rms: Sequence[float] | None = None
 ) -> dict[str, Any]:
-    """The way back: tensors of a draft directory to the pure parameter tree of a `Draft` with these ``aux_rms``.
+    """The pure parameter tree of a `Draft` with these ``aux_rms``, from the tensors of a draft directory.
 
-    Parameters are float32 whatever the directory is stored in: no bit is lost, and training needs the room below.
+    Parameters are float32 whatever type the tensors are stored in: no bit is lost, and training needs the precision.
     A plain EAGLE-3 draft gives a tree without ``signal_head``.
     """
     parameter = read_parameter_of(config, lambda name, a, b: tensors[name][a:b].astype(np.float32), aux_rms)

@@ -2,9 +2,9 @@
 
 The mesh has the axes ``data`` (replicas), ``fsdp`` (shards of parameters and of the batch), ``expert`` (experts of the
 target, and the batch), ``context`` (stretches of each row's time) and ``tensor`` (heads, MLP width, vocabulary).
-Optimizer state mirrors the parameters' names, so it follows the same tables. Activations follow from their inputs,
-except where the code says `constrain`; that asks for the mesh in force (`jax.set_mesh`, or
-`jax.sharding.use_abstract_mesh` inside of a jitted function), and without one everything runs on one device.
+Optimizer state mirrors the parameters' names, so it follows the same tables. The compiler derives the sharding of
+activations from their inputs, except where the code calls `constrain`. That uses the mesh in force (`jax.set_mesh`, or
+`jax.sharding.use_abstract_mesh` inside of a jitted function); without one, everything runs on one device.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CONTEXT = "context"
 """Mesh axis that the time of every row is spread over."""
 
 AXES = ("data", "fsdp", EXPERT, CONTEXT, "tensor")
-"""Of the mesh, from the slowest link to the fastest."""
+"""Axes of the mesh, from the slowest link to the fastest."""
 
 MESH_AXES = {
     **{"batch": ROWS, "time": CONTEXT, "expert": EXPERT},
@@ -67,15 +67,15 @@ MESH_AXES = {
 """Logical axis -> mesh axis."""
 
 BATCH = PartitionSpec(ROWS, CONTEXT)
-"""Of whatever is [batch, time, ...]."""
+"""Partition of an array [batch, time, ...]."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices in a mesh.
 
     Args:
-      config: its sizes.
-      devices: all of the job's where None.
+      config: sizes of the mesh.
+      devices: what is arranged; None for all devices of the job.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices, or ``dcn_data`` is not the number of slices.
@@ -85,14 +85,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def device_grid(config: MeshConfig, devices: Sequence[Any]) -> Shaped[np.ndarray, "data fsdp expert context tensor"]:
-    """The devices, one axis for each of the mesh.
+    """The devices in an array with an axis for each of the mesh's.
 
-    On TPUs in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus. Of several
-    slices, which only the data centre's network joins, each holds whole replicas: ``data`` runs over the slices first,
-    and nothing but the sum of the gradients crosses them.
+    On TPUs they are in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus. Only
+    the data centre's network joins several slices, so each slice holds whole replicas: ``data`` runs over the slices
+    first, and nothing but the sum of the gradients crosses them.
 
     Raises:
-      ConfigError: see `make_mesh`; one that passes where there might be more devices another time.
+      ConfigError: see `make_mesh`; a `PassingError` where the next start may find devices that fit.
     """
     slices = len({slice_of(device) for device in devices})
     wanted = slices if config.dcn_data == -1 else config.dcn_data
@@ -109,7 +109,7 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> Shaped[np.ndarray
     if product != len(devices) or data == 0:
         over = f" dcn_data={wanted}" if wanted > 1 else ""
         sizes = " ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
-        # Of a mesh that says all of its sizes, devices that are too many never become fewer.
+        # Too many devices do not become fewer by waiting, and with mesh.data given none of the sizes can give way.
         lasting = config.data != -1 and product < len(devices)
         raise (ConfigError if lasting else PassingError)(
             f"mesh{over} {sizes} does not fit {len(devices)} devices: the product must be the number of devices"
@@ -126,7 +126,7 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> Shaped[np.ndarray
 
 
 def slice_of(device: Any) -> int:
-    """Which slice a TPU chip is of, 0 where it does not say, as when planning; of other devices, which process."""
+    """Slice that a TPU chip belongs to, 0 where it does not say, as when planning; for other devices, their process."""
     return getattr(device, "slice_index", 0) if device.platform == "tpu" else device.process_index
 
 
@@ -138,7 +138,7 @@ def spec_of(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
     """The partition of one leaf of parameters or optimizer state.
 
     Raises:
-      KeyError: a parameter that the table does not know, so that none is replicated by accident.
+      KeyError: `LOGICAL_AXES` has no entry for a leaf of two or more dimensions, which is not replicated by accident.
     """
     name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
     stacked: tuple[str | None, ...] = (None,) if "layers/" in name else ()
@@ -172,10 +172,10 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def check_mesh(mesh: Mesh | AbstractMesh, batch_size: int, models: Sequence[Any]) -> None:
-    """Check what the shapes of parameters alone do not show.
+    """Check that a mesh divides heads, experts and rows, which the shapes of parameters alone do not show.
 
     Args:
-      mesh: to be trained on.
+      mesh: what is trained on.
       batch_size: rows per step.
       models: whatever has ``num_attention_heads`` and ``num_key_value_heads``, and ``num_experts`` if any.
 
@@ -183,8 +183,13 @@ def check_mesh(mesh: Mesh | AbstractMesh, batch_size: int, models: Sequence[Any]
       ConfigError: an axis does not divide heads, experts or rows; says which, and what would fit.
     """
     experts, shards = max(getattr(model, "num_experts", 0) for model in models), mesh.shape[EXPERT]
-    if shards > 1 and (experts == 0 or experts % shards):
-        fitting = [n for n in range(1, experts + 1) if experts % n == 0] or "1, the target has no experts"
+    if shards > 1 and experts == 0:
+        raise ConfigError(
+            f"mesh.expert={shards}, but no experts are run: leave mesh.expert at 1 for a target that has none, and "
+            "with features, where none of the target's layers are run"
+        )
+    if experts % shards:
+        fitting = [n for n in range(1, experts + 1) if experts % n == 0]
         raise ConfigError(
             f"mesh.expert={shards} does not divide num_experts={experts}: choose mesh.expert from {fitting}"
         )
@@ -207,7 +212,7 @@ def check_mesh(mesh: Mesh | AbstractMesh, batch_size: int, models: Sequence[Any]
 
 
 def constrain(x: Shaped[Array, "*shape"], *axes: str | None) -> Shaped[Array, "*shape"]:
-    """Say where an activation lives, one logical axis per dimension; as it is where no mesh is in force."""
+    """Say where an activation lives, by one logical axis per dimension; does nothing where no mesh is in force."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(MESH_AXES[axis] if axis else None for axis in axes)))
@@ -240,8 +245,9 @@ def _shift(x: Array, by: int, edge: Array) -> Array:
 def gather(params: Any) -> Any:
     """Draft parameters as every TTT step reads them, whole along ``fsdp``.
 
-    Said once before the steps; the compiler would gather them for each step, and again for its backward pass. Their
-    gradients are added up over the steps first and scattered once. The LM head is left: its loss gathers it itself.
+    Call it once before the steps: left to itself, the compiler gathers them for each step, and again for its backward
+    pass. Their gradients are then added up over the steps and scattered once. The LM head is left out, as its loss
+    gathers it itself.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return params
@@ -255,15 +261,15 @@ def gather(params: Any) -> Any:
 
 
 def whole_along_fsdp(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
-    """The partition of a parameter while it is computed with."""
+    """The partition of a parameter while it is used: whole along ``fsdp``, otherwise as it is stored."""
     return PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec_of(path, leaf)))
 
 
 def look_up(table: Float[Array, "vocab hidden"], tokens: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:
     """Rows of a sharded table.
 
-    Left to itself the compiler gathers the whole table, 0.8 GB of a 4B model. Tokens are small, so those are gathered:
-    every device looks up its columns for the rows of all its ``fsdp`` neighbours, then they swap.
+    Left to itself, the compiler gathers the whole table, 0.8 GB for a 4B model. Tokens are small, so they are gathered
+    instead: every device looks up its columns for the tokens of all its ``fsdp`` neighbours, then they swap.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return table[tokens]

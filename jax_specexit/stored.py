@@ -32,7 +32,7 @@ class Checkpoint(NamedTuple):
     read: Callable[[str], np.ndarray]
     """The whole parameter at a path, from whatever mesh it was saved on."""
     chosen_by: str | None
-    """Evaluation figure that the best one was chosen by; None for others, and where an older version wrote it."""
+    """Evaluation figure that the best checkpoint was chosen by; None for others, and for those of older versions."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def open_checkpoint(run: Path, which: Literal["latest", "best"] = "latest") -> I
     """The newest or the best checkpoint of a run; the optimizer's state is not read.
 
     Raises:
-      ConfigError: the run has none, or it is damaged, which may be found when a parameter is read.
+      ConfigError: the run has none, or it is damaged; damage may show only when a parameter is read.
     """
     with opened(run, which) as (manager, step):
         with whole(manager, step):
@@ -67,11 +67,11 @@ def write_checkpoint(
 ) -> None:
     """Write parameters as step 0 of a run folder, sharded as training on that mesh would shard them.
 
-    On a disk one after the other; in a bucket all are in memory at once.
+    On a disk they are read and written one after the other; for a bucket all are in memory at once.
 
     Args:
       folder: the run folder.
-      parameters: path -> what reads it.
+      parameters: path -> what reads the parameter; it keeps the type that it has.
       shapes: path -> its shape.
       mesh: whose devices hold the parameters while they are written.
     """
@@ -80,7 +80,7 @@ def write_checkpoint(
     step = str((folder / FOLDERS["latest"]).absolute() / "0")
     context = v1.Context()
     context.array.saving.storage_options.chunk_byte_size = CHUNK
-    context.array.saving.use_compression = False  # it took a third of the time and saved a tenth of the space
+    context.array.saving.use_compression = False  # it takes a third of the time and saves a tenth of the space
 
     def array(key: tuple[str, ...]) -> jax.Array:
         value = parameters["/".join(key)]()
@@ -91,16 +91,16 @@ def write_checkpoint(
         with context:
             v1.save(step, values) if isinstance(folder, BucketPath) else v1.partial.save(step, values)
         del values
-        gc.collect(0)  # JAX gives numpy's memory back when it is next called, and not before the next parameter is read
+        gc.collect(0)  # has JAX give numpy's memory back now, rather than after the next parameter is read
 
     def finalize() -> None:
         with context:
             v1.partial.finalize(step)
 
-    # Ctrl-C reaches the main thread alone: what another has begun to save is there before the folder is removed.
+    # Ctrl-C reaches the main thread alone, so a save that has begun ends before the folder is removed.
     with ThreadPoolExecutor(1) as writer:
-        writer.submit(int).result()  # a thread that Ctrl-C meets while it starts is waited for by nobody
-        if isinstance(folder, BucketPath):  # into which orbax writes a checkpoint only as a whole
+        writer.submit(int).result()  # starts the thread: nobody would wait for one that Ctrl-C meets while it starts
+        if isinstance(folder, BucketPath):  # orbax writes a checkpoint into a bucket only as a whole
             writer.submit(save, *leaves).result()
             return
         for key in leaves:
@@ -115,12 +115,12 @@ class ParameterHash:
         self.parts: dict[str, str] = {}
 
     def see(self, path: str, value: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-        """Take a parameter in; hands it back."""
+        """Add a parameter to the hash; returns it."""
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
         head = f"{path} {value.dtype.name} {list(value.shape)}\n".encode()
         self.parts[path] = blake3(head + blake3(data).digest()).hexdigest()
         return value
 
     def hexdigest(self) -> str:
-        """Of everything seen."""
+        """The hash of everything seen."""
         return blake3("\n".join(self.parts[path] for path in sorted(self.parts)).encode()).hexdigest()

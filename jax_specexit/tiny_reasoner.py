@@ -1,8 +1,8 @@
 """Train an embedded target on a CPU: ``make tiny-reasoner`` from nothing, ``make tiny-mixed`` on from that one.
 
-Fresh problems of the ``pretrain`` split all the way (no epochs), loss on the response only, batches of about equal
-token count bucketed by length. The budget is counted in tokens, not in minutes, so the result does not depend on how
-busy the machine is.
+Problems of the ``pretrain`` split are fresh all the way (no epochs), the loss is that of the response only, and batches
+of about equal token count are bucketed by length. The budget is counted in tokens, not in minutes, so the result does
+not depend on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from specexit.tiny.families.arithmetic import Arithmetic
 from specexit.tiny.tokenizer import END_OF_TEXT, TURN_CLOSE, build_tokenizer
 
 SHORT = {name: 0.3 if name in ("lookup", "choice") else 0.1 for name in families.FAMILIES}
-"""Shares of the families in the curriculum of all: a token of an answer's own is rarest in these two."""
+"""Share of each family in the curriculum of ``mixed``; the two that are larger have the rarest answer tokens."""
 
 Batch = tuple[np.ndarray, np.ndarray]
 """(tokens, loss mask), both [batch, time]."""

@@ -1,7 +1,8 @@
 """A target's weights: Hugging Face folder to Flax and back, one table of names.
 
 Loading streams: every shard of every parameter is read by itself from the safetensors files and handed to its device,
-so a host reads what its devices hold, and holds what it is reading. What becomes int8 does so before the next is read.
+so a host reads only what its devices hold, and keeps only what it is reading. A matrix that is to be int8 is quantized
+before the next one is read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from jax_specexit.model.target import ARCHITECTURES, DENSE, Target, TargetShape
 from jax_specexit.sharding import shardings
 from specexit.buckets import BucketPath
 from specexit.drafts.rope import scaling_fields
-from specexit.drafts.tensors import Stored, check_plain, read_header
+from specexit.drafts.target_weights import check_plain, refuse_second, target_files
+from specexit.drafts.tensors import Stored, read_header
 from specexit.errors import InputError
 
 Index = tuple[slice, ...]
@@ -77,14 +79,14 @@ def _every(name: str, shape: TargetShape) -> np.ndarray:
 def abstract_target(shape: TargetShape, dtype: DTypeLike = jnp.float32, *, int8: bool = False) -> Target:
     """A target of shapes without values. Matrices are in ``dtype``; norms and biases stay float32.
 
-    With ``int8`` those of its layers are int8, with scales: see `jax_specexit.model.layers.Linear.quantize`.
+    With ``int8`` those in `linears` are int8, with scales: see `jax_specexit.model.layers.Linear.quantize`.
     """
     whole = _typed(nnx.eval_shape(lambda: Target(shape, rngs=nnx.Rngs(0))), dtype)
     return nnx.eval_shape(_quantized, whole) if int8 else whole
 
 
 def abstract_ends(shape: TargetShape, layers: Sequence[int], dtype: DTypeLike = jnp.float32) -> CachedTarget:
-    """The same of a target whose states are stored."""
+    """`abstract_target` for a target whose states are stored: its two ends alone."""
     return _typed(nnx.eval_shape(lambda: CachedTarget(shape, layers, rngs=nnx.Rngs(0))), dtype)
 
 
@@ -105,7 +107,7 @@ def _quantized(target: Target) -> Target:
 
 
 def linears(target: Target) -> list[Linear | ExpertLinear]:
-    """The layers' matrix products but the router's, which decides by small differences; stacked over the layers."""
+    """The layers' matrix products, stacked over the layers; not the router's, which decides by small differences."""
     attention, mlp = target.layers.attention, target.layers.mlp
     block = mlp.experts if isinstance(mlp, Mixture) else mlp
     return [attention.q, attention.k, attention.v, attention.o, block.gate, block.up, block.down]
@@ -119,9 +121,9 @@ def load_target(
     Args:
       folder: with ``config.json`` and any number of ``.safetensors`` files.
       dtype: of the matrices on the devices. In bfloat16, the type of nearly all published weights, nothing is lost.
-      mesh: to be sharded over as `jax_specexit.sharding` says; the default device where None.
-      int8: whether the layers' matrices are quantized, each as soon as its shards are on their devices. Those hold at
-        most the int8 target, one matrix in ``dtype`` and what quantizing it takes.
+      mesh: what the target is sharded over, as `jax_specexit.sharding` says; None puts it on the default device.
+      int8: whether the layers' matrices are quantized, each as soon as its shards are on their devices. The devices
+        hold at most the int8 target, one matrix in ``dtype`` and what quantizing it takes.
 
     Raises:
       InputError: unknown architecture, a tensor is missing, is quantised or has another shape than the config says.
@@ -135,19 +137,26 @@ def load_target(
 def load_ends(
     folder: Path, layers: Sequence[int], dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
 ) -> CachedTarget:
-    """Load what a target is beside its layers, for states that are stored; the other weights are not read.
+    """Load a target's embedding, final norm and LM head, for training on stored states; its layers are not read.
 
     Raises:
       InputError, ConfigError: see `load_target` and `ends_of`.
     """
     path = folder / "config.json"
-    shape = ends_of(json.loads(path.read_text()), path)
+    shape = ends_of(json.loads(path.read_text()), path, folder)
     ends = abstract_ends(shape, layers, dtype)
     return _load(folder, ends, ends, mesh)
 
 
 def _load(folder: Path, stored: ModelT, model: ModelT, mesh: Mesh | None) -> ModelT:
-    """A model with its weights, given it without any: as it is read, and as it is to be, where kernels may be int8."""
+    """Load a model's weights, given the model without any.
+
+    Args:
+      folder: of the target.
+      stored: the model in the types that its weights are read in.
+      model: the same in the types that it is to have, where kernels may be int8.
+      mesh: see `load_target`.
+    """
     shape: TargetShape = stored.shape
     graph, state = nnx.split(model)
     wanted = nnx.to_pure_dict(state)
@@ -171,7 +180,7 @@ def _load(folder: Path, stored: ModelT, model: ModelT, mesh: Mesh | None) -> Mod
 
 
 def _in_int8(path: tuple[str, ...], kernel: jax.Array, places: Mapping[Any, NamedSharding]) -> dict[Any, jax.Array]:
-    """A kernel and its scales by their paths, where they belong; the unquantized one is given up before it returns."""
+    """Quantize a kernel: the int8 one and its scales by their paths, on their devices. ``kernel`` itself is deleted."""
     paths = (path, (*path[:-1], "scale"))
     found = quantizing(tuple(places[one] for one in paths) if places else None)(kernel)
     jax.block_until_ready(found)
@@ -180,7 +189,7 @@ def _in_int8(path: tuple[str, ...], kernel: jax.Array, places: Mapping[Any, Name
 
 
 def quantizing(places: tuple[NamedSharding, ...] | None) -> Any:
-    """The jitted program that makes a kernel int8: its numbers and the scale of every column, at those places."""
+    """The jitted program that makes a kernel int8; it returns the numbers and every column's scale, at ``places``."""
     return jax.jit(_numbers_and_scales, out_shardings=places)
 
 
@@ -191,28 +200,33 @@ def _numbers_and_scales(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @contextlib.contextmanager
 def _open(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tensor name -> its slice reader, over all files of a folder; nothing is read yet."""
+    """Tensor name -> its slice reader, over the files of a target's weights; nothing is read yet."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
+    files = target_files(folder)
     if not files:
         raise InputError(f"{folder}: no .safetensors file")
     with contextlib.ExitStack() as stack:
-        tensors = {}
+        tensors: dict[str, Any] = {}
+        places: dict[str, Path] = {}
         for file in files:
             if isinstance(file, BucketPath):
-                tensors |= {name: _Ranged(stored) for name, stored in read_header(file).items()}
-                continue
-            try:
-                handle = stack.enter_context(safe_open(file, framework="numpy"))
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"{file}: cannot be read as safetensors (truncated?): {error}") from error
-            tensors |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118, not a mapping
+                held: dict[str, Any] = {name: _Ranged(stored) for name, stored in read_header(file).items()}
+            else:
+                try:
+                    handle = stack.enter_context(safe_open(file, framework="numpy"))
+                except (OSError, SafetensorError) as error:
+                    raise InputError(f"{file}: cannot be read as safetensors (truncated?): {error}") from error
+                held = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118, not a mapping
+            for name in held:
+                refuse_second(name, places.get(name), file)
+            tensors |= held
+            places |= dict.fromkeys(held, file)
         yield tensors
 
 
 class _Ranged:
-    """A tensor in a bucket, as safetensors' slices: asked for columns, it reads the rows that they are in."""
+    """A tensor in a bucket, indexed like a slice of safetensors; for a few columns it reads their rows whole."""
 
     def __init__(self, stored: Stored):
         self.stored = stored
@@ -243,7 +257,7 @@ def _check(folder: Path, tensors: Mapping[str, Any], names: np.ndarray, shape: t
 def _reader(
     tensors: Mapping[str, Any], names: np.ndarray, transposed: bool, dtype: np.dtype
 ) -> Callable[[Any], np.ndarray]:
-    """What `jax.make_array_from_callback` asks for one shard of a parameter; ``names`` has its leading axes."""
+    """The callback of `jax.make_array_from_callback`, which reads a shard of a parameter from the tensors ``names``."""
 
     def read(index: Index) -> np.ndarray:
         """The shard of the parameter at an index, from its tensors."""

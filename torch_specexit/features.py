@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from specexit.config import ConfigError
 from specexit.drafts.fingerprints import quantization_of
-from specexit.drafts.tensors import check_all_plain
+from specexit.drafts.target_weights import check_all_plain
 from specexit.schemas.target import TargetConfig
 
 

@@ -3,7 +3,8 @@
 Tokens: top-1 of each TTT step, and the acceptance length of greedy decoding replayed over the traces. Signals: each
 one's loss; ranking (AUROC) and calibration error of validity ("exit here is valid") over all boundaries *and* over the
 hard ones, where a first answer has just been stated: the others are easy, and an average over all hides every
-difference. Policy: the thinking that one threshold on validity would cut at no loss and at one point of accuracy.
+difference. Policy: the thinking that one threshold on validity would cut at no loss of accuracy, and at a loss of one
+point.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def check_lengths(config: EvaluateConfig, shape: DraftConfig, target: TargetConfig, traces: Outlines) -> None:
-    """Refuse traces that are longer than draft or target have positions: nothing is served there.
+    """Refuse traces of more tokens than draft or target have positions: nothing is served beyond these.
 
     Raises:
-      ConfigError: one is; or the target's config cannot be read.
+      ConfigError: a trace is longer, or the target's config cannot be read.
     """
     longest = traces.number(f"max({TOKENS})")
     limits = {config.run / "draft.json": shape.max_position_embeddings, target.config_place: target.positions()}
@@ -93,10 +94,10 @@ def check_lengths(config: EvaluateConfig, shape: DraftConfig, target: TargetConf
 
 
 def started_backend() -> str:
-    """JAX's platform, whose devices this process has from here on.
+    """Start JAX and say which platform it is on; this process holds the platform's devices from here on.
 
     Raises:
-      InputError: it gets none; a TPU may be another process's.
+      InputError: JAX gets no device, as when another process holds the TPU.
     """
     try:
         return jax.default_backend()
@@ -106,7 +107,7 @@ def started_backend() -> str:
 
 
 def show(result: Evaluation, out: Path) -> None:
-    """Print a table and write JSON to ``out``; in this order, so that numbers of hours are seen on a full disk, too."""
+    """Print a table, then write JSON to ``out``: so what took hours to compute is seen even if the disk is full."""
     Console(stderr=True).print(table(result))
     write_text(out, json.dumps(result.to_json() | {"definitions": DEFINITIONS}, indent=2) + "\n")
 
@@ -140,7 +141,7 @@ def _reached(cut: float, result: Evaluation) -> str:
 
 
 def ranking_words(ranking: Ranking) -> str:
-    """How well boundaries are told apart, in a line; nothing can be where there are none, or all are of one kind."""
+    """A line that says how well boundaries are told apart, or why they cannot be: none, or all of one kind."""
     if not ranking.n:
         return "there are none"
     auroc = "undefined, all of one kind" if math.isnan(ranking.auroc) else f"{ranking.auroc:.4f}"

@@ -1,8 +1,8 @@
 """Evaluation inside a run: held-out traces in rows of the training length, scored on the run's own mesh.
 
-The target is where the training has put it, so this works at any size that trains. The traces stay on the disk and are
-read block by block in every evaluation. `specexit evaluate` does the same for a finished run on one device, whole
-traces at a time.
+The target stays where the training has put it, so this works at any size that trains. The traces stay on the disk and
+are read block by block in every evaluation. `specexit evaluate` does the same for a finished run on one device, one
+trace to a row.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
 
 BLOCK_TOKENS = 500_000
-"""Tokens of the traces that are packed together, about."""
+"""Thinking tokens of the traces that are packed together, about."""
 MOST_PROMPTS = 1 << 20
-"""Whatever becomes of the run names the prompts that chose its checkpoint: 20 MB of them."""
+"""Most prompts of an evaluation: every draft made from the run lists those that chose its checkpoint, here 20 MB."""
 
 
 TOKENS = "(n_prompt + n_think + 1 + n_answer)"
-"""Of a trace, the end marker included, as SQLite is asked for them; see `tokens_of`."""
+"""`tokens_of` a trace, as an expression of SQLite."""
 
 
 def tokens_of(trace: LabelledTrace) -> int:
@@ -67,18 +67,18 @@ def tokens_of(trace: LabelledTrace) -> int:
 
 
 class Row(NamedTuple):
-    """Traces that lie one behind the other in a row of a batch, and their sequences."""
+    """Traces that lie one behind the other in a row of a batch, and the sequence that was made of each."""
 
     traces: list[LabelledTrace]
     sequences: list[TrainingSequence]
 
 
 class HeldOut:
-    """Held-out traces, packed; call it with the parameters of the moment.
+    """Held-out traces, packed; call it with the current parameters to evaluate them.
 
-    Rows are as long as those of the training data, or the smallest multiple that holds the longest trace whole: what
-    happens at the end of a long one is what an evaluation is for. Traces that are longer than `longest_evaluated` says
-    are left out, so that no row is longer than those that ``plan`` has compiled.
+    Rows are as long as those of the training data, or the smallest multiple that holds the longest trace whole: the end
+    of a long trace is what an evaluation is for. Traces longer than `longest_evaluated` says are left out, so that no
+    row is longer than those that ``plan`` has compiled.
 
     Args:
       config, target_config: the run's.
@@ -111,13 +111,13 @@ class HeldOut:
         short = f" up to {self.most} tokens" if self.left_out else ""
         which = f"{data_sha256(config.eval_traces)[:16]}, {len(traces)} of them{short}"
         self.measure = {"by": config.best_by, "traces": which}
-        """What the score of an evaluation is of: scores of two measures cannot be compared."""
+        """What the score of an evaluation measures: scores of two measures cannot be compared."""
 
     def _kept(self, traces: Outlines) -> tuple[int, int]:
-        """Tokens of the longest trace that is not too long, and how many are.
+        """Tokens of the longest trace that is kept, and the number of traces that are too long.
 
         Raises:
-          ConfigError: all of them.
+          ConfigError: all traces are too long.
         """
         longest = traces.number(f"max(iif({TOKENS} <= {self.most}, {TOKENS}, 0))")
         if not longest:
@@ -139,7 +139,7 @@ class HeldOut:
                 Console(stderr=True).print(f"{self.config.eval_traces}: {line}", soft_wrap=True, markup=False)
 
     def _said(self) -> Iterator[str]:
-        """What whoever starts the run should know of the rows."""
+        """Lines for whoever starts the run: rows that are longer than the training's, and traces that are left out."""
         if self.length > self.row:
             times = f"{self.length // self.row} times the training's"
             yield f"rows of {self.length:,} tokens in evaluations, {times}, {self.size} at once: traces are kept whole"
@@ -147,10 +147,13 @@ class HeldOut:
             yield f"{self.left_out:,} traces of more than {self.most:,} tokens are left out of evaluations"
 
     def __call__(self, params: Any, frozen: Frozen, step: int, stopped: Callable[[], bool]) -> Evaluation | None:
-        """Evaluate; every process must call it, and gets the same.
+        """Evaluate; every process must call it, and gets the same result.
 
-        ``stopped`` is asked before each batch, in every process, and must say the same in all. Where it says yes there
-        is no evaluation: None.
+        ``stopped`` is asked before each batch in every process, and must say the same in all. Where it says yes, the
+        evaluation is given up, and the result is None.
+
+        Raises:
+          ConfigError: see `Scored.refuse_nan`; in every process.
         """
         found = Judge(self.kind)
         if not self._add_all(found, params, frozen, stopped):
@@ -158,7 +161,7 @@ class HeldOut:
         return dataclasses.replace(found.result(step), left_out=self.left_out)
 
     def _add_all(self, found: Judge, params: Any, frozen: Frozen, stopped: Callable[[], bool]) -> bool:
-        """Whether it came to the end."""
+        """Score all traces and have ``found`` count them; False if ``stopped`` has ended it before the last batch."""
         mine, rows = rows_of_process(self.size, self.sharding), self._rows()
         while batch := list(islice(rows, self.size)):
             if stopped():
@@ -171,11 +174,12 @@ class HeldOut:
             raw, hits = map(np.asarray, scored)
             for i, row in enumerate(batch):
                 for one in self._cut(row, raw[i], hits[:, i]):
+                    one.refuse_nan(self.dtype)
                     found.add(one)
         return True
 
     def _rows(self) -> Iterator[Row]:
-        """All traces that are not too long in rows, those of a block packed together: the same in every process."""
+        """All traces that are kept, packed into rows block by block; the rows are the same in every process."""
         assert self.config.eval_traces is not None
         found = stream_labelled(self.config.eval_traces, self.config.evaluate_n)
         for traces in _blocks(trace for trace in found if tokens_of(trace) <= self.most):
@@ -228,7 +232,7 @@ def scoring(
 def score_rows(
     draft: Draft, target: Target, vocab: Int[Array, " dvocab"], batch: Batch, config: TrainConfig, dtype: DTypeLike
 ) -> tuple[Float[Array, "batch time signals"], Bool[Array, "step batch time"]]:
-    """Raw signals, and whether TTT step k predicts token t + 2 + k from row t, in one packed segment.
+    """Raw signals, and whether TTT step k predicts token t + 2 + k from row t, where both are of one segment.
 
     The logits exist for ``loss_chunk`` time rows at once, as in training.
     """

@@ -1,7 +1,7 @@
 """The numbers of an evaluation, from scored traces that are given one at a time.
 
-What is kept are sums; the boundaries, which are ranked in the end, lie on the disk: memory does not grow with the
-traces.
+Only sums are kept in memory, and the boundaries, which are ranked in the end, lie on the disk; so memory does not grow
+with the number of traces.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Judge:
     def __init__(self, kind: ExitKind):
         self.kind: ExitKind = kind
         self._traces: list[BareTrace] = []
-        """Those of which only the signals were counted so far, and their signals at boundaries."""
+        """Traces that are not replayed yet; `_values` has their signals at boundaries."""
         self._values: list[np.ndarray] = []
         self._held = 0
         self._one_point = 0
@@ -157,8 +157,10 @@ class Judge:
         )
 
     def _rank(self, trace: LabelledTrace, probability: np.ndarray) -> None:
-        """Note all boundaries before the natural end, and the hard one; where no trial stands behind a verdict there is
-        no truth."""
+        """Note the validity at all boundaries before the natural end, and at the hard one.
+
+        Boundaries without a trial behind their verdict are left out: the truth is not known there.
+        """
         agrees, known = np.array(trace.boundary_agrees, bool), known_verdicts(trace.boundary_state)
         everywhere = known & (np.array(trace.boundaries, np.int64) < trace.n_think)
         self._everywhere.add(probability[everywhere], agrees[everywhere])
@@ -167,7 +169,7 @@ class Judge:
             self._hard.add(probability[hard], agrees[hard])
 
     def _replay(self) -> None:
-        """Count the traces that are held, and let go of them."""
+        """Replay the traces that are held, add them to the sums, and let go of them."""
         if not self._traces:
             return
         replay = Replay(self._traces, AtBoundaries(self._values))
@@ -223,5 +225,5 @@ def _signal_losses(trace: LabelledTrace, signals: np.ndarray, kind: ExitKind) ->
 
 
 def _generated(one: Scored) -> np.ndarray:
-    """Hits at the rows whose predicted tokens the target generated, every TTT step on the same rows."""
+    """Hits [step, rows] at the rows of which all TTT steps predict tokens that the target generated."""
     return one.hits[:, len(one.trace.prompt_ids) - 1 : one.hits.shape[1] - 1 - one.hits.shape[0]]

@@ -9,7 +9,7 @@ from specexit.schemas.train import TrainConfig
 
 
 class Rows(NamedTuple):
-    """Of a batch that is scored."""
+    """Number of rows of a batch that is scored, and their length in tokens."""
 
     at_once: int
     length: int
@@ -22,10 +22,10 @@ def rows_for(longest: int, length: int, batch_size: int, shards: int) -> Rows:
     training: fewer rows where they are longer, but one for every shard.
 
     Args:
-      longest: trace, in tokens.
-      length: of a row in training.
+      longest: tokens of the longest trace.
+      length: tokens of a row in training.
       batch_size: rows of a step in training.
-      shards: that rows are spread over.
+      shards: how many shards the rows are spread over.
 
     Example:
       >>> rows_for(5000, 4096, 64, 16)

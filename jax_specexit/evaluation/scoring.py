@@ -22,15 +22,17 @@ from jax_specexit.model.target import Target
 from jax_specexit.sharding import shift
 from jax_specexit.training.losses import first_choices
 from jax_specexit.training.step import ttt_outputs
+from specexit.config import ConfigError
 from specexit.data.traces import Trace
+from specexit.errors import cut
 from specexit.method.signals import activate
 
 WINDOW = 32
 """Traces that are in memory at once."""
 BATCH_TOKENS = 32_768
-"""Tokens that are scored at once, padding included, but for a single trace that is longer."""
+"""Most tokens that are scored at once, padding included; a single trace may be longer."""
 BATCH_ROWS = 16
-"""Traces that are scored at once, where they are short."""
+"""Most traces that are scored at once."""
 BUCKET = 128
 """Lengths are padded to multiples of this."""
 
@@ -45,6 +47,25 @@ class Scored:
     hits: Bool[np.ndarray, "step time"]
     """Whether TTT step k, from row t, predicts token t + 2 + k."""
 
+    def refuse_nan(self, dtype: DTypeLike) -> None:
+        """Refuse signals that are no numbers: they can be neither ranked nor compared with a threshold.
+
+        Args:
+          dtype: that target and draft were run in.
+
+        Raises:
+          ConfigError: one is NaN; says in which trace.
+        """
+        bad = np.flatnonzero(np.isnan(self.raw).any(axis=1))
+        if bad.size:
+            why = "the checkpoint or the target's weights hold NaN, or numbers that are too large"
+            if jnp.dtype(dtype) == jnp.float16:
+                why = "float16 overflows above 65,504, which states may pass: take bfloat16 or float32"
+            raise ConfigError(
+                f"trace {cut(self.trace.id)}: the signals of {bad.size} of its {len(self.raw)} thinking tokens, the "
+                f"first at {bad[0]}, are NaN in dtype={jnp.dtype(dtype).name}, expected numbers: {why}"
+            )
+
     @property
     def signals(self) -> Float[np.ndarray, "think signals"]:
         """Signal values of each thinking token."""
@@ -52,7 +73,7 @@ class Scored:
 
 
 def sequence(trace: Trace, think_end: int) -> list[int]:
-    """The whole token sequence of a trace."""
+    """The whole token sequence of a trace: prompt, thinking, end marker, answer."""
     return [*trace.prompt_ids, *trace.think_ids, think_end, *trace.answer_ids]
 
 
@@ -69,7 +90,7 @@ def score(
     """Score traces, a few batches of them in memory at once.
 
     Each window of `WINDOW` traces is batched by length, so they do not come in the order given. The logits exist for
-    `BUCKET` rows of a batch at once.
+    `BUCKET` places of every row at once.
 
     Args:
       draft, target: models.
@@ -77,7 +98,10 @@ def score(
       traces: what to score.
       think_end: id of the end marker.
       ttt_steps: draft steps to judge.
-      dtype: of the matrix products, those of the signal rows excepted.
+      dtype: of the matrix products; those of the signal rows are in float32.
+
+    Raises:
+      ConfigError: see `Scored.refuse_nan`.
     """
     run = program(vocab, ttt_steps, BUCKET, dtype)
     behind, traces = 1 if draft.source == "draft" else 0, iter(traces)
@@ -90,7 +114,9 @@ def score(
             raw, hits = (np.asarray(x) for x in run(draft, target, jnp.asarray(tokens)))
             for row, trace in enumerate(batch):
                 first, end = len(trace.prompt_ids) - behind, len(sequence(trace, think_end))
-                yield Scored(trace, raw[row, first : first + len(trace.think_ids)], hits[:, row, :end])
+                one = Scored(trace, raw[row, first : first + len(trace.think_ids)], hits[:, row, :end])
+                one.refuse_nan(dtype)
+                yield one
 
 
 def batches(traces: Iterable[Trace], think_end: int, bucket: int) -> Iterator[tuple[list[Trace], int, int]]:

@@ -9,8 +9,8 @@ block and k diagonals:
 
 So no mask of ``T x (k+1)T`` is ever formed. The causal block is that of ordinary attention, and a `Causal` does it: the
 splash kernel on TPUs (`jax_specexit.model.splash`), tiles in plain JAX elsewhere (`jax_specexit.model.blockwise`). A
-draft's sliding window (`specexit.drafts.window`) shortens this block alone. It gives its output :math:`o` and the log
-of its normaliser :math:`\ell`; with the scores :math:`s_j` of the diagonals,
+draft's sliding window (`specexit.drafts.window`) shortens this block alone. The `Causal` gives the block's output
+:math:`o` and the log of its normaliser :math:`\ell`; with the scores :math:`s_j` of the diagonals,
 
 .. math:: L = \log\Bigl(e^{\ell} + \sum_j e^{s_j}\Bigr), \qquad O = e^{\ell - L}\, o + \sum_j e^{s_j - L}\, v_j .
 
@@ -47,14 +47,14 @@ Keys = Sequence[Float[Array, "batch time kv dim"]]
 
 @runtime_checkable
 class Causal(Protocol):
-    """Causal attention within segments, of queries that may be a chip's part of a row, over the keys of all of it.
+    """Causal attention within segments, over the keys of a whole row; the queries may be one chip's part of it.
 
-    Queries are in `context.order`; ``starts`` says where the segment of each place of the whole row begins.
+    Queries are in `context.order`; ``starts`` says where the segment of each place in the whole row begins.
     """
 
     @property
     def shards(self) -> int:
-        """Chips that a row lies on."""
+        """Number of chips that a row lies on."""
         ...
 
     def forward(
@@ -77,7 +77,7 @@ class Causal(Protocol):
         log_total: Float[Array, "batch time heads"],
         d_out: Queries,
     ) -> tuple[Queries, Float[Array, "batch all kv dim"], Float[Array, "batch all kv dim"]]:
-        """Gradients of q, k and v; ``out`` and ``log_total`` are merged with the diagonals."""
+        """Gradients of q, k and v; ``out`` and ``log_total`` are those merged with the diagonals."""
         ...
 
 
@@ -86,7 +86,7 @@ def ttt_attention(
 ) -> Queries:
     """Causal block within segments, plus one diagonal per later step.
 
-    Every device attends with its own heads and rows, or stretches of rows, where a mesh is in force.
+    Where a mesh is in force, every device attends with its own heads and rows, or stretches of rows.
 
     Args:
       q: queries of the newest step.
@@ -111,7 +111,7 @@ def ttt_attention(
     if mesh.empty:
         return attend_here(q, list(keys), list(values), starts)
     heads, rows = PartitionSpec(*BATCH, "tensor"), PartitionSpec(ROWS)
-    # Without the check of replication, which custom gradients do not speak; every axis is in use, so there is none.
+    # Custom gradients do not support the check of replication; nothing is replicated, as every axis is in use.
     sharded = jax.shard_map(attend_here, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return sharded(q, list(keys), list(values), starts)
 
@@ -119,7 +119,7 @@ def ttt_attention(
 def attend(
     causal: Causal, q: Queries, keys: list[Array], values: list[Array], starts: Int[Array, "batch all"]
 ) -> Queries:
-    """`ttt_attention` of one device; ``starts`` is where each row's segment begins."""
+    """`ttt_attention` on one device; ``starts`` says where the segment of each place begins."""
     return cast(Array, _attend(causal, q, keys, values, starts))  # custom_vjp hides the type
 
 
@@ -133,7 +133,7 @@ def _grouped(q: Array, kv: int) -> Float[Array, "batch time kv group dim"]:
 
 
 def _own_products(q: Array, key: Array) -> Float[Array, "batch time heads"]:
-    """Of every query with the key of its own row, in at least float32."""
+    """Product of every query with the key at its own place, in at least float32."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     products = jnp.einsum("btkgd,btkd->btkg", _grouped(q, key.shape[2]), key, preferred_element_type=wide)
     return products.reshape(q.shape[:3])
@@ -182,8 +182,10 @@ _attend.defvjp(_forward, _backward)
 def ttt_attention_reference(
     q: Queries, keys: Keys, values: Keys, segment_ids: Int[Array, "batch time"], window: int | None = None
 ) -> Queries:
-    """The same through one explicit mask over all (k+1) T keys. Slow and large: for tests, and what
-    `bench-training` holds the memory of `ttt_attention` against."""
+    """`ttt_attention` through one explicit mask over all (k+1) T keys.
+
+    It is slow and large: tests use it, and `bench-training` compares the memory of `ttt_attention` with it.
+    """
     heads, dim, time = q.shape[2], q.shape[3], q.shape[1]
     all_keys = jnp.concatenate([repeat_kv(k, heads) for k in keys], axis=1)
     all_values = jnp.concatenate([repeat_kv(v, heads) for v in values], axis=1)

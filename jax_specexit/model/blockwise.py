@@ -58,7 +58,7 @@ class Blockwise:
     ) -> tuple[
         Float[Array, "batch time heads dim"], Float[Array, "batch all kv dim"], Float[Array, "batch all kv dim"]
     ]:
-        """Gradients, where ``log_total`` and ``out`` may be those over more keys than these."""
+        """Gradients of q, k and v; ``out`` and ``log_total`` may be those over more keys than these."""
         tiles = self._tiles(q, k, v, starts)
         # The part of d(score) that all scores of a row share.
         shared = jnp.sum(d_out.astype(log_total.dtype) * out.astype(log_total.dtype), axis=-1)
@@ -74,7 +74,7 @@ class Blockwise:
         if self.shards > 1:  # a tile lies in one of the two pieces of `context.order`
             block = max(n for n in range(1, block + 1) if (time // 2) % n == 0)
         places = context.own(jnp.asarray(context.order(every, self.shards)), self.shards)
-        pad = -time % block  # of one shard only: there, queries and keys are as many
+        pad = -time % block  # 0 with several shards; with one, queries and keys are as many
         begins = jnp.pad(starts[:, places], [(0, 0), (0, pad)], constant_values=every)  # the padding is its own segment
         numbers = jnp.arange((time + pad) // block) if self.shards == 1 else places[::block] // block
         q, k, v = (_tiled(x, block) for x in (_grouped(q, kv), k, v))
@@ -111,7 +111,7 @@ def _split(x: Array, block: int) -> Array:
 
 
 def _whole(x: Array) -> Array:
-    """The way back from `_split`."""
+    """The inverse of `_split`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 

@@ -1,6 +1,6 @@
 """A target whose layers are not run, because its hidden states are stored: embedding, final norm and LM head.
 
-These are all that the token loss asks of a target beside its states, whatever the layers between them are.
+The token loss asks for nothing else of a target beside its states, whatever the layers in between are.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from jaxtyping import Array, Float
 
 from jax_specexit.model.layers import Linear, RMSNorm
 from jax_specexit.model.target import TargetShape
-from specexit.data.teacher import check_fields
+from specexit.data.teacher import check_fields, is_tied
 
 
-def ends_of(fields: Mapping[str, Any], path: Path | str) -> TargetShape:
-    """The shape of a target without its layers, of any architecture; ``path`` is named in errors.
+def ends_of(fields: Mapping[str, Any], path: Path | str, folder: Path) -> TargetShape:
+    """The shape of a target without its layers, of any architecture.
+
+    Args:
+      fields: of its ``config.json``.
+      path: of that, for errors.
+      folder: of its weights, which need not be there: see `is_tied`.
 
     Raises:
-      InputError: its final norm is no RMSNorm, or its embedding or logits are scaled in a way of their own.
+      InputError: its final norm is no RMSNorm, its embedding or logits are scaled, or a field is missing; or see
+        `is_tied`.
     """
     check_fields(fields, path)
     return TargetShape(
@@ -37,7 +43,7 @@ def ends_of(fields: Mapping[str, Any], path: Path | str) -> TargetShape:
         head_dim=0,
         rope_theta=1.0,
         rms_norm_eps=fields["rms_norm_eps"],
-        tie_word_embeddings=fields.get("tie_word_embeddings", False),
+        tie_word_embeddings=is_tied(fields, folder),
         architecture=(fields.get("architectures") or ["(none)"])[0],
     )
 
@@ -47,7 +53,7 @@ class CachedTarget(nnx.Module):
 
     Args:
       shape: see `ends_of`.
-      layers: whose states are stored, the last layer's last.
+      layers: ids of those whose states are stored; the last is the target's last layer.
     """
 
     def __init__(self, shape: TargetShape, layers: Sequence[int], *, rngs: nnx.Rngs):
@@ -69,7 +75,7 @@ class CachedTarget(nnx.Module):
 
         Args:
           states: [batch, time, layers, hidden] in the type they are stored in: see `specexit.data.features`.
-          scales: of float8 states.
+          scales: of float8 states; None for other types.
           aux_layers: layer ids that are returned, concatenated in this order.
           dtype: of what is returned.
         """

@@ -40,7 +40,7 @@ KeyValues = tuple[list[Array], list[Array]]
 """Keys and values of the TTT steps so far."""
 
 Projected = tuple[Array, Array, Array]
-"""A part of queries, keys and values, before heads are split: each [batch, time, heads * dim]."""
+"""What one input adds to queries, keys and values, before heads are split: each [batch, time, heads * dim]."""
 
 
 class Draft(nnx.Module):
@@ -144,16 +144,16 @@ class Draft(nnx.Module):
     def signals(
         self, aux: Float[Array, "batch time aux_hidden"], normed: Float[Array, "batch time hidden"] | None
     ) -> Float[Array, "batch time signals"]:
-        """Raw signals of every row, from the source's own place, in float32; source fc needs no ``normed``."""
+        """Raw signals of every row, in float32: source fc reads ``aux``, and source draft reads ``normed``."""
         read = self.normalise(aux) if self.source == "fc" else normed
         assert read is not None
         assert self.signal_head is not None, "a plain EAGLE-3 draft has no signals"
-        # The precision is said, as TPUs take float32 for one pass in bfloat16, and a verdict hangs on these.
+        # TPUs would multiply float32 in one pass of bfloat16, and whether to exit hangs on these numbers.
         return jnp.matmul(read.astype(jnp.float32), self.signal_head.kernel[...], precision=jax.lax.Precision.HIGHEST)
 
 
 def warm_start(draft: Draft, target: Target | CachedTarget, draft_vocab: Int[Array, " draft_vocab"]) -> None:
-    """Begin as a continuation of the target instead of from noise (in place).
+    """Make the draft begin as a continuation of the target instead of from noise (in place).
 
     ``fc`` passes the last aux layer through; the final norm and the LM head are the target's: before the first step the
     draft speaks the target's language and only has to learn to look one token further. Needs equal hidden sizes.

@@ -4,17 +4,16 @@ Tokens are sorted by expert, so that every matrix product is one `jax.lax.ragged
 kernel like MegaBlocks' (Gale et al. 2022), which visits only tiles that have rows; elsewhere it is a masked product per
 expert, exact and slow.
 
-The mesh axis ``expert`` cuts the experts, and rows of the batch, too, so that nothing else is computed twice. The chips
-along it gather each other's tokens, each computes what its own experts say of all of them, and the sums are scattered
-back. As many chips as a token has experts would nearly all need it anyway, and shapes are known without a limit on how
-many tokens an expert takes.
+The mesh axis ``expert`` cuts the experts, and the rows of the batch as well, so that nothing else is computed twice.
+The chips along it gather each other's tokens, each applies its own experts to all of them, and the sums are scattered
+back. With as many chips as a token has experts, nearly every chip needs every token anyway; and shapes are known
+without a limit on how many tokens an expert takes.
 
 Shape legend: tokens, hidden, chosen (experts of a token), pairs (of a token and one of its experts, tokens x chosen).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import jax
@@ -27,8 +26,8 @@ from jax_specexit.model.layers import Linear, quantize
 from jax_specexit.sharding import BATCH, EXPERT, whole_along_fsdp
 
 AT_ONCE = 16384
-"""Tokens, gathered ones included, that are sorted and multiplied together. With 8 experts each in bfloat16 and a width
-of 2,048 they are 0.5 GB; of 128 experts, each gets 1,024 of them."""
+"""Most tokens, gathered ones included, that are sorted and multiplied together. With 8 experts each in bfloat16 and a
+width of 2,048 they are 0.5 GB; of 128 experts, each gets 1,024 of them."""
 
 
 class ExpertLinear(nnx.Module):
@@ -42,12 +41,12 @@ class ExpertLinear(nnx.Module):
     def __call__(
         self, x: Float[Array, "pairs size_in"], expert: Int[Array, " pairs"], sizes: Int[Array, " experts"]
     ) -> Float[Array, "pairs size_out"]:
-        """The rows of every expert with its kernel; rows behind the last expert's are left undefined.
+        """Multiply the rows of every expert with its kernel; rows behind the last expert's are undefined.
 
         Args:
-          x: sorted by expert.
-          expert: of every row.
-          sizes: rows of each expert.
+          x: rows, sorted by expert.
+          expert: which expert each row is for.
+          sizes: number of rows of each expert.
         """
         kernel = self.kernel[...]
         if self.scale is None:
@@ -92,7 +91,7 @@ class Mixture(nnx.Module):
         self.count, self.chosen, self.normalised = experts, chosen, normalised
 
     def __call__(self, x: Float[Array, "batch time hidden"]) -> Float[Array, "batch time hidden"]:
-        """What the chosen experts say of every token, weighted with their probabilities."""
+        """The sum of the chosen experts' outputs for every token, weighted with their probabilities."""
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return self._mix(x, {})
@@ -115,10 +114,9 @@ class Mixture(nnx.Module):
         return weights.astype(x.dtype), expert
 
     def _mix(self, x: Array, axes: Mapping[str, int]) -> Array:
-        """One device's rows, a piece at a time; ``axes`` are the mesh's sizes, none without one."""
+        """Apply the mixture to one device's rows, piece by piece; ``axes`` are the mesh's sizes, empty without one."""
         shards, flat = axes.get(EXPERT, 1), x.reshape(-1, x.shape[-1])
-        most = max(1, AT_ONCE // shards)
-        piece = len(flat) if len(flat) <= most else math.gcd(len(flat), most)
+        piece = largest_divisor(len(flat), max(1, AT_ONCE // shards))
         pieces = jax.tree.map(lambda a: a.reshape(-1, piece, a.shape[-1]), (flat, *self.route(flat)))
 
         def one(piece: tuple[Array, Array, Array]) -> Array:
@@ -145,12 +143,25 @@ class Mixture(nnx.Module):
         return jnp.sum(said * weights[..., None].astype(jnp.float32), axis=1).astype(x.dtype)
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most ``most``: how long the fewest equal pieces of it are.
+
+    Example:
+      >>> largest_divisor(11 * 2816, 16384), largest_divisor(2816, 16384)
+      (15488, 2816)
+    """
+    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)
+
+
 def by_group(
     group: Int[Array, " pairs"], groups: int
 ) -> tuple[Int[Array, " pairs"], Int[Array, " pairs"], Int[Array, " groups"]]:
-    """A stable sort of pairs by group: which pair is where, where each pair is, and the pairs of every group.
+    """Sort pairs by group, stably.
 
-    By counting: for TPUs XLA compiles a sort of this size for 10 to 18 s of CPU time, and this for 3.
+    It counts, because XLA takes 10 to 18 s of CPU time to compile a sort of this size for TPUs, and 3 s for this.
+
+    Returns:
+      The pair at each place, the place of each pair, and the number of pairs in each group.
 
     Example:
       >>> [x.tolist() for x in by_group(jnp.array([2, 0, 2, 1]), 3)]

@@ -25,9 +25,9 @@ from specexit.drafts.rope import rotary_frequencies as rotary_frequencies
 
 
 def exact_products(dtype: DTypeLike) -> AbstractContextManager:
-    """While a program in ``dtype`` is traced: products of float32 are that, also on TPUs.
+    """A context to trace a program of ``dtype`` in: where that is float32, products are exact on TPUs, too.
 
-    Those would round the factors to bfloat16, unless they are told otherwise.
+    TPUs round the factors of a float32 product to bfloat16 unless they are told otherwise.
     """
     wide = jnp.dtype(dtype) == jnp.float32
     return jax.default_matmul_precision("highest") if wide else nullcontext()
@@ -79,7 +79,7 @@ class Linear(nnx.Module):
     def quantize(self) -> None:
         """Make the kernel int8, every column scaled by its largest value (in place); [..., in, out] where stacked.
 
-        It is Qwix's symmetric quantization of weights per channel and of activations per row, as they come.
+        It is Qwix's symmetric quantization: of weights per channel, and of activations per row when the layer runs.
         """
         self.kernel, self.scale = quantize(self.kernel[...])
 
@@ -118,7 +118,7 @@ def rotary(
 
 
 def split_heads(x: Float[Array, "batch time width"], heads: int) -> Float[Array, "batch time heads dim"]:
-    """The output of a projection as heads, which the mesh shards; said here, or the compiler would gather them."""
+    """Split a projection's output into heads, sharded over the mesh; the compiler would otherwise gather them."""
     return constrain(x.reshape(*x.shape[:2], heads, -1), "batch", "time", "heads", None)
 
 
@@ -128,7 +128,7 @@ def repeat_kv(x: Float[Array, "batch time kv dim"], heads: int) -> Float[Array, 
 
 
 def segment_starts(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
-    """Place of the first row of every row's segment.
+    """For every place in a row, the place at which its segment begins.
 
     Example:
       >>> segment_starts(jnp.array([[1, 1, 2, 2, 0]])).tolist()

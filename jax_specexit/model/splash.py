@@ -35,8 +35,8 @@ TILE = 512
 """Rows and columns of the kernel's tiles, or the largest power of two below that divides the length."""
 
 FORWARD = {"v6e": 1024, "tpu7x": 2048}
-"""The same of the forward pass, of chips for which others are published: axlearn's block sizes, 512 elsewhere. On v6e
-it found the kernel a third faster with 1,024 (`axlearn pull request 958 <https://github.com/apple/axlearn/pull/958>`_),
+"""`TILE` of the forward pass, for chips for which another is published: axlearn's block sizes. On v6e axlearn found the
+kernel a third faster with 1,024 (`axlearn pull request 958 <https://github.com/apple/axlearn/pull/958>`_),
 which MaxText's benchmark of rows of 32k on v6e takes, too (gemma3-12b-32768-v6e256 in
 benchmarks/maxtext_trillium_model_configs.py). For shorter rows MaxText has 2,048 on every chip, which computes more
 masked pairs."""
@@ -48,7 +48,7 @@ published that is better on one chip and worse on another."""
 
 
 def fits(q: Float[Array, "batch time heads dim"], shards: int = 1) -> bool:
-    """Whether the kernel takes these shapes, of whole rows."""
+    """Whether the kernel takes queries of this shape, which are whole rows; each lies on ``shards`` chips."""
     return tile_of(q.shape[1], shards) >= LANES and q.shape[3] % LANES == 0
 
 
@@ -56,7 +56,7 @@ def check_version() -> None:
     """Refuse a JAX whose private backward pass nobody has looked at.
 
     Raises:
-      InputError: says what to do.
+      InputError: JAX is another version than `CHECKED_WITH`; the message says what to do.
     """
     if jax.__version_info__[:2] != CHECKED_WITH:
         checked = ".".join(map(str, CHECKED_WITH))
@@ -102,7 +102,7 @@ class Splash:
     ) -> tuple[
         Float[Array, "batch time heads dim"], Float[Array, "batch all kv dim"], Float[Array, "batch all kv dim"]
     ]:
-        """Gradients, where ``log_total`` and ``out`` may be those over more keys than these."""
+        """Gradients of q, k and v; ``out`` and ``log_total`` may be those over more keys than these."""
         kernel = self._kernel(q.shape[2], k.shape[1])
         q, k, v, out, log_total, d_out = map(_heads_first, (_scaled(q), k, v, out, log_total, d_out))
         one = jax.vmap(partial(_backward, kernel))
@@ -144,10 +144,10 @@ class Splash:
 
 
 def _blocks(time: int, forward: int, tile: int) -> kernels.BlockSizes:
-    """One kernel for the whole backward pass: five products a tile, where one for queries and one for keys take seven.
+    """Sizes for one kernel for the whole backward pass, which takes five products a tile; two kernels take seven.
 
-    Every block of keys writes its part of the queries' gradient out, to be added up behind it; so blocks of keys are
-    wide, and are gone through in tiles.
+    Every block of keys writes out its part of the queries' gradient, and these are added up afterwards. So blocks of
+    keys are wide, and the kernel goes through them in tiles.
     """
     return kernels.BlockSizes(
         block_q=forward,

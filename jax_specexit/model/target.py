@@ -1,7 +1,8 @@
 """The target model's forward pass in Flax NNX: Qwen3, dense or of experts, Qwen2 and Llama, from a Hugging Face folder.
 
-It gives the two things that draft training needs from the target: the residual stream at the aux layers (the
-features EAGLE-3 reads) and the logits (the teacher). It is also what trains the tiny reasoner.
+It gives the two things that draft training needs from the target: the residual stream at the aux layers (the features
+EAGLE-3 reads) and the final hidden state, from which `Target.head` makes the teacher's logits. The tiny reasoner is
+trained with it, too.
 
 Layer ids follow vLLM: id ``k`` is the residual stream after ``k`` decoder layers, before any final norm.
 """
@@ -55,10 +56,10 @@ class TargetShape:
     tie_word_embeddings: bool
     architecture: str = "Qwen3ForCausalLM"
     attention_bias: bool = False
-    """Of the query, key and value projections."""
+    """Whether the query, key and value projections have biases."""
     rope_scaling: RopeScaling | None = None
     num_experts: int = 0
-    """Of every layer; 0 of a dense model, whose MLPs have ``intermediate_size``."""
+    """In every layer; 0 for a dense model, whose MLPs have ``intermediate_size``."""
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
     norm_topk_prob: bool = False
@@ -183,7 +184,7 @@ class DecoderLayer(nnx.Module):
 
 
 def feed_forward(shape: TargetShape, *, rngs: nnx.Rngs) -> SwiGLU | Mixture:
-    """What follows a layer's attention."""
+    """The block that follows a layer's attention: experts, or SwiGLU where there are none."""
     s = shape
     if s.num_experts == 0:
         return SwiGLU(s.hidden_size, s.intermediate_size, rngs=rngs)

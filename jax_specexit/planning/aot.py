@@ -1,4 +1,4 @@
-"""The real training step of a recipe, compiled ahead of time: for devices that are not there, from shapes alone."""
+"""The real training step of a recipe, traced from shapes alone, to be compiled for devices that are not there."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ HINTS = {
     # Its lock keeps one process from another's chips; nobody takes any here.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
 }
-"""What libtpu would ask the metadata server of a TPU machine, and how it lets several plans be made at a time. Which
-type of machine is named here does not matter."""
+"""Environment that tells libtpu what it would ask a TPU machine's metadata server, and lets several plans be made at a
+time. Which type of machine is named here does not matter."""
 
 
 def topology_devices(name: str, slices: int = 1) -> tuple[Chip, Sequence[Any]]:
@@ -53,8 +53,8 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, Sequence[Any]]:
 
     Raises:
       ConfigError: no such slice.
-      InputError: libtpu, which compiles for TPUs, is not installed, or JAX is another than their attention was checked
-        with.
+      InputError: libtpu, which compiles for TPUs, is not installed, or JAX is another version than attention on TPUs
+        was checked with.
     """
     from jax.experimental import topologies
 
@@ -83,11 +83,11 @@ class Shapes(NamedTuple):
     evaluated: int = 0
     """Tokens of the longest trace that is evaluated; 0 where none is longer than a row."""
     held: tuple[int, ...] = ()
-    """Layers of features that are stored already, of which the draft may read some alone; empty where none are."""
+    """Layers whose features are stored already, of which the draft may read only some; empty where none are."""
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Whose states are stored, or would be."""
+        """Ids of the layers whose states are stored, or would be."""
         return self.held or stored_layers(
             self.draft.eagle_aux_hidden_state_layer_ids, self.draft.target_num_hidden_layers
         )
@@ -114,14 +114,17 @@ def shapes_of(config: TrainConfig, target_config: TargetConfig) -> Shapes:
         config = config.model_copy(update={"init_from": None})  # the recipe says its sizes
     draft = draft_config(config, target_config, "earliest")
     fields, path = target_config.hf_config(), target_config.config_place
-    target = TargetShape.from_config(fields, path) if config.features is None else ends_of(fields, path)
+    if config.features is None:
+        target = TargetShape.from_config(fields, path)
+    else:
+        target = ends_of(fields, path, target_config.folder)
     evaluated = longest_evaluated(config, target_config)
     shapes = Shapes(target, draft, config.batch_size, length, evaluated=evaluated)
     return shapes if config.features is None else with_stored(shapes, config.features)
 
 
 def with_stored(shapes: Shapes, folder: Path) -> Shapes:
-    """The same with stored features; those that are not there yet are of the type that `specexit features` chooses.
+    """``shapes`` with the features in a folder; if there are none yet, `specexit features` will write its default type.
 
     Raises:
       FeatureError: they cannot be read, or lack a layer.
@@ -208,7 +211,7 @@ def _others(
 
 
 def _quantize(frozen: Frozen, dtype: str) -> Callable[[], jax.stages.Lowered]:
-    """What loading compiles for one matrix after the other; of that with the largest share of a chip."""
+    """The program that loading compiles for each matrix of the target, here for the one that takes most of a chip."""
     leaves = flatten_mapping(frozen.target)
     kernels = [path for path, leaf in leaves.items() if leaf.dtype == jnp.int8]
     largest = max(kernels, key=lambda path: math.prod(leaves[path].sharding.shard_shape(leaves[path].shape)))
@@ -245,7 +248,7 @@ EXAMPLE: dict[str, tuple[tuple[int, ...], Any]] = {
 
 
 def stored_example(shapes: Shapes) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """The same of stored features, see `specexit.data.features`."""
+    """Width and type of the fields of stored features, see `specexit.data.features`; empty where none are stored."""
     if shapes.stored is None:
         return {}
     layers = len(shapes.layers)

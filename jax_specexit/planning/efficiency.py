@@ -11,8 +11,7 @@ Nothing here was measured by this project. Where nothing is published for a chip
   peak with 8 experts of width 14,336, and at most 28 % with 56 of width 2,048. The latter is taken.
 * Attention: `SPLASH`.
 * Whole runs: MaxText's tables, ``docs/reference/models/tiering.md`` and ``src/maxtext/configs/tpu/{v4,v5e,v5p}/
-  README.md``, the lowest of each on one slice, of models of at most
-  256B parameters.
+  README.md``, the lowest of each on one slice, of models of at most 256B parameters.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ import numpy as np
 from specexit.chips import Chip
 
 PRODUCTS = 0.84
-"""Of the peak; published for v5e."""
+"""Share of the peak; published for v5e."""
 
 EXPERTS = 0.28
-"""Of the peak; published for v5p."""
+"""Share of the peak; published for v5p."""
 
 SPLASH = {
     # tokens: (half: forward, backward), (whole: forward, backward)
@@ -37,20 +36,20 @@ SPLASH = {
     32768: ((0.3091, 0.3473), (0.5681, 0.6581)),
     131072: ((0.3426, 0.3716), (0.6335, 0.7171)),
 }
-"""Causal splash attention of bfloat16 with 32 heads on 8, tuned for each length, of the peak, on a tpu7x: Tokamax'
-``splash_attention/microbenchmarks.pdf`` of November 2025. FLOPs are those of half of all pairs, two products forward
-and five backward.
+"""Shares of the peak that causal splash attention reaches on a tpu7x, in bfloat16 with 32 heads on 8, tuned for each
+length: Tokamax' ``splash_attention/microbenchmarks.pdf`` of November 2025. FLOPs are those of half of all pairs, two
+products forward and five backward.
 
-Its matrix unit is 256 wide, and a head of 128 fills half of it, one of 256 the whole. That of v6e is as wide; that of
-v4, v5e and v5p is 128 wide, so a head of 128 fills it. So other chips are given the column of a head that fills as much
-of their unit."""
+The matrix unit of a tpu7x is 256 wide: a head of 128 fills half of it, one of 256 the whole. That of v6e is as wide;
+that of v4, v5e and v5p is 128 wide, so a head of 128 fills it. Other chips are given the column of a head that fills as
+much of their unit."""
 
 MATRIX_UNIT = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
 """Rows and columns, as JAX has them (``mxu_column_size`` of ``pltpu.TpuInfo``)."""
 
 DENSE = {"v4": 0.56, "v5e": 0.56, "v5p": 0.65, "v6e": 0.44}
-"""Of whole runs: 52B on v4-384, 128B on v5e-256, Llama 2 70B on 512 chips of v5p and 256 of v6e. They are MFUs: losses
-of every kind are in them, what is recomputed and waited for, too."""
+"""MFU of whole runs: 52B on v4-384, 128B on v5e-256, Llama 2 70B on 512 chips of v5p and 256 of v6e. It includes losses
+of every kind: recomputation and waits, too."""
 
 MIXTURES = {"v5p": 0.53, "v6e": 0.35}
 """The same of mixtures of experts: Mixtral 8x7B on 256 chips."""
@@ -68,15 +67,15 @@ class Efficiency:
     run: float | None
     """MFU of whole training runs of such models; None where nothing is published."""
     derived: tuple[str, ...]
-    """Which of these, products, experts' or attention's, are another chip's."""
+    """Which of these are another chip's: ``products``, ``experts``, ``attention``."""
 
 
 def efficiency(chip: Chip, length: int, head_dim: int, experts: bool) -> Efficiency:
     """What is published for attention of this length and head size, or for what is nearest to it.
 
     Args:
-      chip: it runs on.
-      length: of a row, in tokens; between published ones, by its logarithm.
+      chip: what it runs on.
+      length: of a row, in tokens; between published lengths, shares are interpolated by its logarithm.
       head_dim: of attention.
       experts: whether the target is a mixture.
     """

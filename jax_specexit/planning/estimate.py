@@ -30,13 +30,13 @@ class Estimate:
     efficiencies: Efficiency
     """Published shares of the peak."""
     seconds: dict[str, float]
-    """Of products, experts' products and attention at these shares, and of waiting for collectives."""
+    """Time of products, experts' products and attention at these shares, and of waiting for collectives."""
     exposed_seconds: dict[str, float]
-    """Mesh axes -> of the latter, see `jax_specexit.planning.timeline`."""
+    """Mesh axes -> time of waiting for collectives along them, see `jax_specexit.planning.timeline`."""
     run_seconds: float | None
-    """Of a step whose MFU is that of published runs; None where there are none."""
+    """Time of a step whose MFU is that of published runs; None where there are none."""
     step_seconds: float
-    """The longer of the two, and never less than the bound."""
+    """The sum of ``seconds`` or ``run_seconds``, whichever is longer, and never less than the bound."""
     mfu: float
     """Useful FLOPs of such a step over the bf16 peak, as a run reports it."""
     tokens_per_second_per_chip: float
@@ -52,9 +52,9 @@ def estimate(
     bound: float,
     spent: dict[str, float],
 ) -> Estimate:
-    """What a step may take that takes at least ``bound`` seconds.
+    """Estimate the time of a step that takes at least ``bound`` seconds.
 
-    Products are counted from the shapes; attention and waits are the compiled program's.
+    Products are counted from the shapes; attention and waits are read off the compiled program.
 
     Args:
       config, shapes, chip, mesh: of the plan.
@@ -92,7 +92,7 @@ def estimate(
 
 
 def chip_hours(config: TrainConfig, mesh: Mesh | AbstractMesh, step: float, first: float) -> float:
-    """Of a whole run whose steps take ``step`` seconds, and ``first`` while they are of one TTT step alone."""
+    """Chip-hours of a run whose steps take ``step`` seconds, and ``first`` while they have a single TTT step."""
     short = sum(steps_of(config, i) < config.ttt_steps for i in range(1, config.steps + 1))
     return (short * first + (config.steps - short) * step) * mesh.size / 3600
 
@@ -108,12 +108,12 @@ def _first_work(config: TrainConfig, shapes: Shapes, mesh: Mesh | AbstractMesh) 
 
 
 def shares(shapes: Shapes, chip: Chip) -> Efficiency:
-    """What is published for a recipe's models."""
+    """The published shares of the peak for a recipe's models."""
     return efficiency(chip, shapes.length, shapes.draft.head_dim, bool(shapes.target.num_experts))
 
 
 def rows(guess: Estimate) -> Iterator[tuple[str, str]]:
-    """Rows of the estimate, and of what it is made."""
+    """Table rows (name, text) of the estimate, and of what it is made of."""
     rate = f"{guess.tokens_per_second_per_chip:,.0f} tokens per second and chip, {guess.chip_hours:,.1f} chip-hours"
     yield "step, estimate", f"about {milliseconds(guess.step_seconds)}, an MFU of {guess.mfu:.0%}; {rate}"
     parts, published = (f"{part} {milliseconds(s)}" for part, s in guess.seconds.items() if s), guess.efficiencies
@@ -128,7 +128,7 @@ def rows(guess: Estimate) -> Iterator[tuple[str, str]]:
 
 
 def milliseconds(seconds: float) -> str:
-    """As a table says it.
+    """Seconds in milliseconds, as a table says it.
 
     Example:
       >>> milliseconds(1.2281)

@@ -18,22 +18,23 @@ REMEDIES = {
     "measure": SHORTER,
     "evaluate": "a smaller evaluate_length (down to length), or a larger mesh.context",
 }
-"""What makes a program smaller, by its name: neither loading nor the first state has rows, and those of an evaluation
-hold its longest trace whole, one for each shard at least, whatever ``length`` is. Of steps see `smaller`."""
+"""What makes a program smaller, by its name; of steps see `smaller`. Loading and making the first state have no rows.
+An evaluation has at least one for each shard, which holds the longest trace whole, whatever ``length`` is."""
 
 USED = re.compile(
     r"Used (?P<all>[\d.]+)(?P<unit>[GM]) of (?P<has>[\d.]+)G hbm"
     r"|HLO temporaries \((?P<temporaries>[\d.]+)G\) exceeds available HBM \((?P<there>[\d.]+)G\)"
 )
-"""What the compiler says of a program that does not fit: in all, or, where they alone are too much, of temporaries."""
+"""What the compiler says of a program that does not fit: how much it needs in all, or, where the temporaries alone are
+too much, how much these need."""
 
 
 def too_much(error: str, arguments: float) -> tuple[float, float] | None:
     """What a program needs of a chip's HBM and what there is, in GiB, by the compiler's error; None for another error.
 
     Args:
-      error: its text.
-      arguments: of the program, in GiB.
+      error: text of the error.
+      arguments: size of the program's arguments, in GiB.
 
     Example:
       >>> too_much("Used 30.50G of 15.75G hbm. Exceeded hbm capacity by 14.75G.", 2.0)
@@ -56,10 +57,10 @@ def smaller(name: str) -> str:
 
 @contextmanager
 def fitting(name: str) -> Iterator[None]:
-    """Around the calls of one of a run's programs, the first of which compiles it.
+    """A context for the calls of one of a run's programs, the first of which compiles it.
 
     Raises:
-      ConfigError: it does not fit the HBM.
+      ConfigError: the program does not fit the HBM.
     """
     try:
         yield
@@ -67,7 +68,7 @@ def fitting(name: str) -> Iterator[None]:
         used = too_much(str(error), 0.0)
         if used is None:
             raise
-        # Not because of that error: what a RuntimeError has caused is taken for what may pass.
+        # From None: an error that a RuntimeError has caused is taken for one that may pass.
         raise ConfigError(
             f"{name} needs at least {used[0]:.1f} GiB of HBM per chip, of which a program can have {used[1]:.2f}: "
             f"choose {smaller(name)}; `specexit plan` says so before a run"

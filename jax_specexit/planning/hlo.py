@@ -37,15 +37,15 @@ IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}")
 BETWEEN = re.compile(r'_xla_megascale_target="?\{([\d,]*).*_xla_megascale_transfer_type="(\w+)"')
-"""What a chip gives its host, for the data centre's network: between which slices, unless it is for a single chip, and
-to what end."""
+"""Finds what a chip hands its host for the data centre's network. The groups are the slices that take part (none where
+it is for a single chip) and the kind of transfer."""
 SLICES = "dcn_data"
-"""The axis of transfers between slices: the recipe's key."""
+"""Axis of transfers between slices, called as in a recipe's ``mesh``."""
 CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="(\d+)"')
 """On TPUs a gather that overlaps with other work is in the text once for each piece of that work."""
 
 SCATTER = "all-reduce-scatter"
-"""How the name of a fusion begins that sums and keeps a part: on TPUs a reduce-scatter, written as an all-reduce."""
+"""How the name of a reduce-scatter's fusion begins: on TPUs it is an all-reduce, of which each chip keeps a part."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
 
 
 def computations(text: str) -> dict[str, list[str]]:
-    """Name -> lines; the entry comes under ``ENTRY``.
+    """Computations of a program's text: name -> lines; the entry comes under ``ENTRY``.
 
     A computation ends where the next begins: a brace at the start of a line may be part of a kernel's description.
     """
@@ -122,9 +122,9 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
 
 
 def trips(line: str, condition: list[str], body: list[str]) -> int:
-    """Runs of a loop: what the compiler says, or else how far its counter goes from 0 by what is added to it.
+    """How often a loop runs: what the compiler says, or else its counter's limit divided by its step.
 
-    XLA unrolls some loops, so that a counter moves by 2. A loop that is no counter's counts once.
+    XLA unrolls some loops, so that a counter moves by 2. A loop without a counter counts once.
     """
     if known := TRIPS.search(line):
         return int(known[1])
@@ -146,13 +146,13 @@ def trips(line: str, condition: list[str], body: list[str]) -> int:
 
 
 def collective_of(line: str, mesh: Mesh, times: int, within: str = "") -> Collective | None:
-    """What an instruction that runs so many times sends; None for any other, and for the end of one.
+    """The collective that an instruction is; None if it is another, or the end of one.
 
     Args:
       line: of the program's text.
       mesh: see `collectives`.
-      times: it runs in one call of the program.
-      within: the computation that it is in.
+      times: how often the instruction runs in one call of the program.
+      within: name of the computation that it is in.
     """
     match = INSTRUCTION.match(line)
     kind = match[2].removesuffix("-start") if match else ""
@@ -180,7 +180,7 @@ def _between_slices(given: tuple[str, str], slices: tuple[int, ...], transfer: s
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Of a list with commas, such as a shape.
+    """Numbers of a list with commas, such as a shape.
 
     Example:
       >>> numbers("8,128")
@@ -197,7 +197,7 @@ def _bytes(array: tuple[str, tuple[int, ...]]) -> int:
 
 
 def _members(line: str, kind: str, n: int) -> np.ndarray:
-    """Devices of the first group."""
+    """Devices of a collective's first group; of a permute, of its first pair of two devices."""
     if kind == "collective-permute":
         pairs = PAIRS.search(line)
         both = [numbers(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])] if pairs else []

@@ -1,6 +1,6 @@
-"""``python -m jax_specexit.planning.page PAGE PLAN ...``: the table of docs/planning.md, of what ``plan`` has written.
+"""``python -m jax_specexit.planning.page PAGE PLAN ...`` writes the table of docs/planning.md from plans.
 
-Each ``plan.json`` lies in a folder that is named as its recipe; ``make plan-all`` writes them.
+Each plan is a ``plan.json`` in a folder that is named like its recipe; ``make plan-all`` writes them.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Program:
     """Another program of the run, compiled for the same slice, or a step of it that only moves arrays."""
 
     hbm_gib: Memory
-    """Everything that is on a chip while it runs, the run's whole state included; while quantizing there is none."""
+    """Everything on a chip while it runs, the run's whole state included; while quantizing there is no state yet."""
     compile_seconds: float
     """0 where nothing is compiled."""
 
@@ -116,8 +116,8 @@ class Plan:
     chip_hours: float
     """Of the whole run, of whose shorter steps (`first_step_share`) compute and HBM alone are counted."""
     cached_features_tib: float
-    """Disk for the target's hidden states of all rows of the run, each counted as often as it is read: what they take,
-    or would if they were stored instead of computed."""
+    """Size of the target's hidden states of all rows that the run reads, whether they are stored or computed. A row
+    counts as often as it is read, so on a disk they take this much only in a run of one epoch."""
     compile_seconds: float
     others: dict[str, Program]
     """What it does -> the programs that a run compiles beside this step."""
@@ -127,7 +127,7 @@ NOTE = "lower bound from published peaks, not a measurement"
 
 
 def note_of(config: PlanConfig) -> str:
-    """What a plan is not, and what it could not see."""
+    """A plan's note: that it is a bound, not a measurement, and what of the recipe could not be read for it."""
     if config.init_from is None or config.init_from.exists():
         return NOTE
     return (
@@ -141,7 +141,7 @@ def plan(config: PlanConfig) -> Plan:
 
     Raises:
       ConfigError: no such topology, an ``out`` that cannot be written, a mesh that does not divide model or batch, or a
-        step that does not fit the HBM.
+        step or another program of the run that does not fit the HBM.
       BucketError: ``out`` is in a bucket that cannot be written.
       InputError: libtpu is not installed, or JAX is another than attention on TPUs was checked with.
     """
@@ -167,7 +167,7 @@ def plan(config: PlanConfig) -> Plan:
 
 
 def show(found: Plan, out: Path, *, as_json: bool) -> None:
-    """Print a plan, then write it into a folder: what was compiled for minutes is not lost where a disk is full."""
+    """Print a plan, then write it into a folder: so what took minutes to compile is seen even if the disk is full."""
     text, path = json.dumps(dataclasses.asdict(found), indent=2), out / "plan.json"
     if as_json:
         print(text)
@@ -208,7 +208,7 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], of: Lowered, ch
 
 
 def _held(name: str, memory: Memory, of: Lowered) -> float:
-    """What a program finds on a chip, in GiB: what it does not take as an argument is there all the same."""
+    """GiB that are on a chip when a program starts: its arguments, and whatever else of the run is there by then."""
     frozen = bytes_on_one_chip(of.frozen) / GIB
     if name == "begin":
         return memory.arguments + frozen + _whole_draft(of)
@@ -219,7 +219,7 @@ def _held(name: str, memory: Memory, of: Lowered) -> float:
 
 
 def _moving(of: Lowered, chip: Chip, beside: float) -> Program:
-    """What checkpoints take: arrays come and go shard by shard, whatever the mesh, and nothing is computed."""
+    """Memory while a checkpoint is saved or restored: arrays move shard by shard, ``beside`` GiB are there as well."""
     state = bytes_on_one_chip((of.state, of.frozen)) / GIB
     total = state + beside
     return Program(Memory(total, 0.0, total, chip.hbm_gib, 1 - total / chip.hbm_gib), 0.0)
@@ -248,7 +248,7 @@ def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compile
 
 
 def bytes_on_one_chip(tree: Any) -> int:
-    """Of shapes with shardings."""
+    """Bytes that a tree of shapes with shardings takes on one chip."""
 
     def one(leaf: jax.ShapeDtypeStruct) -> int:
         assert leaf.sharding is not None
@@ -271,7 +271,7 @@ def _batch_that_fits(
 
 
 def memory_of(compiled: jax.stages.Compiled, chip: Chip) -> Memory:
-    """What the compiler has allocated."""
+    """HBM that the compiler has allocated for a program."""
     found: Any = compiled.memory_analysis()
     arguments, temporaries = found.argument_size_in_bytes / GIB, found.temp_size_in_bytes / GIB
     kept = (found.output_size_in_bytes - found.alias_size_in_bytes + found.generated_code_size_in_bytes) / GIB

@@ -2,9 +2,10 @@
 
 A chip runs the instructions of a computation in the order in which the compiler has put them. The text is gone through
 in that order with two clocks, one of the chip and one of its links: a product takes its FLOPs at the share of the peak
-in `jax_specexit.planning.efficiency`, a collective the bytes that it sends at the links' rate. What starts and ends
-apart runs beside everything between; where its end comes before it is done, the chip waits. What does not start apart
-is waited for from beginning to end. Nothing else takes time: elementwise work may hide more, so less may be exposed.
+in `jax_specexit.planning.efficiency`, a collective the bytes that it sends at the links' rate. A collective whose start
+and end are two instructions runs beside everything between them; where its end comes before it is done, the chip waits.
+For any other the chip waits from beginning to end. Nothing else takes time: elementwise work may hide more, so less may
+be exposed.
 
 Links serve one collective after another, at all their bandwidth. Transfers between slices have a clock of their own.
 """
@@ -48,7 +49,7 @@ BATCH_OF_DOT = re.compile(r"lhs_batch_dims=\{([\d,]+)\}")
 RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]+)"')
 LAYOUTS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 KERNELS = {"splash_mha_fwd": (4.0, "forward"), "splash_mha_dkv": (10.0, "backward")}
-"""Begin of a kernel's name -> FLOPs per pair of a query and a key and number of a head's width, and its efficiency."""
+"""Begin of a kernel's name -> FLOPs per pair of query and key and per dimension, and which `Efficiency` it reaches."""
 
 
 Spent = dict[str, float]
@@ -76,12 +77,12 @@ class Program:
 
     @cached_property
     def instructions(self) -> dict[str, list[Instruction]]:
-        """Of each computation, in order."""
+        """Instructions of each computation, in order."""
         return {name: list(_instructions(lines)) for name, lines in self.bodies.items()}
 
     @cached_property
     def types(self) -> dict[str, dict[str, str]]:
-        """Of the results in each computation, by name."""
+        """Types of the results in each computation, by name."""
         return {name: {one.name: one.type for one in found} for name, found in self.instructions.items()}
 
 
@@ -104,7 +105,7 @@ def _instructions(lines: list[str]) -> Iterator[Instruction]:
 
 
 def _spent(program: Program, name: str) -> Spent:
-    """Of one run of a computation; what it has started has ended when it ends."""
+    """Time of one run of a computation, which ends when every transfer that it has started is done."""
     spent: Spent = {}
     free: dict[bool, float] = defaultdict(float)  # when the links within the slice, and out of it, have sent everything
     under_way: dict[str, tuple[float, str]] = {}
@@ -126,7 +127,7 @@ def _spent(program: Program, name: str) -> Spent:
 
 
 def _wait(spent: Spent, under_way: dict[str, tuple[float, str]], key: str) -> None:
-    """Until a transfer is done; one of another computation, or among one chip, is."""
+    """Wait until a transfer is done; one of another computation, or within one chip, takes no wait."""
     until, axes = under_way.pop(key, (0.0, ""))
     if until > (now := _total(spent)):
         _add(spent, {axes: until - now})
@@ -147,7 +148,7 @@ def _seconds(sent: Collective, chip: Chip) -> float:
 
 
 def _transfer(program: Program, one: Instruction, rendezvous: dict[str, str]) -> tuple[str, Collective | None, bool]:
-    """By what name its start and its end are known to each other, what an instruction sends, and whether it ends one.
+    """An instruction's transfer: the key that start and end have in common, what is sent, and whether it ends here.
 
     On TPUs an asynchronous gather is three or more fusions with the same collective in each: one that starts it, one
     that ends it, and in between those that it overlaps with.
@@ -226,7 +227,7 @@ def _kernel(program: Program, one: Instruction) -> Spent:
     given = [(dtype, numbers(shape)) for dtype, shape in ARRAY.findall(layouts[1])] if layouts else []
     for begin, (each, way) in KERNELS.items():
         if one.name.startswith(begin):
-            # Behind what says which tiles to visit, which are integers.
+            # In front of these are integers, which say which tiles to visit.
             (dtype, q), (_, k) = [array for array in given if array[0] in ("bf16", "f32")][:2]
             flops = each / 2 * math.prod(q) * k[-2]  # causal: half of all pairs
             return {ATTENTION: flops / (_peak(program, dtype) * getattr(program.efficiency, way))}

@@ -1,8 +1,8 @@
 """The arithmetic of one training step on one chip, counted from the shapes of its matrix products.
 
-FLOPs are 2 m k n for every product as it is run: causal tiles whole, what is computed twice counted twice. Bytes are
-those of operands and results, each moved once, in bfloat16: less than any real program moves, so a time computed from
-them is a lower bound. Elementwise work is left out.
+FLOPs are 2 m k n for every product as it is run: a causal tile counts whole, and what is computed twice counts twice.
+Bytes are those of operands and results, each moved once, in bfloat16: less than any real program moves, so a time
+computed from them is a lower bound. Elementwise work is left out.
 
 Shape legend: rows are tokens of one chip; tensor is the size of that mesh axis.
 """
@@ -25,7 +25,7 @@ from specexit.method.signals import SIGNALS
 from specexit.schemas.train import TrainConfig
 
 BYTES = 2
-"""Of an operand: bfloat16."""
+"""Bytes of one number of an operand, in bfloat16."""
 
 SPLASH_BACKWARD = 5
 """Products per tile in the kernel's backward pass: scores, their gradient, and those of queries, keys and values."""
@@ -56,9 +56,9 @@ def compute_seconds(work: Iterable[Work], chip: Chip) -> float:
 def product(
     part: str, rows: float, inner: float, outer: float, *, passes: float, useful: float | None = None, reads: float = 1
 ) -> Work:
-    """``[rows, inner] @ [inner, outer]``, so many passes of it.
+    """Work of a product ``[rows, inner] @ [inner, outer]`` that is run ``passes`` times.
 
-    A backward pass is two: the same three matrices in other roles, so equal FLOPs and equal bytes.
+    Its backward pass counts as two: the same three matrices in other roles, so equal FLOPs and equal bytes.
 
     Args:
       part: what it belongs to.
@@ -84,10 +84,10 @@ def attention(
     backward: int,
     window: int | None = None,
 ) -> Work:
-    """Causal attention plus diagonals; two products a tile forward, ``backward`` ones back (0: no gradient).
+    """Work of causal attention plus diagonals: two products a tile forward, ``backward`` ones back (0: no gradient).
 
-    Segments are not looked at: a row is one text. The blocks of the backward pass are wider than they are high, and on
-    the diagonal they are computed whole.
+    Segments are ignored, as if a row were one text. The blocks of the backward pass are wider than they are high, and
+    on the diagonal they are computed whole.
     """
     forward, tile = (min(tile, length & -length) for tile in tiles)
     seen, pairs, own = rows * (length + forward) / 2, rows * (length + 1) / 2, rows * diagonals
@@ -122,9 +122,10 @@ def step_work(
 
     Args:
       config: the recipe.
-      shapes: of its models.
-      mesh: that it runs on.
-      tile, backward: of the attention kernel; the tiles are the splash kernel's own choice where None.
+      shapes: sizes of its models.
+      mesh: what it runs on.
+      tile, backward: rows of a tile and backward products of the attention kernel; without ``tile``, the tiles are the
+        splash kernel's own choice.
     """
     tensor = mesh.shape["tensor"]
     length, shards = shapes.length, mesh.shape[CONTEXT]
@@ -151,7 +152,7 @@ def step_work(
 
 
 def _kind(mesh: Mesh | AbstractMesh) -> str:
-    """What JAX calls its chips; nothing where it does not say."""
+    """What JAX calls the mesh's chips; empty where it does not say."""
     device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else mesh.abstract_device
     return getattr(device, "device_kind", "")
 
@@ -213,7 +214,7 @@ def _trunk_work(
 def _optimizer_work(shapes: Shapes, mesh: Mesh | AbstractMesh) -> Work:
     """Muon's Newton-Schulz iterations, and all optimizer state read and written once in float32.
 
-    Products with a sharded matrix are spread; that of the small square ones each chip does for itself.
+    Products with a sharded matrix are spread over the chips; each chip multiplies the small square ones for itself.
     """
     d = shapes.draft
     h, q, kv = d.hidden_size, d.num_attention_heads * d.head_dim, d.num_key_value_heads * d.head_dim

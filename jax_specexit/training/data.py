@@ -93,7 +93,7 @@ def open_features(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> 
     if config.features is None:
         return None
     sizes, layers = target.needed("hidden_size", "num_hidden_layers"), target.layers_read(config.aux_layers)
-    ends_of(target.hf_config(), target.config_place)
+    ends_of(target.hf_config(), target.config_place, target.folder)
     needed = {
         "target": target.name,
         "target_sha256": target_fingerprint(target.folder),

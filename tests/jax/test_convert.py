@@ -48,15 +48,14 @@ from specexit.drafts.policy import (
     write_policy,
 )
 from specexit.drafts.published import import_draft
-from specexit.drafts.tensors import FLOATS, WEIGHTS, weights_hash
+from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, weights_hash
 from specexit.method.decision import Policy
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.published import ImportConfig
-from specexit.schemas.target import TargetConfig, load_target_config, save_target
+from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import MeshConfig
-from specexit.tiny import EMBEDDED
 from tests.jax.devices import simulated
 from tests.shared.published import tensors_of, write_published, write_target
 
@@ -190,6 +189,9 @@ def test_a_directory_in_several_files_comes_back_in_the_same_ones(tmp_path, writ
     assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir() if p.name != "convert.json"} == files
     convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "one", max_file_gib=5))
     assert (tmp_path / "one" / WEIGHTS).exists()
+    convert(ConvertConfig(run=tmp_path / "run", out=tmp_path / "rounded", dtype="bfloat16"))
+    places = [json.loads((tmp_path / name / INDEX).read_text())["weight_map"] for name in ("rounded", "draft")]
+    assert places[0] == places[1], "of another type, but in the same files"
 
 
 def test_a_verification_of_other_weights_is_not_handed_on(tmp_path, write_run):
@@ -224,15 +226,6 @@ def test_a_run_is_written_in_the_type_that_its_target_is_served_in(served, tmp_p
     config, tensors = read_draft(tmp_path / "draft")
     assert config.torch_dtype == served
     assert {t.dtype.name for name, t in tensors.items() if name not in ("d2t", "t2d")} == {served}
-
-
-def test_full_size_targets_are_served_in_bfloat16():
-    """So are their drafts, see above; a target that does not say its type is, too."""
-    shipped = [load_target_config(path.stem) for path in (ROOT / "configs" / "targets").glob("*.yaml")]
-    full = {target.name: target.dtype for target in shipped if target.path not in EMBEDDED}
-    assert len(full) >= 4
-    assert set(full.values()) == {"bfloat16"}
-    assert TargetConfig.model_fields["dtype"].default == "bfloat16"
 
 
 @pytest.mark.parametrize("types", [["float16"], {"fc.weight": "float16"}, {"x": 1}])

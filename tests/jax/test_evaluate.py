@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jax_specexit.evaluation import evaluate as module
-from jax_specexit.evaluation import judging
+from jax_specexit.evaluation import judging, scoring
 from jax_specexit.evaluation.evaluate import ranking_words, show, started_backend, table
 from jax_specexit.evaluation.judging import DEFINITIONS, Evaluation, Ranking, judge
 from jax_specexit.evaluation.scoring import BATCH_ROWS, BATCH_TOKENS, Scored, batches, sequence
 from jax_specexit.model.draft import Draft
+from jax_specexit.model.target import Target
 from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.training.losses import signal_losses
 from specexit.config import ConfigError
@@ -137,6 +139,29 @@ def test_undecided_trials_are_no_negatives_of_the_ranking() -> None:
     assert judge([replace(one, trace=nothing)], 1, "earliest").all_boundaries.n == 0
     in_front = replace(one.trace, boundary_state=["untried", "untried", *one.trace.boundary_state[2:]])
     assert judge([replace(one, trace=in_front)], 1, "earliest").all_boundaries.n == n - 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "why"),
+    [("float16", "float16 overflows above 65,504, .*: take bfloat16 or float32$"), ("bfloat16", "weights hold NaN")],
+)
+def test_a_signal_that_is_no_number_is_told_with_its_trace(
+    dtype: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a ValueError of the ranking, behind the last trace, which named nothing."""
+    raw, models = np.zeros((1, 128, len(SIGNALS)), np.float32), (Mock(spec=Draft, source="fc"), Mock(spec=Target))
+    monkeypatch.setattr(scoring, "program", lambda *_: lambda *_: (raw, np.zeros((2, 1, 128), bool)))
+    monkeypatch.setattr(scoring, "rows_at", lambda _: 1)
+
+    def evaluated() -> Evaluation:
+        done = scoring.score(*models, np.arange(4), [trace(3, 24, 2)], think_end=1, ttt_steps=2, dtype=dtype)
+        return judge(done, 1, "earliest")
+
+    assert evaluated().n == 1
+    raw[0, 3 + 7, NAMES.index("validity")] = np.nan
+    said = rf"^trace 0: the signals of 1 of its 24 thinking tokens, the first at 7, are NaN in dtype={dtype}, .*{why}"
+    with pytest.raises(ConfigError, match=said):
+        evaluated()
 
 
 def test_traces_may_be_counted_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

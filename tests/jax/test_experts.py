@@ -74,6 +74,19 @@ def test_pieces_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(made(jnp.asarray(x)), whole, rtol=1e-5, atol=1e-6)  # the same sums in float32
 
 
+def test_there_are_as_few_pieces_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 x 22 tokens with at most 32 at once these are three; it was 33 of two tokens each."""
+    made, x = mixture(), tokens(3, 22)
+    seen: list[int] = []
+    whole = made(jnp.asarray(x))
+    monkeypatch.setattr(experts, "AT_ONCE", 32)
+    monkeypatch.setattr(
+        Mixture, "_own", lambda self, x, *rest, own=Mixture._own: seen.append(len(x)) or own(self, x, *rest)
+    )
+    np.testing.assert_allclose(made(jnp.asarray(x)), whole, rtol=1e-5, atol=1e-6)
+    assert seen == [22]
+
+
 def test_no_token_is_dropped_where_all_want_one_expert() -> None:
     made, x = mixture(1), np.abs(tokens())
     made.router.kernel[...] = jnp.zeros((HIDDEN, COUNT)).at[:, 5].set(1.0)
@@ -140,7 +153,8 @@ def test_only_tokens_travel_along_the_experts(found: dict) -> None:
     ("count", "message"),
     [
         (6, r"mesh.expert=4 does not divide num_experts=6: choose mesh.expert from \[1, 2, 3, 6\]"),
-        (0, "has no experts"),
+        # As all targets look whose features are stored.
+        (0, "^mesh.expert=4, but no experts are run: leave mesh.expert at 1 .*and with features, where"),
     ],
 )
 def test_experts_that_do_not_divide_are_refused(count: int, message: str) -> None:

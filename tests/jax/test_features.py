@@ -21,6 +21,7 @@ from jax_specexit.training.data import first_rows, open_features
 from jax_specexit.training.measure import measure_stored
 from jax_specexit.training.run import check_folder
 from jax_specexit.training.train import train
+from jax_specexit.weights import load_ends
 from specexit.config import ConfigError, load, save_run
 from specexit.data.features import (
     FILE,
@@ -104,6 +105,21 @@ def test_a_target_whose_ends_are_not_plain_is_refused(cached: TrainConfig, unkno
     (tmp_path / "target.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
     with pytest.raises(InputError, match=r"final_logit_softcapping is 30\.0, expected a target whose"):
         train(cached.model_copy(update={"target": str(tmp_path / "target.yaml")}))
+
+
+def test_a_tied_target_that_does_not_say_so_is_told_by_its_weights(
+    cached: TrainConfig, unknown: Path, tmp_path: Path
+) -> None:
+    """As of SmolLM3, whose class is tied by default: a head was expected that no file has."""
+    target = load_target_config(str(unknown))
+    folder = shutil.copytree(target.folder, tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    assert fields.pop("tie_word_embeddings") is True
+    (folder / "config.json").write_text(json.dumps(fields))
+    ends = load_ends(folder, (1, 2, 3))
+    np.testing.assert_array_equal(ends.head(), np.asarray(ends.embedding[...]).T)
+    planned = shapes_of(cached.model_copy(update={"length": 128}), target.model_copy(update={"path": str(folder)}))
+    assert planned.target.tie_word_embeddings
 
 
 def test_states_that_are_no_numbers_are_named_by_their_layer() -> None:

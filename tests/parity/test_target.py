@@ -178,6 +178,19 @@ def test_a_window_that_is_not_in_force_is_accepted(change: dict) -> None:
     assert TargetShape.from_config(config | change, "config.json").vocab_size == config["vocab_size"]
 
 
+def test_weights_beside_those_of_the_index_are_not_read(tmp_path: Path) -> None:
+    """The name that came last in the alphabet won, while vLLM serves what the index names."""
+    folder = shutil.copytree(tiny.MODEL_DIR, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: torch.zeros_like(value) for name, value in tensors.items()}, folder / "older.safetensors")
+    with pytest.raises(InputError, match=r"tensor .* is in model\.safetensors and in older\.safetensors"):
+        load_target(folder)
+    index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = tensors["model.norm.weight"].float().numpy()
+    np.testing.assert_array_equal(load_target(folder).norm.scale[...], expected)
+
+
 def _as_int8(tensors: dict[str, torch.Tensor], name: str) -> None:
     scale = tensors[name].abs().amax(dim=1, keepdim=True) / 127
     tensors |= {name: (tensors[name] / scale).round().to(torch.int8), f"{name}_scale": scale}

@@ -9,6 +9,7 @@ import yaml
 
 from specexit.config import REPOSITORY, ConfigError, find
 from specexit.schemas.target import TargetConfig, find_target, load_target_config, save_target
+from specexit.tiny import EMBEDDED
 
 FULL_SIZE = ["qwen3-4b-thinking-2507", "deepseek-r1-distill-llama-8b", "qwen3-30b-a3b-thinking-2507"]
 
@@ -20,6 +21,15 @@ def test_a_full_size_target_is_known_without_its_weights(name: str) -> None:
     layers = fields["num_hidden_layers"]
     assert target.aux_layers == (2, layers // 2, layers - 3, layers)
     assert fields["num_attention_heads"] % fields["num_key_value_heads"] == 0
+
+
+def test_full_size_targets_are_served_in_bfloat16() -> None:
+    """So are their drafts, as `convert` writes them; a target that does not say its type is, too."""
+    shipped = [load_target_config(path.stem) for path in (REPOSITORY / "configs" / "targets").glob("*.yaml")]
+    full = {target.name: target.dtype for target in shipped if target.path not in EMBEDDED}
+    assert len(full) >= 4
+    assert set(full.values()) == {"bfloat16"}
+    assert TargetConfig.model_fields["dtype"].default == "bfloat16"
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

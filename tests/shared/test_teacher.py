@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from specexit.data import teacher
 from specexit.data.features import FeatureError
-from specexit.data.teacher import check_teacher, choices
+from specexit.data.teacher import check_teacher, choices, is_tied
 
 DRAW = np.random.default_rng(0)
 STATES = DRAW.normal(size=(40, 16)).astype(np.float32) * 30
@@ -33,6 +33,14 @@ def write(folder: Path, weight: np.ndarray, *, tied: bool = False) -> Path:
 def test_choices_are_those_of_norm_and_head(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "BLOCK", 7)  # the head in eight pieces
     np.testing.assert_array_equal(choices(STATES, write(tmp_path, WEIGHT, tied=tied), 1e-6), likeliest(WEIGHT))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_where_the_config_does_not_say_the_weights_do(tmp_path: Path, tied: bool) -> None:
+    assert not is_tied(FIELDS, tmp_path), "no weights"
+    folder = write(tmp_path, WEIGHT, tied=tied)
+    assert is_tied(FIELDS, folder) is tied
+    assert is_tied(FIELDS | {"tie_word_embeddings": not tied}, folder) is not tied
 
 
 def test_a_norm_that_multiplies_by_one_more_than_its_weight_is_refused(tmp_path: Path) -> None:

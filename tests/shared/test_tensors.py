@@ -15,11 +15,11 @@ from safetensors.numpy import save_file
 from specexit.drafts import tensors as tensors_module
 from specexit.drafts.directory import DraftError, read_draft
 from specexit.drafts.files import TensorError, parse_json
+from specexit.drafts.target_weights import check_all_plain, some_of
 from specexit.drafts.tensors import (
     FLOATS,
     INDEX,
     WEIGHTS,
-    check_all_plain,
     open_tensors,
     read_header,
     together,
@@ -361,3 +361,21 @@ def test_a_weight_whose_header_names_no_plain_type_is_refused_by_its_name(tmp_pa
     (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(TensorError, match=r"w\.weight has dtype .*, expected plain weights"):
         check_all_plain(tmp_path)
+
+
+def test_of_a_target_the_files_of_its_index_count(tmp_path):
+    """As in vLLM: the weights of before, or of another layout, may lie beside them."""
+    size = {name: np.full((2, 2), i, np.float32) for i, name in enumerate("ab", 1)}
+    save_file({"a": size["a"]}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"b": size["b"]}, tmp_path / "model-00002-of-00002.safetensors")
+    save_file({"b": -size["b"], "x.weight": np.ones(2, np.int8)}, tmp_path / "old.safetensors")
+    with pytest.raises(TensorError, match=r"tensor b is in model-00002-of-00002\.safetensors and in old\.safetensors"):
+        some_of(tmp_path, "ab")
+    places = {name: f"model-0000{i}-of-00002.safetensors" for i, name in enumerate("ab", 1)}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": places}))
+    for name, stored in some_of(tmp_path, "ab").items():
+        np.testing.assert_array_equal(stored.read(), size[name])
+    check_all_plain(tmp_path)
+    (tmp_path / places["a"]).unlink()
+    with pytest.raises(TensorError, match=r"index\.json: names model-00001-of-00002\.safetensors, which is not there"):
+        some_of(tmp_path, "ab")

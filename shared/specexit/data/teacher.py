@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from specexit.data.features import FeatureError
-from specexit.drafts.tensors import some_of
+from specexit.drafts.target_weights import some_of
 from specexit.errors import InputError
 
 REFUSED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "embedding_multiplier", "scale_emb", "mup_width")
@@ -43,6 +43,19 @@ def check_fields(fields: Mapping[str, Any], path: Path | str) -> None:
     missing = [name for name in ("vocab_size", "hidden_size", "rms_norm_eps") if fields.get(name) is None]
     if missing:
         raise InputError(f"{path}: no value for {', '.join(missing)}, expected a target with a final RMSNorm")
+
+
+def is_tied(fields: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a target's embedding is its LM head, too.
+
+    As its ``config.json`` says; where that leaves it to a default, which each architecture has of its own, as the
+    weights do: a tied target has no head among them. False where there are none.
+
+    Raises:
+      TensorError: the weights have to be looked at, and cannot be read.
+    """
+    said = fields.get("tie_word_embeddings")
+    return some_of(folder, (HEAD, EMBEDDING)).keys() == {EMBEDDING} if said is None else bool(said)
 
 
 def choices(states: Float[np.ndarray, "n hidden"], folder: Path, eps: float) -> Int[np.ndarray, " n"]:

@@ -1,7 +1,8 @@
 """The draft directory, the only contract between training and serving, and everything that reads or writes one.
 
-`config` says what a draft is, `tensors` reads and checks its weight files, and `directory` puts the two together.
-`names`, `rope` and `window` hold what both frameworks share. `files` opens what lies in a stranger's folder.
+`config` says what a draft is, `tensors` reads and checks its weight files, and `directory` puts the two together;
+`target_weights` reads those of a target. `names`, `rope` and `window` hold what both frameworks share. `files` opens
+what lies in a stranger's folder.
 
 `policy` says when to exit, and `certified` whether its certificates hold for what is served; `fingerprints` tells
 targets apart. `hold` keeps what audits have found, and `locking` keeps two writers apart. `begun` says what a draft was

@@ -37,11 +37,11 @@ from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.published import FILE as IMPORT_FILE
 from specexit.drafts.published import read_origin
 from specexit.drafts.rope import scaling_fields
+from specexit.drafts.target_weights import some_of
 from specexit.drafts.tensors import (
     FLOATS,
     Stored,
     pieces_hash,
-    some_of,
     tensor_hash,
     together,
     weights_hash,

@@ -22,13 +22,14 @@ from pydantic import Field, ValidationError
 from rich.console import Console
 
 from specexit.config import Config, write_text
-from specexit.data.teacher import EMBEDDING, HEAD
+from specexit.data.teacher import EMBEDDING, HEAD, is_tied
 from specexit.drafts.config import MAX_CONFIG, PLAIN_ARCHITECTURES, DraftConfig, DraftError, check_target
 from specexit.drafts.directory import check_shapes, vocabulary_tensors, weights_path, write_into
 from specexit.drafts.files import TensorError, inside, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.layouts.layout import OUTPUTS
-from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, some_of, tensor_hash, together
+from specexit.drafts.target_weights import some_of
+from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import dotted, first_problem, shown
 from specexit.outputs import new_folder, removed_at_the_end
@@ -348,9 +349,9 @@ def _head_of(target: TargetConfig, home: Path) -> Stored:
     Raises:
       DraftError: the target's weights are not at hand, or cannot be read.
     """
-    tied = target.hf_config().get("tie_word_embeddings") is True
+    fields = target.hf_config()
     try:
-        found = some_of(target.folder, (HEAD, EMBEDDING) if tied else (HEAD,))
+        found = some_of(target.folder, (HEAD, EMBEDDING) if is_tied(fields, target.folder) else (HEAD,))
     except TensorError as error:
         raise DraftError(
             f"{home}: tensor lm_head.weight is missing, and the target's cannot be read: {error}"

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,10 +50,6 @@ BLOCK = 2**20
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-QUANTISED = (".weight_scale", ".weight_scale_inv", ".weight_packed", ".qweight", ".SCB", ".weight.absmax")
-"""Ends of the names of tensors that lie beside, or in the place of, a quantised ``.weight``."""
 
 
 @dataclass(frozen=True)
@@ -138,17 +134,30 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _indexed(path: Path) -> dict[str, str]:
-    raw = read_json(path, MAX_INDEX)
-    files = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise TensorError(f"{path}: expected a weight_map from names of tensors to names of files")
+    files = weight_map(read_json(path, MAX_INDEX), path)
     if len(files) > MAX_TENSORS:
         raise TensorError(f"{path}: names {len(files)} tensors, expected at most {MAX_TENSORS}")
     return files
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """What a file's header says of its tensors, where they begin, and the file's size; nothing of it is checked yet."""
+def weight_map(raw: Any, path: Path) -> dict[str, str]:
+    """Name of every tensor -> name of its file, by the index that was read from ``path``.
+
+    Raises:
+      TensorError: it has none.
+    """
+    files = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise TensorError(f"{path}: expected a weight_map from names of tensors to names of files")
+    return files
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], int, int]:
+    """What a file's header says of its tensors, where they begin, and the file's size; nothing of it is checked yet.
+
+    Raises:
+      TensorError: it is no header of safetensors.
+    """
     with path.open("rb") as file:
         size = path.stat().st_size
         begin = file.read(len(POINTER))
@@ -175,8 +184,8 @@ def read_header(path: Path) -> dict[str, Stored]:
       TensorError: the file is truncated, or its header is malformed: types, shapes and offsets must agree with each
         other, and the tensors must fill the file without gap or overlap.
     """
-    raw, place, size = _header(path)
-    found = {name: _entry(path, name, fields, place) for name, fields in raw.items()}
+    raw, place, size = header_of(path)
+    found = {name: entry_of(path, name, fields, place) for name, fields in raw.items()}
     placed = sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes))
     for name, stored in placed:
         if stored.start != place:
@@ -191,59 +200,12 @@ def read_header(path: Path) -> dict[str, Stored]:
     return dict(placed)
 
 
-def some_of(folder: Path, names: Collection[str]) -> dict[str, Stored]:
-    """Where some of a model's tensors lie, by name; those that no file has are left out.
-
-    Others may be of types that are unknown here: a target's embeddings are to be found beside quantised weights.
+def entry_of(path: Path, name: str, fields: Any, body: int) -> Stored:
+    """Where a tensor lies, by the ``fields`` that a header has for it; the first one lies at byte ``body``.
 
     Raises:
-      TensorError: a file has no header of safetensors, or one of these tensors is of another type, or truncated.
+      TensorError: its type, shape and offsets are none, or contradict each other.
     """
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        raw, body, size = _header(path)
-        for name in names:
-            if name in raw:
-                found[name] = stored = _entry(path, name, raw[name], body)
-                if stored.start + stored.nbytes > size:
-                    raise TensorError(f"{path}: ends within tensor {name}, so it is truncated")
-    return found
-
-
-def check_plain(folder: Path, name: str, names: Collection[str], code: str | None) -> None:
-    """Refuse a quantised weight in a folder whose ``config.json`` does not say so: its numbers alone mean nothing.
-
-    Args:
-      folder: named in errors.
-      name: of the weight.
-      names: of all tensors of the folder.
-      code: the weight's type, by its name in a header or numpy's; None where there is no tensor of that name.
-
-    Raises:
-      TensorError: it is of whole numbers or float8, or another tensor says how it is quantised.
-    """
-    expected = "expected plain weights in F32, BF16 or F16, or a quantization_config in config.json that says how"
-    for end in QUANTISED:
-        beside = name.removesuffix(".weight") + end
-        if beside in names:
-            raise TensorError(f"{folder}: {beside} says that {name} is quantised, {expected}")
-    if code is not None and DTYPES.get(code, code) not in (*FLOATS, "float64"):
-        raise TensorError(f"{folder}: {name} has dtype {code}, {expected}")
-
-
-def check_all_plain(folder: Path) -> None:
-    """`check_plain` of every weight of a model's folder.
-
-    Raises:
-      TensorError: one is quantised; or a file has no header of safetensors.
-    """
-    fields = {name: one for path in sorted(folder.glob("*.safetensors")) for name, one in _header(path)[0].items()}
-    for name, said in fields.items():
-        if name.endswith(".weight"):
-            check_plain(folder, name, fields, str(said.get("dtype") if isinstance(said, dict) else said))
-
-
-def _entry(path: Path, name: str, fields: Any, body: int) -> Stored:
     if odd(name):
         raise TensorError(f"{path}: a tensor is named {shown(name)}, expected up to {MAX_NAME} printable characters")
     try:

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from specexit.config import ConfigError, find, load, save_run, write_text
 from specexit.drafts.directory import FLOATS, check_target, read_draft, write_draft
 from specexit.drafts.policy import write_policy
+from specexit.drafts.target_weights import target_files
 from specexit.errors import shown
 from specexit.outputs import new_folder
 from specexit.schemas.stand_in import StandInConfig
@@ -115,10 +116,11 @@ def read_weights(target: TargetConfig) -> Weights:
 
     Raises:
       StandInError: there are none.
+      TensorError: see `target_files`.
     """
     from safetensors.numpy import load_file
 
-    files = sorted(target.folder.glob("*.safetensors"))
+    files = target_files(target.folder)
     if not files:
         raise StandInError(f"{target.folder}: no .safetensors file of target {target.name}")
     return _float32({name: value for file in files for name, value in load_file(file).items()})
