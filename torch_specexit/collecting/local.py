@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 
 class LocalEngine:
-    """A running engine.
+    """A vLLM engine in this process, which `run` steps.
 
     Args:
       config: its settings.
       target: the model.
+
+    Raises:
+      InputError: vLLM finds no device that it is built for.
     """
 
     def __init__(self, config: CollectConfig, target: TargetConfig):
@@ -40,7 +43,11 @@ class LocalEngine:
         return await future
 
     async def run(self) -> None:
-        """Step for as long as there is work; never returns."""
+        """Step the engine whenever there is work; never returns.
+
+        Raises:
+          CollectError: a log-probability is none.
+        """
         while True:
             if not self.waiting:
                 self.work.clear()
@@ -62,7 +69,7 @@ def _params(how: Decoding) -> SamplingParams:
         max_tokens=how.max_tokens,
         stop=list(how.stop),
         include_stop_str_in_output=True,
-        logprobs=0,  # the drawn token's own
+        logprobs=0,  # that of the drawn token alone
         extra_args=dict(NO_EXITS),
         detokenize=bool(how.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,

@@ -1,7 +1,7 @@
 """One prompt becomes one trace: its text, then trials at its boundaries, one after the other.
 
-A trace has one request in flight at any time, so the prefixes of its boundaries never exist side by side; that engines
-are busy comes from many traces at once.
+A trace has one request in flight at any time, so the prefixes of its boundaries never exist side by side; many traces
+at once keep an engine busy.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Response:
     finish_reason: str
 
     def wrong_logprob(self) -> float | None:
-        """The first log-probability that is none, NaN among them; rounded ones may be a little above 0."""
+        """The first value that is no log-probability, such as NaN; else None. Rounded ones may be just above 0."""
         return next((value for value in self.logprobs if not value <= math.log(MOST_CONFIDENCE)), None)
 
 
@@ -84,10 +84,10 @@ def encoded(chat: Any, tokenizer: FastTokenizer, target: TargetConfig, prompt: P
 
 
 def check_lengths(target: TargetConfig, asks: Sequence[Ask]) -> None:
-    """Find the prompt that is too long before an engine starts, and not when its turn comes.
+    """Check every prompt's length before an engine starts, and not when its turn comes.
 
     Raises:
-      InputError: see `encoded`.
+      InputError: one is too long, see `encoded`.
     """
     chat, tokenizer = load_chat_tokenizer(target), target.tokenizer()
     for ask in asks:
@@ -112,7 +112,7 @@ class Tracer:
         self.sampling = sampling_of(config, target)
 
     async def trace(self, ask: Ask) -> Trace:
-        """One row, complete.
+        """Ask a prompt, and try the boundaries of what is written; returns the complete row.
 
         Raises:
           InputError: the prompt is longer than the model allows.
@@ -137,7 +137,7 @@ class Tracer:
         return replace(trace, trial=self._how(trial_of(self.config, self.target, trace.answer_kind), []))
 
     async def _generate(self, ids: list[int], how: Decoding) -> Response:
-        """A response, its length cut to what the model has room for."""
+        """A response, no longer than the model has room for; empty, with ``length``, where it has none."""
         room = self.target.max_model_len - len(ids)
         if room < 1:
             return Response([], [], "length")
@@ -146,7 +146,7 @@ class Tracer:
         return response
 
     async def _without_trials(self, ask: Ask, prompt: list[int], seed: int, response: Response) -> Trace:
-        """A trace whose boundaries are not judged yet; none where it has no answer to compare with."""
+        """A trace whose boundaries are not judged yet. It has none where there is no answer to compare trials with."""
         ids, end, asked, columns = response.ids, self.think.end, ask.prompt, ask.columns(self.target)
         n_think = ids.index(end) if end in ids else len(ids)
         kind = columns["answer_kind"]
@@ -175,8 +175,8 @@ class Tracer:
     async def _judge(self, ask: Ask, trace: Trace, how: TrialConfig, own: list[float]) -> Trace:
         """Run the trials that are needed and fill in their verdicts.
 
-        At the natural end the answer is known: it is the trace's own. There, only the confidence is asked for, and only
-        where a forced trial would give another one than the trace's own answer.
+        At the natural end the answer is known: it is the trace's own. A trial is made there only where a text is
+        forced, and only for its confidence, which then is not that of the trace's own answer.
         """
         n, tried, free = len(trace.boundaries), {}, []
         if n and trace.boundaries[-1] == len(trace.think_ids):
@@ -226,7 +226,8 @@ class Tracer:
         return _Trial(answer, "agrees" if agrees else "differs", confidence, tokens)
 
     async def _statement(self, prefix: list[int], how: TrialConfig) -> Response:
-        """What is written behind the forced text, gone on with where the engine stopped in the midst of an answer."""
+        """What the model writes behind the forced text. Where a stop comes in the midst of an answer, it is asked to go
+        on."""
         ids, logprobs = [], []
         while True:
             piece = await self._generate([*prefix, *ids], Decoding(how.max_tokens - len(ids), stop=how.stop))
@@ -249,7 +250,7 @@ class Tracer:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) < self.config.free_share * 2**32
 
     async def _agree(self, ask: Ask, kind: str, a: str | None, b: str | None) -> bool:
-        """`specexit.data.answers.agree`; what takes time is done beside the engine."""
+        """`specexit.data.answers.agree`, in a thread where it takes time, so that the engine goes on."""
         plainly = plainly_same(a, b, kind)
         if plainly is not None:
             return plainly
