@@ -4,8 +4,8 @@ Traces are collected first, and every trial that they asked for is remembered. T
 `collect` makes them (all traces side by side, those of a trace one after the other, prefixes cached) and as a plain
 loop would (one request at a time, nothing cached of an earlier one). Neither begins with anything in the cache.
 
-The trials are those at all boundaries, so that it is known, too, how many of them each way of choosing them makes, and
-on how many traces these give other exit points.
+The trials are those at all boundaries. So it is known, too, how many of them each way of choosing boundaries makes, and
+on how many traces it finds the same exit points.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Recorder:
 
 
 async def _beside(engine: LocalEngine, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """Do the work while the engine steps; the engine's failure where it fails."""
+    """Do the work while the engine steps; raises the engine's failure where that fails."""
     working, stepping = asyncio.create_task(work), asyncio.create_task(engine.run())
     await asyncio.wait({working, stepping}, return_when=asyncio.FIRST_COMPLETED)
     if not working.done():

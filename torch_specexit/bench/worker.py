@@ -9,7 +9,7 @@ The first line is the set-up, answered by ``{"accelerator": name or null}`` once
 ``{"method": name, "parameters": {...}, "problems": [{...}], "marks": {...}, "batch": b, "sampling": {...},
 "arrivals": [seconds] or null, "seed": n}`` -> the same, its requests as `specexit.bench.methods.running` measures them.
 
-Every reply also has ``joules``, null where the machine does not tell, and the ``accelerator``.
+The reply to a job also has ``joules``, null where the machine does not tell, and the ``accelerator``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
     steps, seed = setup["num_speculative_tokens"], setup["seed"]
     try:
         llm = start_engine(target, engine, draft=draft, num_speculative_tokens=steps, seed=seed)
-    except InputError as error:  # which says all that there is
+    except InputError as error:  # whose message says all that there is
         sys.exit(str(error))
     meter = EnergyMeter(_cards)
     accelerator = _accelerator()
@@ -64,7 +64,7 @@ def main() -> None:
         before = meter.read()
         try:
             found = run_method(llm, target, job) if "method" in job else run_job(llm, job)
-        except MethodError as error:  # a stranger's, who has to see where
+        except MethodError as error:  # in a method of the user's, who has to see where
             if error.__cause__ is not None:
                 traceback.print_exception(error.__cause__)
             sys.exit(str(error))
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _with_markers(engine: EngineConfig, target: TargetConfig) -> EngineConfig:
-    """The settings with what vLLM's own thinking budget has to know."""
+    """The settings with the think markers, which vLLM's own thinking budget needs."""
     set_environment(engine)
     from vllm.config import ReasoningConfig
 
