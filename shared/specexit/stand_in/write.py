@@ -91,6 +91,7 @@ def read_shape(shape: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:
 
     Raises:
       ConfigError: neither is there.
+      StandInError: a ``config.json`` does not say how many layers there are.
     """
     path = Path(os.path.expanduser(shape))
     if path.suffix == ".json" or path.is_dir():
