@@ -136,7 +136,7 @@ class Endpoint:
         where = f"{self.name}/v1/{path}"
         method = "GET" if body is None else "POST"
         try:
-            async with asyncio.timeout((timeout.connect or 0) + (timeout.read or 0)):  # httpx's are for each read alone
+            async with asyncio.timeout((timeout.connect or 0) + (timeout.read or 0)):  # httpx's are of single reads
                 answer = await self.client.request(method, f"{self.url}/v1/{path}", json=body, timeout=timeout)
         except TimeoutError as error:
             raise httpx.ReadTimeout(f"no whole answer within {timeout.read:g} seconds") from error

@@ -69,7 +69,7 @@ def _params(how: Decoding) -> SamplingParams:
         max_tokens=how.max_tokens,
         stop=list(how.stop),
         include_stop_str_in_output=True,
-        logprobs=0,  # that of the drawn token alone
+        logprobs=0,  # the drawn token's own
         extra_args=dict(NO_EXITS),
         detokenize=bool(how.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
