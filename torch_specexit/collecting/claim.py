@@ -101,9 +101,15 @@ def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
 
 def _in_use(hidden: Path) -> bool:
     """Whether a shard has written into its log, or is at work."""
-    return any(log.stat().st_size for log in hidden.glob("shard-*.jsonl")) or any(
-        map(_held, hidden.glob("shard-*.lock"))
-    )
+    return any(map(_is_begun, hidden.glob("shard-*.jsonl"))) or any(map(_held, hidden.glob("shard-*.lock")))
+
+
+def _is_begun(log: Path) -> bool:
+    """Whether there is something in a log; False where its shard has finished meanwhile, and it is gone."""
+    try:
+        return log.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _kept(out: Path) -> list[str]:

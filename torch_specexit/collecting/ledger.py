@@ -168,7 +168,7 @@ class Ledger:
         manifest = read_files(self.out)
         for chunk in self.chunks:
             self._look_at(chunk, manifest.get(chunk.file))
-        there = max((self._behind(name, entry) for name, entry in manifest.items()), default=0)
+        there = 0
         for log in sorted((self.out / HIDDEN).glob("shard-*.jsonl")):
             for number, trace in _read_log(log):
                 if trace.finish_reason == FAILED:
@@ -177,7 +177,8 @@ class Ledger:
                 if number in self.place and self._missing(number):
                     self._check(log, number, trace)
                     self.rows[number] = trace
-        self._check_enough(there)
+        # Read behind the logs: a shard that finishes enters its files before its log is gone.
+        self._check_enough(max([there, *(self._behind(name, entry) for name, entry in read_files(self.out).items())]))
         self._enter({})
         self.earlier = len(self.place) - len(self.todo())
         for chunk in self.chunks:
@@ -304,12 +305,13 @@ def _line(number: int, trace: Trace) -> bytes:
 
 
 def _read_log(path: Path) -> Iterator[tuple[int, Trace]]:
-    """The rows of a log; a line that a kill cut short is passed over, its trace is collected again.
+    """The rows of a log; none where its shard has finished meanwhile, and it is gone. A line that a kill cut short is
+    passed over, its trace is collected again.
 
     Raises:
       TraceError: a line is whole, and no row of this version.
     """
-    with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             checksum, _, text = line.rstrip(b"\n").partition(b" ")
             if checksum == b"%08x" % zlib.crc32(text):
