@@ -72,6 +72,7 @@ def test_a_failing_worker_says_why(tmp_path):
     [
         ("kill -9 $$", 2, r"by SIGKILL, as Linux does where memory runs out: lower workers \(2 here\) or engine\.kv"),
         ("kill -9 $$", 1, r"by SIGKILL, as Linux does where memory runs out: lower engine\.kv_cache_gib; what"),
+        ('printf \'{"number": 0, "tra\'; kill -9 $$', 1, "by SIGKILL, as Linux does where memory runs out: lower eng"),
         ("kill -11 $$", 2, "killed by SIGSEGV; what it said"),
         ("kill -40 $$", 2, "killed by signal 40; what it said"),
         ("exit 3", 2, r"ended with exit code 3; .*; its last lines:\nOSError: no such model"),

@@ -143,6 +143,8 @@ class _Worker:
         going = self._give(taken(room))
         assert self.process.stdout is not None
         for line in self.process.stdout if going else ():
+            if not line.endswith("\n"):  # killed in the midst of a message
+                break
             message = json.loads(line)
             if "trace" not in message:
                 counted(message)
