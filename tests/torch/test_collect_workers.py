@@ -47,6 +47,25 @@ def test_devices_of_the_workers(monkeypatch, gpus, changes, expected):
     assert worker_devices(config) == expected
 
 
+@pytest.mark.parametrize(
+    ("visible", "seen", "expected"),
+    [
+        (None, 2, ["0", "1"]),
+        ("4,5", 2, ["4", "5"]),
+        ("MIG-a,MIG-b", 1, ["MIG-a", "MIG-b"]),  # a process sees one at most
+        # Each was an engine's one GPU, though there was none.
+        ("-1", 0, []),
+        ("0", 0, []),  # of a torch for CPUs
+    ],
+)
+def test_gpus_that_are_hidden_are_none(monkeypatch, visible, seen, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert processes._visible_gpus() == expected
+
+
 def test_more_workers_than_gpus(monkeypatch):
     monkeypatch.setattr(processes, "_visible_gpus", lambda: ["0"])
     with pytest.raises(ConfigError, match="workers is 2 with 1 GPUs each, but only 1 GPUs are visible"):

@@ -87,10 +87,12 @@ def worker_devices(config: CollectConfig) -> list[list[str]]:
 
 
 def _visible_gpus() -> list[str]:
+    """Names of the GPUs as the environment has them; none where it hides all of them, or torch was built for a CPU."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Not as many as are counted: of several MIG devices a process sees one alone, and each worker gets its own.
+    return visible.split(",") if visible and count else [str(i) for i in range(count)]
 
 
 class _Worker:
