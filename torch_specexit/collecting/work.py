@@ -117,10 +117,12 @@ def chunks(config: CollectConfig, asks: Sequence[Ask]) -> list[Chunk]:
     """
     starts = range(0, len(asks), config.chunk)
     number, of = config.part
+    if of > len(asks):
+        raise ConfigError(f"shard is {config.shard}, but there are {len(asks)} traces; expected so many shards at most")
     if of > len(starts):
         raise ConfigError(
             f"shard is {config.shard}, but {len(asks)} traces in chunk={config.chunk} are {len(starts)} files; "
-            f"expected chunk of at most {max(1, len(asks) // of)}"
+            f"expected chunk of at most {(len(asks) - 1) // (of - 1)}"
         )
     found = [Chunk(i, start, asks[start : start + config.chunk]) for i, start in enumerate(starts)]
     return found[number::of]
