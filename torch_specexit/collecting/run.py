@@ -50,7 +50,7 @@ def collect(config: CollectConfig) -> None:
     asks = [all_asks(one, target) for one in each]
     for found in asks:
         check_target(config, target, found)
-        check_lengths(target, found)
+        check_lengths(config, target, found)
     if not config.endpoints:  # servers are asked what they read
         check_read(target, config.engine.extra)
     for doubt in doubts(target):

@@ -26,7 +26,7 @@ from specexit.method.splits import FastTokenizer, behind
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, TrialConfig
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
-from torch_specexit.collecting.work import Ask, Decoding, sampling_of, trial_of
+from torch_specexit.collecting.work import Ask, Decoding, longest, sampling_of, trial_of
 
 Report = Callable[..., None]
 """Called with counts of what was just done: generated= (traces written), tokens=."""
@@ -64,35 +64,41 @@ class _Trial:
     tokens: int
 
 
-def encoded(chat: Any, tokenizer: FastTokenizer, target: TargetConfig, prompt: Prompt) -> list[int]:
+def encoded(chat: Any, tokenizer: FastTokenizer, target: TargetConfig, prompt: Prompt, length: int) -> list[int]:
     """Token ids of a prompt, its thinking opened.
 
+    Args:
+      chat, tokenizer: the target's.
+      target: the model.
+      prompt: what is asked.
+      length: tokens that prompt and response may have, see `longest`.
+
     Raises:
-      InputError: they leave the model no room for a single token, or the chat template refuses the prompt.
+      InputError: they leave no room for a single token, or the chat template refuses the prompt.
     """
     messages = prompt.messages or ({"role": "user", "content": prompt.text},)
     try:
         ids = prompt_ids(chat, tokenizer, target, messages)
     except InputError as error:
         raise InputError(f"prompt {prompt.id!r}: {error}") from error
-    if len(ids) >= target.max_model_len:
+    if len(ids) >= length:
+        whose = f"target {target.name}'s" if length == target.max_model_len else "engine.extra's"
         raise InputError(
-            f"prompt {prompt.id!r} is {len(ids)} tokens long, "
-            f"expected fewer than target {target.name}'s max_model_len {target.max_model_len}"
+            f"prompt {prompt.id!r} is {len(ids)} tokens long, expected fewer than {whose} max_model_len {length}"
         )
     return ids
 
 
-def check_lengths(target: TargetConfig, asks: Sequence[Ask]) -> None:
+def check_lengths(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
     """Check every prompt's length before an engine starts, and not when its turn comes.
 
     Raises:
       InputError: one is too long, see `encoded`.
     """
-    chat, tokenizer = load_chat_tokenizer(target), target.tokenizer()
+    chat, tokenizer, length = load_chat_tokenizer(target), target.tokenizer(), longest(config, target)
     for ask in asks:
         if ask.sample == 0:
-            encoded(chat, tokenizer, target, ask.prompt)
+            encoded(chat, tokenizer, target, ask.prompt, length)
 
 
 class Tracer:
@@ -108,7 +114,7 @@ class Tracer:
     def __init__(self, config: CollectConfig, target: TargetConfig, engine: Engine, report: Report):
         self.config, self.target, self.engine, self.report = config, target, engine, report
         self.chat, self.tokenizer = load_chat_tokenizer(target), target.tokenizer()
-        self.think = target.think_tokens()
+        self.think, self.length = target.think_tokens(), longest(config, target)
         self.sampling = sampling_of(config, target)
 
     async def trace(self, ask: Ask) -> Trace:
@@ -117,7 +123,7 @@ class Tracer:
         Raises:
           InputError: the prompt is longer than the model allows.
         """
-        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt)
+        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt, self.length)
         seed = ask.seed(self.config.seed)
         how = Decoding(**self.sampling.model_dump(), seed=seed if self.sampling.temperature else None)
         response = await self._generate(ids, how)
@@ -131,14 +137,14 @@ class Tracer:
 
     async def unanswered(self, ask: Ask) -> Trace:
         """The row of a prompt that no engine answers: nothing was written."""
-        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt)
+        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt, self.length)
         nothing = Response([], [], FAILED)
         trace = await self._without_trials(ask, ids, ask.seed(self.config.seed), nothing)
         return replace(trace, trial=self._how(trial_of(self.config, self.target, trace.answer_kind), []))
 
     async def _generate(self, ids: list[int], how: Decoding) -> Response:
-        """A response, no longer than the model has room for; empty, with ``length``, where it has none."""
-        room = self.target.max_model_len - len(ids)
+        """A response, no longer than there is room for; empty, with ``length``, where it has none."""
+        room = self.length - len(ids)
         if room < 1:
             return Response([], [], "length")
         response = await self.engine.generate(ids, replace(how, max_tokens=min(how.max_tokens, room)))

@@ -223,6 +223,14 @@ def check_positions(config: CollectConfig, target: TargetConfig) -> None:
         )
 
 
+def longest(config: CollectConfig, target: TargetConfig) -> int:
+    """Tokens that a text may have, prompt and response: the target's, or what the run's own engines read, if less."""
+    own = config.engine.extra.get("max_model_len")
+    if config.endpoints or not isinstance(own, int) or own < 1:  # -1 or a word such as auto: vLLM chooses by itself
+        return target.max_model_len
+    return min(own, target.max_model_len)
+
+
 def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
     """Check, before anything starts, for what would otherwise go wrong hours later.
 
