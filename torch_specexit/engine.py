@@ -45,6 +45,13 @@ def vllm_platform() -> Any:
     return current_platform
 
 
+def accelerator_name() -> str | None:
+    """Name of the GPU that this process has; None where there is none."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def start_engine(
     target: TargetConfig,
     config: EngineConfig,

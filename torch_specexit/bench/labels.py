@@ -30,6 +30,7 @@ from specexit.schemas.target import load_target_config
 from torch_specexit.collecting.local import LocalEngine
 from torch_specexit.collecting.tracer import Response, Tracer
 from torch_specexit.collecting.work import Ask, CollectError, Decoding, all_asks, check_target
+from torch_specexit.engine import accelerator_name
 
 Request = tuple[list[int], Decoding]
 
@@ -60,7 +61,11 @@ def bench_labels(config: BenchLabelsConfig) -> dict[str, Any]:
     recorder = _Recorder(engine)
     tracer = Tracer(collecting, target, recorder, lambda **_: None)
     result = asyncio.run(_beside(engine, _measure(engine, recorder, tracer, asks)))
-    result |= {"config": config.model_dump(mode="json"), "hardware": describe_hardware(), "versions": versions()}
+    result |= {
+        "config": config.model_dump(mode="json"),
+        "hardware": describe_hardware(accelerator_name()),
+        "versions": versions(),
+    }
     write_text(config.out, json.dumps(result, indent=2) + "\n")
     together, alone = (result[way]["trials_per_second"] for way in ("together", "alone"))
     Console().print(

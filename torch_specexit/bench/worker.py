@@ -30,7 +30,7 @@ from specexit.method.splits import FastTokenizer, load_tokenizer
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.bench.driver import drive
-from torch_specexit.engine import seed_everything, set_environment, start_engine
+from torch_specexit.engine import accelerator_name, seed_everything, set_environment, start_engine
 from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def main() -> None:
     except InputError as error:  # whose message says all that there is
         sys.exit(str(error))
     meter = EnergyMeter(_cards)
-    accelerator = _accelerator()
+    accelerator = accelerator_name()
     reply(replies, {"accelerator": accelerator})
     for job in asked:
         before = meter.read()
@@ -153,12 +153,6 @@ def _request(output: RequestOutput) -> dict[str, Any]:
 def _counters(llm: LLM) -> dict[str, int]:
     values = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
     return {name: int(values.get(counter, 0)) for name, counter in COUNTERS.items()}
-
-
-def _accelerator() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cards() -> Counters | None:
