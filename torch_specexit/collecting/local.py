@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.tracer import Response
-from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
+from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding, sampling_of
 from torch_specexit.engine import start_engine
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class LocalEngine:
     """
 
     def __init__(self, config: CollectConfig, target: TargetConfig):
-        self.engine = start_engine(target, config.engine, seed=config.seed).llm_engine
+        seeded = sampling_of(config, target).temperature > 0
+        self.engine = start_engine(target, config.engine, seed=config.seed, seeded=seeded).llm_engine
         self.waiting: dict[str, asyncio.Future[Response]] = {}
         self.work = asyncio.Event()
         self.count = 0
