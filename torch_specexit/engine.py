@@ -45,6 +45,13 @@ def vllm_platform() -> Any:
     return current_platform
 
 
+def accelerator_name() -> str | None:
+    """Name of the GPU that this process has; None where there is none."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def start_engine(
     target: TargetConfig,
     config: EngineConfig,
@@ -52,6 +59,7 @@ def start_engine(
     draft: Path | None = None,
     num_speculative_tokens: int = 3,
     seed: int = 0,
+    seeded: bool = False,
 ) -> LLM:
     """Start vLLM on a target, with an EAGLE-3 draft where one is given.
 
@@ -63,6 +71,7 @@ def start_engine(
       draft: draft directory, plain or SpecExit.
       num_speculative_tokens: draft tokens per step.
       seed: of the engine.
+      seeded: whether requests bring seeds of their own.
 
     Raises:
       InputError: see `vllm_platform`.
@@ -82,6 +91,8 @@ def start_engine(
         "seed": seed,
         **platform_arguments(config, on_cpu=on_cpu),
     }
+    if seeded and on_cpu:
+        arguments |= whole_prompts(config, target)
     if draft is not None:
         arguments["speculative_config"] = {
             "method": "eagle3",
@@ -105,6 +116,18 @@ def platform_arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         return {}
     # vLLM does not start where less than this share of the card is free, even if the size of the cache is given.
     return {"kv_cache_memory_bytes": config.kv_cache_gib << 30, "gpu_memory_utilization": 0.01}
+
+
+def whole_prompts(config: EngineConfig, target: TargetConfig) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM`` with which no prompt comes in chunks, however many there are at once.
+
+    Behind a chunk vLLM takes back what the generator of a request with a seed has drawn, and a CPU's generator cannot:
+    the engine would end.
+    """
+    length = config.extra.get("max_model_len", target.max_model_len)
+    chosen = isinstance(length, int) and length > 0  # else, by -1 or a word such as auto, vLLM chooses both
+    tokens = max(config.max_num_batched_tokens, length) if chosen else None
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
 
 
 def one_of_several(config: EngineConfig, target: TargetConfig, **changes: Any) -> EngineConfig:

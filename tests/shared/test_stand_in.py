@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -130,6 +132,43 @@ def test_a_draft_that_does_not_fit_is_told_before_a_shard_is_written(
     with pytest.raises(StandInError, match=message):
         stand_in(StandInConfig(**settings, draft=draft, draft_vocab_size=draft_vocab))
     assert not (tmp_path / "out").exists()
+
+
+def copy_of_tiny(folder: Path, **changes: object) -> str:
+    """The tiny reasoner in a folder of its own, fields of its ``config.json`` changed; returns its YAML."""
+    target = load_target_config("tiny-reasoner")
+    shutil.copytree(target.folder, folder / "model")
+    (folder / "model" / "config.json").write_text(json.dumps(target.hf_config() | changes))
+    own = target.model_dump(mode="json") | {"path": str(folder / "model")}
+    (folder / "own.yaml").write_text(yaml.safe_dump(own))
+    return str(folder / "own.yaml")
+
+
+def test_what_a_recent_config_says_of_each_layer_is_said_of_the_large_ones_layers(tmp_path: Path) -> None:
+    """transformers refuses a ``config.json`` with fewer kinds of layers than layers."""
+    small = copy_of_tiny(tmp_path, layer_types=["full_attention"] * 4, max_window_layers=4, use_sliding_window=False)
+    (tmp_path / "shape.json").write_text(json.dumps(STAND_IN))
+    stand_in(StandInConfig(target=small, shape=str(tmp_path / "shape.json"), out=tmp_path / "out"))
+    fields = json.loads((tmp_path / "out" / "target" / "config.json").read_text())
+    assert fields["layer_types"] == ["full_attention"] * STAND_IN["num_hidden_layers"]
+    assert fields["max_window_layers"] == STAND_IN["num_hidden_layers"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"layer_types": ["full_attention", "sliding_attention"] * 2},
+            r"layer_types has \['sliding_attention'\], only",
+        ),
+        ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
+    ],
+)
+def test_a_small_model_with_a_window_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "shape.json").write_text(json.dumps(STAND_IN))
+    small, shape = copy_of_tiny(tmp_path, **changes), str(tmp_path / "shape.json")
+    with pytest.raises(StandInError, match=f"tiny-reasoner: {message}"):
+        stand_in(StandInConfig(target=small, shape=shape, out=tmp_path / "out"))
 
 
 def test_a_shape_is_a_target_or_a_models_own_config(tmp_path: Path) -> None:

@@ -6,6 +6,27 @@ import sys
 
 import pytest
 
+from specexit.schemas.bench_labels import BenchLabelsConfig
+from torch_specexit.bench import labels
+
+
+def test_the_result_names_the_gpu(tmp_path, monkeypatch):
+    chosen = {"boundaries": "all", "trials": 1, "all_trials": 1, "traces": 1, "same_earliest": 1, "same_stable": 1}
+    speed = {"trials_per_second": 1.0}
+    found = {"trials": 1, "traces": 1, "same": 1, "speedup": 1.0, "together": speed, "alone": speed}
+
+    async def measured(*_):
+        return found | dict.fromkeys(("refine", "stable", "bisect"), chosen)
+
+    for name in ("LocalEngine", "_Recorder", "Tracer", "_measure"):
+        monkeypatch.setattr(labels, name, lambda *_: None)
+    monkeypatch.setattr(labels, "_beside", measured)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    out = tmp_path / "labels.json"
+    labels.bench_labels(BenchLabelsConfig(target="tiny-reasoner", split="test", n=1, out=out))
+    assert json.loads(out.read_text())["hardware"]["accelerator"] == "a GPU"
+
 
 @pytest.mark.vllm
 def test_the_same_trials_together_and_alone(tmp_path):

@@ -25,6 +25,7 @@ from specexit.data.rows import free_trials
 from specexit.data.traces import Trace, read_traces
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.collect import CollectConfig
+from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import load_target_config
 from tests.marks import SLOW
 from tests.torch.vllm_server import VllmServer
@@ -48,6 +49,7 @@ def sampled(out: Path) -> CollectConfig:
         temperature=0.7,
         seed=3,
         min_finished=0.4,
+        engine=EngineConfig(max_num_seqs=64, max_num_batched_tokens=64),  # fewer than the prompts have together
     )
 
 

@@ -47,6 +47,25 @@ def test_devices_of_the_workers(monkeypatch, gpus, changes, expected):
     assert worker_devices(config) == expected
 
 
+@pytest.mark.parametrize(
+    ("visible", "seen", "expected"),
+    [
+        (None, 2, ["0", "1"]),
+        ("4,5", 2, ["4", "5"]),
+        ("MIG-a,MIG-b", 1, ["MIG-a", "MIG-b"]),  # a process sees one at most
+        # Each was an engine's one GPU, though there was none.
+        ("-1", 0, []),
+        ("0", 0, []),  # of a torch for CPUs
+    ],
+)
+def test_gpus_that_are_hidden_are_none(monkeypatch, visible, seen, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert processes._visible_gpus() == expected
+
+
 def test_more_workers_than_gpus(monkeypatch):
     monkeypatch.setattr(processes, "_visible_gpus", lambda: ["0"])
     with pytest.raises(ConfigError, match="workers is 2 with 1 GPUs each, but only 1 GPUs are visible"):
@@ -72,6 +91,7 @@ def test_a_failing_worker_says_why(tmp_path):
     [
         ("kill -9 $$", 2, r"by SIGKILL, as Linux does where memory runs out: lower workers \(2 here\) or engine\.kv"),
         ("kill -9 $$", 1, r"by SIGKILL, as Linux does where memory runs out: lower engine\.kv_cache_gib; what"),
+        ('printf \'{"number": 0, "tra\'; kill -9 $$', 1, "by SIGKILL, as Linux does where memory runs out: lower eng"),
         ("kill -11 $$", 2, "killed by SIGSEGV; what it said"),
         ("kill -40 $$", 2, "killed by signal 40; what it said"),
         ("exit 3", 2, r"ended with exit code 3; .*; its last lines:\nOSError: no such model"),

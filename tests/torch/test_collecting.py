@@ -6,6 +6,7 @@ The servers pretend (`pretend`), so that every row is known; with real engines, 
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ from specexit.schemas.target import TrialConfig, load_target_config
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, Pretender, config, forced
 from torch_specexit.collecting import CollectError, collect
 from torch_specexit.collecting.summary import Counts, check_early, count, finish
-from torch_specexit.collecting.work import all_asks
+from torch_specexit.collecting.work import all_asks, chunks
 
 
 def test_every_row_is_what_the_server_wrote(collected):
@@ -252,6 +253,25 @@ def test_shards_make_the_files_of_one_run(server, collected, tmp_path):
     assert read_traces(tmp_path / "out") == collected
     with pytest.raises(ConfigError, match=r"12 traces in chunk=5 are 3 files; expected chunk of at most 3"):
         collect(config(server, tmp_path / "more", shard="0/4"))
+
+
+@pytest.mark.parametrize(("n", "of", "most"), [(10, 3, 4), (12, 4, 3), (6, 6, 1), (7, 2, 6)])
+def test_the_largest_chunk_that_gives_each_shard_a_file(n, of, most):
+    asked = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=n, shard=f"0/{of}")
+    asks = all_asks(asked, TARGET)
+    with pytest.raises(ConfigError, match=rf"chunk=100 are 1 files; expected chunk of at most {most}$"):
+        chunks(asked, asks)
+    assert chunks(asked.model_copy(update={"chunk": most}), asks)
+    with pytest.raises(ConfigError, match=f"expected chunk of at most {most}$"):
+        chunks(asked.model_copy(update={"chunk": most + 1}), asks)
+
+
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_more_shards_than_traces_are_refused_as_such(chunk):
+    """It was a smaller chunk that was asked for, and with chunk=1 again."""
+    asked = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=3, shard="0/5", chunk=chunk)
+    with pytest.raises(ConfigError, match="shard is 0/5, but there are 3 traces; expected so many shards at most"):
+        chunks(asked, all_asks(asked, TARGET))
 
 
 def test_more_prompts_add_to_a_finished_run(server, collected, tmp_path):

@@ -67,6 +67,35 @@ def test_a_log_that_is_done_with_is_gone_before_another_process_can_have_it(coll
     assert logs == []
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_shard_starts_while_another_finishes(first, server, collected, tmp_path):
+    """Whose log is then listed, and gone when it is looked at: as a link that leads nowhere."""
+    if not first:
+        collect(config(server, tmp_path / "out", shard="0/3"))
+    log = tmp_path / "out" / ".collect" / "shard-0-of-3.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.symlink_to(tmp_path / "gone")
+    collect(config(server, tmp_path / "out", shard="1/3"))
+    kept = collected[5:10] if first else collected[:10]
+    assert read_traces(tmp_path / "out") == kept
+
+
+def test_a_shard_that_finishes_while_another_starts_counts_with_its_files(server, tmp_path, monkeypatch):
+    """A run that asks for fewer rows than these is refused as ever."""
+    out, recover = tmp_path / "out", Ledger._look_at
+    started = config(server, out, n=10, shard="1/3", chunk=2)
+
+    def look(self, chunk, entry):
+        if not list(out.glob("*.parquet")):
+            monkeypatch.undo()
+            collect(config(server, out, n=12, shard="2/3", chunk=2))
+        return recover(self, chunk, entry)
+
+    monkeypatch.setattr(Ledger, "_look_at", look)
+    with pytest.raises(ConfigError, match=r"n is 10, .* give 10 traces, .* the 12th"):
+        collect(started)
+
+
 def test_shards_of_one_path_with_other_prompts_are_not_mixed(server, tmp_path):
     """The file was edited in between, or is another one on another machine."""
     out, file = tmp_path / "out", tmp_path / "p.jsonl"

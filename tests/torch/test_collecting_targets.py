@@ -18,7 +18,7 @@ from specexit.schemas.features import FeaturesConfig
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, config
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collecting import collect
-from torch_specexit.collecting.work import CollectError, check_positions
+from torch_specexit.collecting.work import CollectError, check_positions, longest
 
 
 @pytest.mark.parametrize(
@@ -244,6 +244,24 @@ def test_a_prompt_that_is_longer_than_the_model(tmp_path, server):
     with pytest.raises(InputError, match=r"'long' is \d+ tokens long, expected fewer than .* max_model_len 1024"):
         collect(config(server, tmp_path / "out", **asked))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_is_longer_than_the_engine_is_told_to_read(tmp_path, server):
+    """The target has room for it, and the engine, which has not, would end when its turn comes."""
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"id": "long", "prompt": "What is " + "3 + " * 100 + "4?"}))
+    engine = {"extra": {"max_model_len": 100}}
+    asked = {"split": None, "n": None, "prompts": str(tmp_path / "prompts.jsonl"), "engine": engine}
+    with pytest.raises(InputError, match=r"'long' is \d+ tokens .* fewer than engine\.extra's max_model_len 100"):
+        collect(config(server, tmp_path / "out", **asked, endpoints=None))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CollectError):  # a server reads what it reads
+        collect(config(server, tmp_path / "out", **asked, model="elsewhere"))
+
+
+@pytest.mark.parametrize(("told", "expected"), [(100, 100), (10**6, 1024), (-1, 1024), ("auto", 1024)])
+def test_the_longest_text_is_what_target_and_engine_both_have_room_for(tmp_path, server, told, expected):
+    asked = config(server, tmp_path / "out", endpoints=None, engine={"extra": {"max_model_len": told}})
+    assert longest(asked, TARGET) == expected
 
 
 def test_a_file_that_transformers_makes_anew_is_asked_by_its_own_tokens_and_started_by_no_engine(tmp_path, server):

@@ -5,11 +5,28 @@ import pytest
 from specexit.errors import InputError
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import load_target_config
-from torch_specexit.engine import one_of_several, platform_arguments, vllm_platform
+from torch_specexit.engine import one_of_several, platform_arguments, vllm_platform, whole_prompts
 
 
 def test_an_engine_that_has_a_gpu_for_itself_is_vllms_own():
     assert platform_arguments(EngineConfig(), on_cpu=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "extra", "tokens"),
+    [
+        (4096, {}, 4096),
+        (128, {}, 1024),
+        (128, {"max_model_len": 2048}, 2048),
+        (128, {"max_model_len": -1}, None),
+        (128, {"max_model_len": "auto"}, None),
+    ],
+)
+def test_prompts_that_are_never_cut_fit_one_forward_pass(given, extra, tokens):
+    """On a CPU a chunk of a prompt with a seed of its own ends the engine."""
+    config = EngineConfig(max_num_batched_tokens=given, extra=extra)
+    expected = {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+    assert whole_prompts(config, load_target_config("tiny-reasoner")) == expected
 
 
 @pytest.mark.vllm

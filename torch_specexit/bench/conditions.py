@@ -1,4 +1,4 @@
-"""Under what a benchmark measures besides its config: how drafts are served here, on what machine, with what code."""
+"""The conditions of a benchmark besides its config: how drafts are served here, on what machine, with what code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from torch_specexit.plugin.settings import ENVIRONMENT, serving_over
 
 
 def machine() -> dict[str, Any]:
-    """What seconds hang on; of the same machine the same whenever it is asked, so no memory, of which a kernel tells
-    what it has left. The accelerator is told by the engines, see `specexit.bench.journal.Journal.check_accelerator`."""
+    """What seconds depend on: processor, cores, system, threads, and the revision of the code.
+
+    A machine answers the same whenever it is asked, so its memory is left out, of which a kernel reports what it has
+    left over. Engines tell their accelerator, see `specexit.bench.journal.Journal.check_accelerator`.
+    """
     hardware = describe_hardware()
     found = {name: hardware[name] for name in ("processor", "cores", "system")}
     # As `torch_specexit.engine.set_environment` has it.
@@ -28,11 +31,11 @@ def machine() -> dict[str, Any]:
 
 
 def inputs_served(config: BenchConfig, target: TargetConfig) -> dict[str, str]:
-    """`inputs_of` with what the environment makes of the drafts' serving.
+    """`inputs_of`, with the drafts' serving settings as the environment and ``engine.extra`` change them.
 
     Raises:
       DraftError, TraceError: see `inputs_of`.
-      ConfigError: the environment, or ``engine.extra``, sets what there is not.
+      ConfigError: one of the two sets something that does not exist.
     """
     return inputs_of(config, target, lambda below: _in_force(config, below))
 
@@ -46,7 +49,7 @@ def refuse_held_back(config: BenchConfig | BenchServingConfig, draft: Path, *, b
       besides: another mode that will do.
 
     Raises:
-      BenchError: it is served in shadow mode or switched off, and that will not do; says by what.
+      BenchError: it is served in another mode; the message says what makes it so.
       DraftError, ConfigError: see `inputs_served`.
     """
     block = read_config(draft).specexit

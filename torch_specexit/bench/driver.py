@@ -1,7 +1,7 @@
-"""Methods of the benchmark on a vLLM engine: so many problems at once, or as they arrive.
+"""Methods of the benchmark on a vLLM engine: a number of problems at once, or problems as they arrive.
 
-The engine's own loop, step by step, as ``LLM.generate`` has it, so that a method may ask for more when its last request
-is done, and every token has a time.
+The engine is stepped here, as ``LLM.generate`` steps it, so that a method can ask for more when its last request is
+done, and every token has a time.
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ def drive(
     sampling: dict[str, Any],
     arrivals: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Answer problems; returns ``seconds`` from the first to the last, and ``requests`` in the order of the problems:
-    what `Running.result` says, and ``inactive``, why the plug-in has given up, if it has.
+    """Have a method answer problems on an engine.
 
     Args:
       llm: the engine.
       method: who answers.
       problems: what is asked.
       marks: of the target.
-      batch: problems in progress at once.
+      batch: most problems in progress at once.
       sampling: vLLM's parameters of the response; trial answers are greedy.
       arrivals: seconds from the start at which each problem comes in, whatever is in progress; its time counts from
-        then on. Without it the next one comes in as soon as one is done.
+        then on. Without them the next one comes in as soon as one is done.
+
+    Returns:
+      ``seconds`` from the first to the last, and ``requests`` in the order of the problems: what `Running.result` says,
+      with ``inactive``, why the plug-in has given up, or None.
     """
     from vllm import RequestOutput
 
@@ -110,5 +113,6 @@ def _parameters(ask: Ask, sampling: dict[str, Any], marks: Marks) -> SamplingPar
 
 
 def _opened(prompt_ids: Sequence[int], start: int) -> int:
-    """Tokens behind the last ``<think>`` of a prompt. vLLM counts them as thinking: the newline of a chat template."""
+    """Number of tokens behind the last ``<think>`` of a prompt, such as a template's newline: vLLM counts them as
+    thinking."""
     return next((n for n, token in enumerate(reversed(prompt_ids)) if token == start), 0)

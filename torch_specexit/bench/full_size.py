@@ -58,7 +58,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
       StandInError, DraftError, ConfigError: the stand-in cannot be made.
       FileExistsError: something else lies in its place.
     """
-    # A model of this size gains from every core, other than the small one (see `torch_specexit.engine`).
+    # Unlike the small one, a model of this size gains from every core (see `torch_specexit.engine`).
     os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
     with alone_at(config.out):
         results, shape = _measure_all(config)
@@ -77,7 +77,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
 
 
 def _measure_all(config: BenchFullSizeConfig) -> tuple[Results, dict[str, Any]]:
-    """What is written, and the ``shape`` in it."""
+    """Measure and write; returns the results, and the ``shape`` in them."""
     places = config.draft, config.traces
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     small = target_reference(None, *places, name=name)
@@ -97,7 +97,7 @@ def _measure_all(config: BenchFullSizeConfig) -> tuple[Results, dict[str, Any]]:
 
 
 def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bfloat16", "float32"]) -> tuple[Path, Path]:
-    """The stand-in's YAML and draft; written where it is not there yet, or was made of or as something else.
+    """Write a stand-in, unless one of the same settings and inputs is there; returns its YAML and its draft.
 
     Raises:
       StandInError, DraftError, ConfigError: it cannot be made.
@@ -111,7 +111,7 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
     if not mark.exists() or mark.read_text() != made_of:
         if mark.exists():
             shutil.rmtree(folder, ignore_errors=True)
-        elif folder.exists() and any(folder.iterdir()):  # none of these, or one whose writing was cut off
+        elif folder.exists() and any(folder.iterdir()):  # of others, or one whose writing was cut off
             raise FileExistsError(
                 f"{folder}: output folder is not empty, expected a new or empty one, or a stand-in of this command: "
                 "remove it, or choose another folder as models="
@@ -159,7 +159,8 @@ def describe(target: TargetConfig, runs: Mapping[str, Mapping[str, Run]]) -> dic
 
 
 def _same_texts(runs: Mapping[str, Mapping[str, Run]]) -> dict[str, tuple[int, int]]:
-    """How many texts in float32 are the small target's, of how many; nothing where none was asked for."""
+    """For each method, how many texts in float32 are the small target's, and of how many; empty where none was asked
+    for."""
     if "float32" not in runs:
         return {}
     pairs = {method: _pairs(runs["small"][method], runs["float32"][method]) for method in METHODS}
@@ -195,7 +196,10 @@ def _forget(config: BenchFullSizeConfig) -> None:
 
 
 def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -> tuple[dict[str, Run], Results]:
-    """One pair of engines on the problems; of those that are only compared, in a batch alone."""
+    """Measure one pair of engines; returns the run of each method, and the results.
+
+    The small target and float32 are only compared, not timed: one round, and a single problem at batch 1.
+    """
     measured = kind == "bfloat16"
     n = min(config.n, config.n_exact) if kind == "float32" else config.n
     bench = BenchConfig(

@@ -4,8 +4,8 @@ Traces are collected first, and every trial that they asked for is remembered. T
 `collect` makes them (all traces side by side, those of a trace one after the other, prefixes cached) and as a plain
 loop would (one request at a time, nothing cached of an earlier one). Neither begins with anything in the cache.
 
-The trials are those at all boundaries, so that it is known, too, how many of them each way of choosing them makes, and
-on how many traces these give other exit points.
+The trials are those at all boundaries. So it is known, too, how many of them each way of choosing boundaries makes, and
+on how many traces it finds the same exit points.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from specexit.schemas.target import load_target_config
 from torch_specexit.collecting.local import LocalEngine
 from torch_specexit.collecting.tracer import Response, Tracer
 from torch_specexit.collecting.work import Ask, CollectError, Decoding, all_asks, check_target
+from torch_specexit.engine import accelerator_name
 
 Request = tuple[list[int], Decoding]
 
@@ -60,7 +61,11 @@ def bench_labels(config: BenchLabelsConfig) -> dict[str, Any]:
     recorder = _Recorder(engine)
     tracer = Tracer(collecting, target, recorder, lambda **_: None)
     result = asyncio.run(_beside(engine, _measure(engine, recorder, tracer, asks)))
-    result |= {"config": config.model_dump(mode="json"), "hardware": describe_hardware(), "versions": versions()}
+    result |= {
+        "config": config.model_dump(mode="json"),
+        "hardware": describe_hardware(accelerator_name()),
+        "versions": versions(),
+    }
     write_text(config.out, json.dumps(result, indent=2) + "\n")
     together, alone = (result[way]["trials_per_second"] for way in ("together", "alone"))
     Console().print(
@@ -95,7 +100,7 @@ class _Recorder:
 
 
 async def _beside(engine: LocalEngine, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """Do the work while the engine steps; the engine's failure where it fails."""
+    """Do the work while the engine steps; raises the engine's failure where that fails."""
     working, stepping = asyncio.create_task(work), asyncio.create_task(engine.run())
     await asyncio.wait({working, stepping}, return_when=asyncio.FIRST_COMPLETED)
     if not working.done():

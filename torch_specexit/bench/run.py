@@ -2,7 +2,7 @@
 
 One engine process per draft directory, which methods share; all are started once, and only one works at a time. The
 methods take turns slice by slice, and who begins moves on from slice to slice, so that a noisy machine hits all of them
-alike. What a slice gave is written down at once: a benchmark that was interrupted goes on behind it.
+alike. What a slice gave is written down at once: a benchmark that was interrupted goes on after the last one.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ def shown(results: Results, *remarks: str) -> Results:
 
 
 def asked_of(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What a benchmark is told from another by: its config, the versions that measure, and its inputs."""
+    """What tells one benchmark from another: its config, the versions that measure, and its inputs."""
     return {"config": config.model_dump(mode="json"), "versions": versions(), "inputs": dict(inputs)}
 
 
 def replay_curves(config: BenchConfig, folder: Path) -> Path | None:
-    """What `simulate` writes of the traces, into the folder; None without ``scores``.
+    """Write into the folder what `simulate` makes of the traces; returns the file, None without ``scores``.
 
     Raises:
       TraceError, ScoreError: traces and scores do not belong together, or no trace can judge.
@@ -120,7 +120,7 @@ def replay_curves(config: BenchConfig, folder: Path) -> Path | None:
 def run_methods(
     config: BenchConfig, target: TargetConfig, traces: Sequence[Trace], journal: Journal, scratch: Path
 ) -> tuple[dict[str, Run], Results]:
-    """Measure all methods; ``scratch`` is an empty folder.
+    """Measure all methods; ``scratch`` is an empty folder. Returns the run of each method, and the results.
 
     Raises:
       BenchError, MethodError, DraftError: see `bench`.
@@ -187,7 +187,11 @@ def read_problems(config: BenchConfig) -> list[Trace]:
 
 
 def _of_tasks(config: BenchConfig, traces: list[Trace]) -> list[Trace]:
-    """Those of the ``tasks``."""
+    """The traces of the config's ``tasks``; all of them where it names none.
+
+    Raises:
+      BenchError: there are none of some task.
+    """
     if config.tasks is None:
         return traces
     known = sorted({trace.task for trace in traces if trace.task is not None})
@@ -266,13 +270,13 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
 
 
 def _refuse_too_long(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace]) -> None:
-    """An engine ends at a prompt that leaves it no room for a token, whenever its turn comes.
+    """Refuse a prompt that leaves an engine no room for a token: the engine would end when its turn comes.
 
     Raises:
-      BenchError: one does.
+      BenchError: there is one.
     """
     most = config.engine.extra.get("max_model_len", target.max_model_len)
-    if not isinstance(most, int) or most < 1:  # -1 and words of vLLM's: it chooses by itself
+    if not isinstance(most, int) or most < 1:  # -1 or a word such as auto: vLLM chooses by itself
         return
     for trace in traces:
         if len(trace.prompt_ids) >= most:
@@ -283,7 +287,7 @@ def _refuse_too_long(config: BenchConfig, target: TargetConfig, traces: Sequence
 
 
 def _refuse_other_text(name: str, config: BenchConfig, traces: Sequence[Trace], sampling: SamplingConfig) -> None:
-    """A recording can be replayed where its text comes again: greedily, from greedy traces.
+    """Refuse to replay a recording whose text does not come again: only greedy responses repeat greedy traces.
 
     Raises:
       BenchError: responses are sampled, or traces were.
@@ -315,7 +319,8 @@ def longest_response(config: BenchConfig, target: TargetConfig) -> int:
 
 
 def trials_of(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace]) -> tuple[dict[str, Any], ...]:
-    """How an answer to each problem is tried: as the target says for its kind, else answered in full."""
+    """How an answer to each problem is tried, as fields of `specexit.bench.methods.Trial`: as the target says for its
+    kind, else answered in full."""
     tokenizer, found = target.tokenizer(), {}
     for kind in {trace.answer_kind for trace in traces}:
         how = target.trial.get(kind) or target.trial.get(kind.partition(":")[0])
@@ -368,7 +373,7 @@ def _run_engines(
     journal: Journal,
     scratch: Path,
 ) -> tuple[dict[str, Run], str | None]:
-    # Prefixes are kept, and budgets watched, where a method needs it, and then for all: what it costs, all pay alike.
+    # Where one method needs prefixes kept, or budgets watched, all get that: what it costs, all pay alike.
     pauses = any(entry.method.pauses for entry in entries)
     budgets = any(entry.method.budgets for entry in entries)
     accelerator = None

@@ -4,12 +4,12 @@ Two engines, one with the plug-in and one without it, answer the same groups of 
 tokens per second is the cost, with a paired bootstrap interval over the turns. Since a process may be a few percent
 faster than another of the same program, this is done with several pairs, one after the other.
 
-The engine with the plug-in answers twice. Once every request asks for a validity that no signal reaches: also behind
-the boundary where the draft's policy would have exited, where signals are high and nearly every boundary is judged, and
-a step ends at each. That is the most that exits can cost. And once in shadow mode, which is the policy as it is, its
-exits decided and not made: behind the would-be exit nothing stops, as nothing is there where an exit is made. Both
-write plain EAGLE-3's text: to the byte in float32 on a CPU, else up to rounding, where a stop changes the shapes of the
-steps behind it.
+The engine with the plug-in answers twice. In the first answer, every request asks for a validity that no signal
+reaches, and so thinks on past the boundary where the draft's policy would have exited. There signals are high: nearly
+every boundary is judged, and a step ends at each. That is the most that exits can cost. The second answer is in shadow
+mode, which follows the policy as it is, and decides its exits without making them. Behind such an exit no step ends
+early, as there would be no step if the exit had been made. Both answers are plain EAGLE-3's text: to the byte in
+float32 on a CPU, else up to rounding, as an early end changes the shapes of the steps behind it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from torch_specexit.bench.conditions import refuse_held_back
 from torch_specexit.engine import one_of_several
 
 NEVER = {"specexit_validity": 1.0}
-"""Enabled, and never firing: a probability is below 1."""
+"""Exits are enabled and never fire, as a probability is below 1."""
 
 METHODS: dict[str, dict[str, Any]] = {"eagle3": {}, "specexit": NEVER, "shadow": {"specexit_mode": "shadow"}}
-"""What each asks for."""
+"""What the requests of each method ask for."""
 ENGINES = {"eagle3": "eagle3", "specexit": "specexit", "shadow": "specexit"}
-"""Which engine answers."""
+"""Which engine answers each method."""
 WARM_UP_TOKENS = 32
 
 
@@ -79,7 +79,7 @@ class Turns:
         return sum(self.tokens) / sum(self.seconds)
 
     def differing(self, other: Turns) -> int:
-        """Texts that are not the same."""
+        """Number of texts that are not the same."""
         return sum(a != b for a, b in zip(self.token_ids, other.token_ids, strict=True))
 
 
@@ -151,7 +151,8 @@ def _take_turns(
     pair: int,
     turns: dict[str, Turns],
 ) -> None:
-    """One pair's part of the groups of prompts: the methods answer them one after the other, who begins alternates."""
+    """Have one pair of engines answer its part of the groups of prompts: one method after the other, and who begins
+    alternates."""
     more = min(4, max(config.batches) // batch)  # small batches are quick, and their turns differ more
     rounds = range(pair, config.rounds * more, config.pairs)
     for name, asked in METHODS.items():
@@ -168,7 +169,11 @@ def _take_turns(
 
 
 def _ask(engines: dict[str, BenchProcess], name: str, job: dict[str, Any]) -> dict[str, Any]:
-    """What its engine answers to a method, the plug-in having judged every request that asks for it."""
+    """The reply of a method's engine to a job.
+
+    Raises:
+      BenchError: the engine fails, or the plug-in has not judged every request that asks for that.
+    """
     reply = engines[ENGINES[name]].ask(job)
     for request in reply["requests"] if ENGINES[name] == "specexit" else ():
         outcome, inactive = request["outcome"], request.get("inactive")

@@ -28,7 +28,13 @@ def main() -> None:
 def make_step(folder: Path, length: int, ttt_steps: int, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
     """A function that does one step and returns its loss.
 
-    As speculators' own trainer has it: features in ``dtype``, and products under autocast where that is not float32.
+    As in speculators' own trainer, features are in ``dtype``, and products under autocast where that is not float32.
+
+    Args:
+      folder: with ``row.npz``, the row to train on, and ``draft``, the directory to begin with.
+      length: tokens that the draft reads.
+      ttt_steps: draft steps.
+      dtype: of the features.
     """
     from speculators.losses import resolve_loss_config
 
@@ -36,7 +42,7 @@ def make_step(folder: Path, length: int, ttt_steps: int, dtype: torch.dtype = to
     row = {name: torch.from_numpy(value) for name, value in np.load(folder / "row.npz").items()}
     row |= {name: row[name].to(dtype) for name in ("aux", "state")}
     model = load_in_speculators(folder / "draft", row["embedding"], folder, attention="sdpa")
-    # Frozen on the other side, too: what the target gives.
+    # What the target gives is frozen on the other side, too.
     for module in (model.embed_tokens, model.verifier_lm_head, model.verifier_norm):
         module.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)

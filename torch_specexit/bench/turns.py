@@ -78,7 +78,7 @@ def spread(traces: Sequence[Trace], n: int) -> list[int]:
 
 
 def n_slices(rounds: int, n: int, batch: int) -> int:
-    """Into how many slices ``n`` problems go: ``rounds``, or fewer, as one smaller than the batch never fills it."""
+    """Number of slices of ``n`` problems: ``rounds``, or fewer, as a slice smaller than the batch never fills it."""
     return max(1, min(rounds, n // batch))
 
 
@@ -98,7 +98,7 @@ def warm_up(
     engines: Mapping[Path | None, BenchProcess],
     traces: Sequence[Trace],
 ) -> None:
-    """A few tokens at every batch size, which an engine's first steps at a new shape are slow for."""
+    """Ask for a few tokens at every batch size, as an engine's first steps at a new shape are slow."""
     for entry in entries:
         for batch in (1, *config.batches):
             part = range(min(batch, len(traces)))
@@ -140,10 +140,11 @@ def job(
 
 
 def seed_of(seed: int, part: Sequence[int], batch: int, sample: int, rate: float | None) -> int:
-    """Of a turn, given the config's: of each slice, batch size, sample and rate another one, of all methods the same.
+    """The seed of a turn, made of the config's: another for each slice, batch size, sample and rate, the same for all
+    methods.
 
-    With one for several slices, their first problems would share their random numbers, and slices are what intervals
-    above batch 1 take for independent.
+    If slices shared a seed, their first problems would share random numbers, and above batch 1 the intervals take
+    slices for independent.
     """
     said = f"{seed}, {part[0]}, {batch}, {sample}, {rate}"
     return int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
@@ -164,11 +165,11 @@ class Measurement:
     def ask(
         self, entry: Entry, part: Sequence[int], batch: int, *, sample: int = 0, rate: float | None = None
     ) -> tuple[dict[str, Any], list[Request]]:
-        """One turn: what the engine says, and its requests read."""
+        """Take a turn, unless the journal has it; returns the engine's reply and the requests read from it."""
         engine = self.engines[entry.draft]
         arrivals = None
         if rate is not None:
-            # A Poisson process, the same for every method, and of each slice another one.
+            # A Poisson process: the same for every method, another for each slice.
             gaps = np.random.default_rng([self.config.seed, part[0]]).exponential(1 / rate, len(part))
             arrivals = np.cumsum(gaps).tolist()
         seed = seed_of(self.config.seed, part, batch, sample, rate)
@@ -250,8 +251,8 @@ def _check_finished(config: BenchConfig, run: Run, batch: int, n: int) -> None:
 
 
 def check_served(entry: Entry, trace: Trace, raw: Mapping[str, Any]) -> None:
-    """Check that a response of a method that needs the plug-in could exit: one that thought on for want of that would
-    look like one that nothing was to be cut of.
+    """Check that a response could exit, if its method needs the plug-in. One that could not would look like one that
+    had nothing to cut.
 
     Raises:
       BenchError: the plug-in has given up, there was none, or exits were off or in shadow mode.

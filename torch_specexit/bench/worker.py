@@ -9,7 +9,7 @@ The first line is the set-up, answered by ``{"accelerator": name or null}`` once
 ``{"method": name, "parameters": {...}, "problems": [{...}], "marks": {...}, "batch": b, "sampling": {...},
 "arrivals": [seconds] or null, "seed": n}`` -> the same, its requests as `specexit.bench.methods.running` measures them.
 
-Every reply also has ``joules``, null where the machine does not tell, and the ``accelerator``.
+The reply to a job also has ``joules``, null where the machine does not tell, and the ``accelerator``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from specexit.method.splits import FastTokenizer, load_tokenizer
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.bench.driver import drive
-from torch_specexit.engine import seed_everything, set_environment, start_engine
+from torch_specexit.engine import accelerator_name, seed_everything, set_environment, start_engine
 from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY
 
 if TYPE_CHECKING:
@@ -55,16 +55,16 @@ def main() -> None:
     steps, seed = setup["num_speculative_tokens"], setup["seed"]
     try:
         llm = start_engine(target, engine, draft=draft, num_speculative_tokens=steps, seed=seed)
-    except InputError as error:  # which says all that there is
+    except InputError as error:  # whose message says all that there is
         sys.exit(str(error))
     meter = EnergyMeter(_cards)
-    accelerator = _accelerator()
+    accelerator = accelerator_name()
     reply(replies, {"accelerator": accelerator})
     for job in asked:
         before = meter.read()
         try:
             found = run_method(llm, target, job) if "method" in job else run_job(llm, job)
-        except MethodError as error:  # a stranger's, who has to see where
+        except MethodError as error:  # in a method of the user's, who has to see where
             if error.__cause__ is not None:
                 traceback.print_exception(error.__cause__)
             sys.exit(str(error))
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _with_markers(engine: EngineConfig, target: TargetConfig) -> EngineConfig:
-    """The settings with what vLLM's own thinking budget has to know."""
+    """The settings with the think markers, which vLLM's own thinking budget needs."""
     set_environment(engine)
     from vllm.config import ReasoningConfig
 
@@ -153,12 +153,6 @@ def _request(output: RequestOutput) -> dict[str, Any]:
 def _counters(llm: LLM) -> dict[str, int]:
     values = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
     return {name: int(values.get(counter, 0)) for name, counter in COUNTERS.items()}
-
-
-def _accelerator() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cards() -> Counters | None:

@@ -1,7 +1,7 @@
 """``.collect/asked.json``: what the shards of a folder ask, as hashes by file.
 
-A shard sees rows of its own alone: with this it finds out, before it asks anything, that its prompts are others than
-those of the shards before it.
+A shard reads its own rows alone. By this record it finds out, before it asks anything, that its prompts differ from
+those of an earlier shard.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from torch_specexit.collecting.work import Ask, Chunk
 
 class _Asked(Config):
     prompts: str
-    """From where the shard that wrote this had them."""
+    """Where the shard that wrote the record had its prompts from."""
     files: list[tuple[int, str]]
-    """Traces and hash of each file of all shards, in their order."""
+    """Number of traces and hash of what is asked, for each Parquet file of all shards, in order."""
 
 
 def asks_sha256(asks: Sequence[Ask]) -> str:
-    """Hash of what is asked."""
+    """SHA-256 of what is asked, in hex."""
     return hashlib.sha256(json.dumps([ask.to_json() for ask in asks]).encode()).hexdigest()
 
 
 def check_same_prompts(config: CollectConfig, asks: Sequence[Ask]) -> None:
-    """Hold what a shard asks against what earlier ones asked; call it under the folder's lock.
+    """Check that a shard asks what earlier ones asked, and record what is new; call it under the folder's lock.
 
     Args:
       config: the shard's.
-      asks: of all shards.
+      asks: what all shards together ask.
 
     Raises:
-      ConfigError: it asks something else, or the record cannot be read.
+      ConfigError: the shard asks something else, or the record cannot be read.
     """
     path = config.out / ASKED
     if not path.exists():
@@ -52,7 +52,7 @@ def check_same_prompts(config: CollectConfig, asks: Sequence[Ask]) -> None:
         raise ConfigError(f"{path}: {first_problem(error)}; remove the file, the next shard makes it again") from error
     for number, (n, sha256) in enumerate(earlier.files):
         ours = asks[number * config.chunk :][:n]
-        if len(ours) == n and asks_sha256(ours) != sha256:  # of fewer prompts, the last file has fewer rows
+        if len(ours) == n and asks_sha256(ours) != sha256:  # with fewer prompts, the last file is shorter
             raise ConfigError(
                 f"{config.out}: shard {config.shard} has its prompts from {_source(config)}, and what these give for "
                 f"{Chunk(number, 0, ours).file} is not what {earlier.prompts} gave an earlier shard; give all shards "
@@ -63,7 +63,7 @@ def check_same_prompts(config: CollectConfig, asks: Sequence[Ask]) -> None:
 
 
 def save_asked(config: CollectConfig, asks: Sequence[Ask]) -> None:
-    """Leave the record for later shards."""
+    """Write the record for later shards; ``asks`` is what all shards together ask."""
     pieces = [asks[start : start + config.chunk] for start in range(0, len(asks), config.chunk)]
     record = _Asked(prompts=_source(config), files=[(len(piece), asks_sha256(piece)) for piece in pieces])
     write_text(config.out / ASKED, record.model_dump_json() + "\n")

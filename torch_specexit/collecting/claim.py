@@ -1,8 +1,8 @@
-"""An output folder belongs to one run: the first collector says which, those that join or go on are held against it.
+"""An output folder belongs to one run: the first collector records which, and those that join or resume must match it.
 
-The record is written under the folder's lock, ``run.yaml`` last: where a kill came before it, or a run failed before
-its first trace or on every prompt, the folder is as good as new, whatever else lies there, and shards that start
-together wait for the first of them.
+The record is written under the folder's lock, so that shards that start together wait for the first of them. Its
+``run.yaml`` comes last: where a kill came before that, or a run failed before its first trace or on every prompt, the
+folder is as good as new, whatever else lies there.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FREE_TO_CHANGE = {
     *("any_architecture", "min_finished", "min_answered", "max_undecided", "max_unbroken", "min_forced_as_free"),
     *("parts", "target"),
 }
-"""Keys that a resumed run may change: no finished row depends on them, or what they name is compared itself. Of
-``engine.extra`` these are the `ENGINE_FREE` alone: another quantisation is another model."""
+"""Keys that a resumed run may change: no finished row depends on them, or what they name is compared itself. In
+``engine.extra`` only `ENGINE_FREE` may change: another quantisation is another model."""
 
 ENGINE_FREE = {
     *("tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "enable_hc_sp", "nnodes"),
@@ -56,27 +56,27 @@ ENGINE_FREE = {
     *("download_dir", "max_parallel_loading_workers", "safetensors_load_strategy", "use_tqdm_on_load"),
     *("safetensors_prefetch_num_threads", "safetensors_prefetch_block_size", "pt_load_map_location"),
 }
-"""Arguments of ``vllm.LLM`` that say where and how fast the model runs, and not which one it is. ``load_format`` may be
-``dummy``, and a class of worker or scheduler anything."""
+"""Arguments of ``vllm.LLM`` that say where and how fast the model runs, and not which one it is. ``load_format`` is
+not among them, as it may be ``dummy``, nor are classes of workers and schedulers, which may do anything."""
 
 PROMPTS = {"prompts", "columns"}
-"""Keys that a run of all shards may change as well, as it compares every finished row with what is asked now."""
+"""Keys that a run without ``shard`` may change as well, as it compares every finished row with what is asked now."""
 
 HIDDEN = ".collect"
 """Folder of locks and logs in the output folder; the first thing that a run makes."""
 
 ASKED = f"{HIDDEN}/asked.json"
-"""What its shards ask, see `torch_specexit.collecting.asked`."""
+"""Record of what the shards ask, see `torch_specexit.collecting.asked`."""
 
 
 @contextmanager
 def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
-    """Make ``config.out`` this run's folder, or find that it is already. In the block nobody else can claim it: a
-    shard's own lock is taken there, which says that the record is in use.
+    """Make ``config.out`` this run's folder, or check that it already is. Inside the block nobody else can claim it:
+    there a shard takes its own lock, which says that the record is in use.
 
     Raises:
       ConfigError: it holds a run with another config, or of a target that is asked in another way.
-      FileExistsError: it holds something else.
+      FileExistsError: it is a file, or holds something else.
     """
     out, run = config.out, config.out / "run.yaml"
     if out.exists() and not out.is_dir():
@@ -101,14 +101,20 @@ def claim(config: CollectConfig, target: TargetConfig) -> Iterator[None]:
 
 def _in_use(hidden: Path) -> bool:
     """Whether a shard has written into its log, or is at work."""
-    return any(log.stat().st_size for log in hidden.glob("shard-*.jsonl")) or any(
-        map(_held, hidden.glob("shard-*.lock"))
-    )
+    return any(map(_is_begun, hidden.glob("shard-*.jsonl"))) or any(map(_held, hidden.glob("shard-*.lock")))
+
+
+def _is_begun(log: Path) -> bool:
+    """Whether there is something in a log; False where its shard has finished meanwhile, and it is gone."""
+    try:
+        return log.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _kept(out: Path) -> list[str]:
-    """Files of traces that no other run may take: all but those of prompts that no server answered, as they were
-    written. A run that asks in another way, as those servers want it, loses nothing by their going."""
+    """Names of the trace files that another run must not remove. Only those in which every prompt has failed, unchanged
+    since they were written, may go: a run that asks in another way, as the servers want it, loses nothing by that."""
     files = read_files(out)
     failed = {name for name, entry in files.items() if entry.counts.failed == entry.counts.traces}
     there = {path.name for path in out.glob("*.parquet") if not path.name.startswith(".")}
@@ -117,7 +123,7 @@ def _kept(out: Path) -> list[str]:
 
 
 def _held(path: Path) -> bool:
-    """Whether a shard is at work; without locks nobody knows, and it may be."""
+    """Whether the shard with this lock is at work; True on a disk without locks, where it may be."""
     with path.open("r+") as lock:
         try:
             return not take(lock, path.parents[1])
@@ -126,7 +132,7 @@ def _held(path: Path) -> bool:
 
 
 def rename_prompts(config: CollectConfig) -> None:
-    """Let the record of a run of all shards name its prompts as they are named now; they were found to be the same."""
+    """Record how a run without ``shard`` names its prompts now; they must have been found to be the same prompts."""
     earlier, now = read_yaml(config.out / "run.yaml")["config"], config.model_dump(mode="json")
     if config.is_whole and any(earlier.get(key) != now[key] for key in PROMPTS):
         save_run(config, config.out)
@@ -134,7 +140,7 @@ def rename_prompts(config: CollectConfig) -> None:
 
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
-    """For the moment of a change to what all shards share."""
+    """Hold the folder's lock, for the moment of a change to what all shards share."""
     with (out / HIDDEN / "lock").open("w") as lock:
         take(lock, out, wait=True)
         yield
@@ -171,7 +177,7 @@ def _is_free(key: str, free: set[str]) -> bool:
 
 
 def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Every dotted key with another value, and both; empty where there is none."""
+    """Every dotted key whose values differ, with both values; empty where none does."""
     before, after = dict(leaves("", was)), dict(leaves("", now))
     return ", ".join(
         f"{key} is {after.get(key)!r}, was {before.get(key)!r}"

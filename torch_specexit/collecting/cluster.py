@@ -1,8 +1,8 @@
 """vLLM engines on the machines of a Ray cluster, fed by Ray Data; a trace is one of its tasks.
 
 An engine is an actor. Where a machine or an engine is lost, Ray starts another one and gives it the traces that were
-under way there; all others are recorded already. Ray would do so for ever: an engine that dies again and again before
-it has finished a trace is an error.
+under way there; all others are recorded already. Ray would do so for ever, so an engine that dies again and again
+before it has finished a trace is an error.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ _RAISED = re.compile(
     r"(?P<words>.+(?:\n(?!\s*(?:For further|File |Traceback|ray::)).+)*)",
     re.M,
 )
-"""The last lines of a traceback: what was raised, which may say more than one line of it."""
+"""The last lines of a traceback: an exception and its message, which may have several lines."""
 
 
 class Starts:
-    """How often each engine was started since it last finished a trace; an actor, as an engine that dies forgets it."""
+    """How often each engine was started since it last finished a trace. Lives in an actor, as an engine that dies
+    forgets it."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     def began(self, engine: str) -> int:
-        """Count a start; which one in a row it is."""
+        """Count a start; returns how many there were in a row, with this one."""
         self.counts[engine] += 1
         return self.counts[engine]
 
@@ -76,7 +77,11 @@ class Collector:
         self.counted = False
 
     async def _start(self) -> asyncio.Task[None]:
-        """Start the engine, in the thread that steps it."""
+        """Start the engine in the thread that steps it; returns the task that does.
+
+        Raises:
+          CollectError: it has died `MOST_STARTS` times in a row before it had finished a trace.
+        """
         if await self.starts.began.remote(self.name) > MOST_STARTS:
             raise CollectError(
                 f"an engine was started {MOST_STARTS} times and died each time before it had finished a trace; what it "
@@ -87,7 +92,7 @@ class Collector:
         return asyncio.get_running_loop().create_task(engine.run())
 
     async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One trace; the engine's failure where it fails."""
+        """The row with its trace; raises the engine's failure where that fails."""
         if self.starting is None:
             self.starting = asyncio.get_running_loop().create_task(self._start())
         stepping = await asyncio.shield(self.starting)
@@ -138,7 +143,7 @@ def run_cluster(
 
 
 def _reason(error: BaseException) -> str:
-    """What an engine died of, in one line. Ray gives no cause but in the text of a traceback, where it comes first."""
+    """What an engine died of, in one line. Ray names the cause only in a traceback's text, where it comes first."""
     found = _RAISED.search(str(error))
     if found is None:
         return " ".join(str(error).split())[:500]

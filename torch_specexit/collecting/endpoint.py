@@ -25,10 +25,10 @@ from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
 from torch_specexit.plugin.frontend.sampling import NEUTRAL
 
 LONGEST_TRY = 60.0
-"""Seconds that a request may take which only tries whether the server works, its place in a busy queue included."""
+"""Seconds that a request which only checks whether the server works may take, its wait in a busy queue included."""
 
 SHORTEST_KEY = 8
-"""Characters of a key that is a secret; ``EMPTY`` and the like are none, and may be parts of other words."""
+"""Characters that a key has if it is a secret. ``EMPTY`` and the like are none, and may be parts of other words."""
 
 
 class _Card(BaseModel):
@@ -64,11 +64,11 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class BadAnswer(CollectError):
-    """What no vLLM server answers: at the start it is a wrong address or version, later on a server that fails."""
+    """An answer that no vLLM server gives: at the start a wrong address or version, later on a server that fails."""
 
 
 class Refused(CollectError):
-    """A request that the server takes for a wrong one, which no other try there would change."""
+    """A request that the server refuses as wrong, and would refuse at every other try."""
 
 
 @dataclass(eq=False)
@@ -108,19 +108,25 @@ class Endpoint:
         self.vocabulary = 0
         self.going = 0
         self.failures = 0
-        """In a row."""
+        """Failures in a row."""
         self.rests = 0
         """How often it was left alone for a while after a failure."""
         self.fault: Fault | None = None
-        """What it was left alone for the last time."""
+        """The failure for which it was last left alone."""
         self.own_faults: set[Fault] = set()
-        """Since it last answered: those of its failures that no request is to blame for."""
+        """Its failures since it last answered, of those that no request is to blame for."""
         self.resting = False
 
     async def call(
         self, path: str, kind: type[Answer], timeout: httpx.Timeout, body: dict[str, Any] | None = None
     ) -> Answer:
-        """What it answers.
+        """Make a request, and read the answer.
+
+        Args:
+          path: behind ``/v1/``.
+          kind: what the answer is read as.
+          timeout: of the request; the whole answer has to come within its connect and read seconds together.
+          body: JSON to post; without it the request is a GET.
 
         Raises:
           Refused: the server takes the request for a wrong one.
@@ -184,13 +190,13 @@ class Endpoint:
             )
 
     async def probe(self) -> list[int] | None:
-        """What it reads `PROBE` as, if it works; errors as in `call`."""
+        """The token ids that the server reads `PROBE` as; raises as `call` does where it does not work."""
         body = {"model": self.model, "prompt": PROBE, "max_tokens": 1, "return_token_ids": True}
         choice, _ = await self._choice(body | {"add_special_tokens": False}, self.try_timeout)
         return choice.prompt_token_ids
 
     async def complete(self, ids: list[int], how: Decoding) -> Response:
-        """A continuation; errors as in `call`."""
+        """Continue a prompt of token ids; raises as `call` does."""
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": ids,
@@ -198,7 +204,7 @@ class Endpoint:
             "temperature": how.temperature,
             "top_p": how.top_p,
             "top_k": how.top_k,
-            **NEUTRAL,  # what is not said is the model's generation_config.json's
+            **NEUTRAL,  # the server takes what is not said from the model's generation_config.json
             "stop": list(how.stop),
             "include_stop_str_in_output": True,
             "logprobs": 0,
@@ -227,7 +233,7 @@ class Endpoint:
         return response
 
     async def _choice(self, body: dict[str, Any], timeout: httpx.Timeout) -> tuple[_Choice, list[int]]:
-        """The completion, and its tokens."""
+        """Ask for a completion; returns the first choice and its token ids."""
         found = await self.call("completions", _Completion, timeout, body | {"vllm_xargs": NO_EXITS})
         if found.model != self.model:
             raise CollectError(f"{self.name}: answered as model {found.model!r}, expected {self.model!r}")
@@ -239,7 +245,7 @@ class Endpoint:
         return choice, choice.token_ids
 
     def _failure(self, where: str, answer: httpx.Response) -> Exception:
-        """What a status other than success means, in one line."""
+        """The error that a status other than success means, in one line."""
         text = printable(" ".join(self._without_key(answer.text).split()))[:300]
         if answer.status_code in (400, 422):
             return Refused(f"{where}: {answer.status_code}: {text}")
@@ -252,5 +258,5 @@ class Endpoint:
         return httpx.HTTPStatusError(said, request=answer.request, response=answer)
 
     def _without_key(self, text: str) -> str:
-        """What a server says, which may repeat the key that it was sent."""
+        """What a server says, without the key that it was sent and may repeat."""
         return text.replace(self.key, "...") if len(self.key) >= SHORTEST_KEY else text

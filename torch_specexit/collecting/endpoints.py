@@ -24,21 +24,22 @@ from torch_specexit.collecting.tracer import Response, Tracer
 from torch_specexit.collecting.work import Ask, CollectError, Decoding, NoAnswer
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between failures of an endpoint; doubled from the one to the other, and drawn between half and all of it."""
+"""Seconds before an endpoint that fails is tried again: from the first on, doubled with each failure, up to the
+longest; drawn between half and all of that."""
 
 LONGEST_ASKED_PAUSE = 120.0
 """Seconds, at most, that a server is left alone because it asks for that."""
 
 FAILURES = (httpx.HTTPError, BadAnswer)
-"""What a server may do once it has passed the check, and another would not."""
+"""Failures of a server that has passed its check; another server may not have them."""
 
 
 class EndpointEngine:
     """All endpoints as one engine: a request goes to the one with the fewest, and to another where one fails.
 
     An endpoint that fails is left alone for a while, then asked for a single token: requests go there again when it
-    answers. A request that fails wherever it is made, again and again where such probes are answered, is at fault
-    itself; an endpoint is at fault where others answer what failed there.
+    answers. A request that keeps failing everywhere, though such probes are answered, is itself at fault; an endpoint
+    is at fault where others answer what failed there.
 
     Args:
       config: their addresses and limits.
@@ -54,7 +55,7 @@ class EndpointEngine:
         self._last_words = ""
 
     async def check(self, target: TargetConfig, tokenizer: FastTokenizer) -> None:
-        """Check every endpoint, again after pauses where one is not ready; one that never is is left out.
+        """Check every endpoint. One that is not ready is checked again after pauses, and left out if it never is.
 
         Raises:
           CollectError: one of them is not the target's, or none can be reached.
@@ -101,7 +102,7 @@ class EndpointEngine:
 
     async def _turn(self, failed: Counter[Endpoint], faults: dict[Endpoint, Fault]) -> Endpoint:
         """The endpoint that takes a request next, as soon as it has room: one of those where it failed least."""
-        await asyncio.sleep(0)  # behind those that wait already, or a trace that goes on would always be first
+        await asyncio.sleep(0)  # queue behind those that wait, or a trace that goes on would always be first
         while True:
             self._expect_one()
             fewest = min(failed[one] for one in self.alive)
@@ -120,7 +121,7 @@ class EndpointEngine:
         return not endpoint.resting and endpoint.going < self.config.requests
 
     async def _ask(self, endpoint: Endpoint, ids: list[int], how: Decoding) -> Response:
-        """Have a turn, and leave room for the next."""
+        """Make a request of the endpoint that has room for it, and give the room back."""
         try:
             response = await endpoint.complete(ids, how)
         finally:
@@ -136,7 +137,10 @@ class EndpointEngine:
         self._changed = asyncio.Event()
 
     def _rest(self, endpoint: Endpoint, error: Exception, rests: int) -> Fault:
-        """Send it no requests until it answers a probe; what fails together with others under way is one failure."""
+        """Send an endpoint no requests until it answers a probe; returns its fault.
+
+        Requests that were under way together fail as one: ``rests`` is how often it had rested when this one began.
+        """
         if endpoint.rests == rests or endpoint.fault is None:
             endpoint.resting, endpoint.fault = True, Fault(error)
             endpoint.rests += 1
@@ -207,7 +211,7 @@ def _pause(failures: int) -> float:
 
 
 def _asked_pause(error: Exception) -> float:
-    """Seconds that the server itself asks to be left alone for, if it says so, as a number or a date, within bounds."""
+    """Seconds, within bounds, that a server asks to be left alone for (``Retry-After``, a number or a date); else 0."""
     if not isinstance(error, httpx.HTTPStatusError):
         return 0.0
     asked = error.response.headers.get("Retry-After", "")

@@ -7,14 +7,15 @@ from rich.console import Console
 from torch_specexit.collecting.work import Ask, CollectError, NoAnswer
 
 NAMED = 5
-"""Prompts that are named in a line."""
+"""Most prompts that a line names."""
 
 
 class FailedPrompts:
-    """Those that have failed since a trace was finished: until another one is, servers that fail everything look so.
+    """The prompts that have failed since a trace was last finished. They are held back until the next one is: servers
+    that fail everything would look the same.
 
     Args:
-      most: so many prompts may fail one behind the other.
+      most: how many prompts may fail in a row.
     """
 
     def __init__(self, most: int):
@@ -23,10 +24,10 @@ class FailedPrompts:
         self.reason = ""
 
     def add(self, number: int, ask: Ask, error: NoAnswer) -> None:
-        """Hold one back.
+        """Hold back a prompt that has failed.
 
         Raises:
-          CollectError: more have failed than may.
+          CollectError: more than ``most`` have failed in a row.
         """
         self.held.append((number, ask))
         self.reason = str(error)
@@ -37,7 +38,7 @@ class FailedPrompts:
             ) from error
 
     def release(self) -> list[tuple[int, Ask]]:
-        """All that were held back, said in one line: there is nothing more to wait for."""
+        """Let go of what was held back: returns it, and names the prompts in one line."""
         found, ids, self.held = self.held, self._ids(), []
         if ids:
             more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""

@@ -1,10 +1,10 @@
 """What has been collected: an append-only log of traces, Parquet files of finished chunks, a manifest of their hashes.
 
-A finished trace is in the log, on the disk, before the next one is taken up. When the last row of a chunk is there the
-chunk becomes a Parquet file, which is then entered into the manifest; its rows stay in the log until most of that is
-in files, and it is made anew. A kill anywhere leaves a row twice, never nowhere, and a row whose file exists is not
-taken from a log. A row of a prompt that no server answered counts as missing when a run goes on. Locks and logs live in
-``.collect``.
+A finished trace is in the log, on the disk, before the next one is taken up. When a chunk has all of its rows, it
+becomes a Parquet file, which is then entered into the manifest. Its rows stay in the log until most of the log is in
+files; then the log is written anew. A kill may leave a row in both places, never in neither, and a row that is in a
+file is not taken from a log. A row of a prompt that no server answered counts as missing when a run goes on. Locks and
+logs live in ``.collect``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Ledger:
     Args:
       config: the run's.
       target: the model.
-      asks: of all shards.
+      asks: what all shards together ask.
 
     Raises:
       ConfigError: there are fewer files than shards.
@@ -59,12 +59,12 @@ class Ledger:
         self.done: set[str] = set()
         self.earlier = 0
         self.whole = Counts()
-        """Of the chunks that this process has finished."""
+        """Counts of the chunks that this process has finished."""
         self._locks: list[IO[str]] = []
 
     @property
     def asked(self) -> int:
-        """Traces that all shards are asked for."""
+        """Number of traces that all shards together are asked for."""
         return len(self.asks)
 
     def __enter__(self) -> Ledger:
@@ -109,7 +109,7 @@ class Ledger:
         return [i for i in sorted(self.place) if self._missing(i)]
 
     def record(self, number: int, trace: Trace) -> None:
-        """Keep a finished trace; only then it counts as done. One that is there already is passed over.
+        """Keep a finished trace, which counts as done from then on. One that is there already is ignored.
 
         Raises:
           CollectError: the disk is full, or cannot be written to for another reason.
@@ -127,13 +127,13 @@ class Ledger:
                 self._finish(chunk)
 
     def counts(self) -> Counts:
-        """Everything in the folder's finished files, of all shards."""
+        """Counts of the folder's finished files, of all shards."""
         return sum((entry.counts for entry in read_files(self.out).values()), Counts())
 
     # The folder.
 
     def _lock(self) -> None:
-        """Hold this shard's lock; the lock of a shard of another division of the work must be free."""
+        """Take this shard's lock. Those of another division of the work (another n of ``i/n``) must be free."""
         folder = self.out / HIDDEN
         number, of = self.config.part
         for path in sorted(folder.glob("shard-*-of-*.lock")):
@@ -168,7 +168,7 @@ class Ledger:
         manifest = read_files(self.out)
         for chunk in self.chunks:
             self._look_at(chunk, manifest.get(chunk.file))
-        there = max((self._behind(name, entry) for name, entry in manifest.items()), default=0)
+        there = 0
         for log in sorted((self.out / HIDDEN).glob("shard-*.jsonl")):
             for number, trace in _read_log(log):
                 if trace.finish_reason == FAILED:
@@ -177,7 +177,8 @@ class Ledger:
                 if number in self.place and self._missing(number):
                     self._check(log, number, trace)
                     self.rows[number] = trace
-        self._check_enough(there)
+        # Read behind the logs: a shard that finishes enters its files before its log is gone.
+        self._check_enough(max([there, *(self._behind(name, entry) for name, entry in read_files(self.out).items())]))
         self._enter({})
         self.earlier = len(self.place) - len(self.todo())
         for chunk in self.chunks:
@@ -186,8 +187,12 @@ class Ledger:
         self._rewrite_log()
 
     def _look_at(self, chunk: Chunk, entry: Finished | None) -> None:
-        """Take over a file that is there: whole, or the first rows of a chunk that has grown, or those that have not
-        failed."""
+        """Take over a chunk's file if it is there: as a whole, or row by row where the chunk has grown since or prompts
+        have failed.
+
+        Raises:
+          TraceError: the file is damaged, or of other prompts.
+        """
         path = self.out / chunk.file
         if not path.exists():
             return
@@ -204,13 +209,13 @@ class Ledger:
                 self.rows[chunk.start + i] = trace
 
     def _behind(self, name: str, entry: Finished) -> int:
-        """Number of the row behind a file's last; 0 where it is gone or holds no answer."""
+        """Number of the row behind a file's last one; 0 where the file is gone or all of its prompts have failed."""
         if entry.counts.failed == entry.counts.traces or not (self.out / name).exists():
             return 0
         return int(Path(name).stem.removeprefix("traces-")) * self.config.chunk + entry.counts.traces
 
     def _check_enough(self, there: int) -> None:
-        """Refuse a run that has no place for all that is finished, which is in front of row ``there``."""
+        """Refuse a run that asks for fewer rows than are finished, which are those in front of row ``there``."""
         if there <= self.asked:
             return
         n = "not given" if self.config.n is None else self.config.n
@@ -243,11 +248,11 @@ class Ledger:
         self.done.add(chunk.file)
         for i in range(chunk.start, chunk.start + len(chunk.asks)):
             self.rows.pop(i)
-        if self.logged > 2 * len(self.rows):  # else each chunk would cost all rows that wait for theirs
+        if self.logged > 2 * len(self.rows):  # at every chunk it would write all waiting rows again
             self._rewrite_log()
 
     def _enter(self, files: dict[str, Finished]) -> None:
-        """Put files into the manifest; without any it still says how much is to come."""
+        """Enter files into the manifest. It is written without any, too, as it says how much is to come."""
         with exclusive(self.out):
             there = read_manifest(self.out)
             files = dict(sorted((there.files | files).items()))
@@ -269,10 +274,10 @@ class Ledger:
 
 @contextmanager
 def _in_one_line(out: Path) -> Iterator[None]:
-    """Have what a disk refuses in the block be one line.
+    """Turn an error of the disk inside the block into one line.
 
     Raises:
-      CollectError: it has refused something.
+      CollectError: there was one.
     """
     try:
         yield
@@ -300,12 +305,13 @@ def _line(number: int, trace: Trace) -> bytes:
 
 
 def _read_log(path: Path) -> Iterator[tuple[int, Trace]]:
-    """The rows of a log; a line that a kill cut short is passed over, its trace is collected again.
+    """The rows of a log; none where its shard has finished meanwhile, and it is gone. A line that a kill cut short is
+    passed over, its trace is collected again.
 
     Raises:
       TraceError: a line is whole, and no row of this version.
     """
-    with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             checksum, _, text = line.rstrip(b"\n").partition(b" ")
             if checksum == b"%08x" % zlib.crc32(text):

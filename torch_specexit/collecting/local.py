@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.tracer import Response
-from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
+from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding, sampling_of
 from torch_specexit.engine import start_engine
 
 if TYPE_CHECKING:
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 
 class LocalEngine:
-    """A running engine.
+    """A vLLM engine in this process, which `run` steps.
 
     Args:
       config: its settings.
       target: the model.
+
+    Raises:
+      InputError: vLLM finds no device that it is built for.
     """
 
     def __init__(self, config: CollectConfig, target: TargetConfig):
-        self.engine = start_engine(target, config.engine, seed=config.seed).llm_engine
+        seeded = sampling_of(config, target).temperature > 0
+        self.engine = start_engine(target, config.engine, seed=config.seed, seeded=seeded).llm_engine
         self.waiting: dict[str, asyncio.Future[Response]] = {}
         self.work = asyncio.Event()
         self.count = 0
@@ -40,7 +44,11 @@ class LocalEngine:
         return await future
 
     async def run(self) -> None:
-        """Step for as long as there is work; never returns."""
+        """Step the engine whenever there is work; never returns.
+
+        Raises:
+          CollectError: a log-probability is none.
+        """
         while True:
             if not self.waiting:
                 self.work.clear()

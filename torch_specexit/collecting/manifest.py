@@ -31,10 +31,10 @@ class Manifest(Config):
 
     format_version: Literal[1] = 1
     traces: int | None = None
-    """That the run asks for, those of all shards and those not there yet; None in older folders."""
+    """Number of traces that the run asks for, of all shards, those to come included; None in older folders."""
     weights: str | None = None
-    """Fingerprint of the model that engines of one's own loaded, see `specexit.drafts.fingerprints`; None where servers
-    alone were asked, and in older folders."""
+    """Fingerprint of the model that engines of one's own loaded, see `specexit.drafts.fingerprints`; None where only
+    servers were asked, and in older folders."""
     files: dict[str, Finished]
 
 
@@ -65,16 +65,16 @@ def read_manifest(out: Path) -> Manifest:
 
 
 def same_weights(out: Path, there: Manifest, target: TargetConfig, weights: str | None) -> str | None:
-    """The fingerprint that a folder's manifest has from now on; of an older folder that has none, a line says so.
+    """The fingerprint that goes into a folder's manifest. Where an older folder has none, a line says so.
 
     Args:
       out: the folder.
       there: its manifest.
       target: whose model is loaded.
-      weights: fingerprint of that, None where servers are asked.
+      weights: fingerprint of that model, None where servers are asked.
 
     Raises:
-      ConfigError: what is there was written by other weights, though they lay at the same place.
+      ConfigError: other weights wrote what is there.
     """
     if weights is None or there.weights == weights:
         return there.weights
@@ -94,6 +94,6 @@ def same_weights(out: Path, there: Manifest, target: TargetConfig, weights: str 
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of what is in a file."""
+    """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Parts of one command are splits of their own: what is trained on must not be judged on."""
+"""The parts of one command are separate splits: no draft may be judged on prompts that it was trained on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_apart(parts: Mapping[str, Sequence[Ask]]) -> None:
 
 
 def _question(prompt: Prompt) -> bytes:
-    """What is asked, as few bytes."""
+    """Hash of what a prompt asks, however it is spaced."""
     messages = prompt.messages or ({"role": "user", "content": prompt.text},)
     words = [(message["role"], message["content"].split()) for message in messages]
     return hashlib.sha256(json.dumps(words).encode()).digest()

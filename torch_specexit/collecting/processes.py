@@ -69,10 +69,10 @@ def run_processes(
 
 
 def worker_devices(config: CollectConfig) -> list[list[str]]:
-    """The GPUs of each worker, an empty list for one on the CPU.
+    """The GPUs of each worker, as ``CUDA_VISIBLE_DEVICES`` names them; an empty list for a worker on the CPU.
 
     Raises:
-      ConfigError: there are fewer GPUs than that.
+      ConfigError: fewer GPUs are visible than the workers take.
     """
     gpus = _visible_gpus()
     if not gpus:
@@ -87,14 +87,23 @@ def worker_devices(config: CollectConfig) -> list[list[str]]:
 
 
 def _visible_gpus() -> list[str]:
+    """Names of the GPUs as the environment has them; none where it hides all of them, or torch was built for a CPU."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Not as many as are counted: of several MIG devices a process sees one alone, and each worker gets its own.
+    return visible.split(",") if visible and count else [str(i) for i in range(count)]
 
 
 class _Worker:
-    """An engine process, and how many there are."""
+    """One engine process.
+
+    Args:
+      config: the run's.
+      gpus: those that it may use.
+      number: which of the run's engine processes it is, from 0.
+      of: how many there are.
+    """
 
     def __init__(self, config: CollectConfig, gpus: Sequence[str], number: int, of: int):
         shard, shards = config.part
@@ -124,12 +133,20 @@ class _Worker:
     ) -> None:
         """Keep ``room`` traces going in the engine until there are no more.
 
+        Args:
+          room: traces under way at once.
+          taken: gives the next asks, so many at most, with their numbers.
+          kept: is called with each finished trace and its number.
+          counted: is called with counts of what was done meanwhile.
+
         Raises:
-          CollectError: it failed.
+          CollectError: the engine failed.
         """
         going = self._give(taken(room))
         assert self.process.stdout is not None
         for line in self.process.stdout if going else ():
+            if not line.endswith("\n"):  # killed in the midst of a message
+                break
             message = json.loads(line)
             if "trace" not in message:
                 counted(message)
@@ -145,7 +162,7 @@ class _Worker:
             raise CollectError(f"a collect worker ended with {going} traces unfinished")
 
     def _failure(self, code: int) -> str:
-        """What became of it; its log is kept."""
+        """How the process ended, for a person; keeps its log in the output folder."""
         self.log.seek(0)
         self.kept_log.write_bytes(said := self.log.read())
         goes_on = f"what it said is in {self.kept_log}; the same command goes on with what is finished"
@@ -169,7 +186,7 @@ class _Worker:
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            return  # it is gone; why is said by whoever reads its output
+            return  # it is gone; `work` says why when its output ends
 
     def _close_input(self) -> None:
         self._send({"done": True})
@@ -180,7 +197,7 @@ class _Worker:
         self.process.kill()
 
     def close(self) -> None:
-        """End the process and let go of it."""
+        """End the process, and close its pipes and its log."""
         self.end()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.log):

@@ -37,7 +37,7 @@ class Bar:
         self.progress.stop()
 
     def add(self, counts: dict[str, int]) -> None:
-        """Count what an engine has done."""
+        """Count what an engine has done: traces ``generated`` and ``judged``, and ``tokens``."""
         for key, value in counts.items():
             self.counts[key] += value
         elapsed = self.progress.tasks[0].elapsed or 0.0

@@ -20,12 +20,13 @@ from torch_specexit.collecting.tracer import check_lengths
 from torch_specexit.collecting.work import Ask, CollectError, all_asks, check_target, sampling_of
 
 FIRST = 100
-"""Traces, of whole chunks, behind which a run looks at what it gets; fewer say too little."""
+"""Traces, in whole chunks, after which a run looks at what it gets; fewer say too little."""
 
 Backend = Callable[
     [CollectConfig, TargetConfig, Sequence[tuple[int, Ask]], Callable[[int, Trace], None], Callable[[dict], None]], None
 ]
-"""Collects numbered asks: hands over every trace as it is finished, and counts of what is done in between."""
+"""Collects numbered asks of a target: calls the first function with each finished trace and its number, and the second
+with counts of what was done meanwhile."""
 
 
 def collect(config: CollectConfig) -> None:
@@ -49,8 +50,8 @@ def collect(config: CollectConfig) -> None:
     asks = [all_asks(one, target) for one in each]
     for found in asks:
         check_target(config, target, found)
-        check_lengths(target, found)
-    if not config.endpoints:  # what servers read is asked of them
+        check_lengths(config, target, found)
+    if not config.endpoints:  # servers are asked what they read
         check_read(target, config.engine.extra)
     for doubt in doubts(target):
         Console(stderr=True, soft_wrap=True).print(f"warning: {doubt}", style="yellow", markup=False, highlight=False)
@@ -76,7 +77,7 @@ def _fill(
     if not missing:
         return
 
-    # A folder that was ended so has that many, and goes on if it is asked again.
+    # A folder whose run was ended by this look has that many: the same command goes on.
     unseen = {ledger for ledger in ledgers if ledger.counts().traces < FIRST}
     max_tokens = sampling_of(config, target).max_tokens
 
@@ -85,7 +86,7 @@ def _fill(
         ledger.record(number, trace)
         if ledger in unseen and ledger.whole.traces >= FIRST:
             unseen.remove(ledger)
-            if ledger.todo():  # else all of it is looked at
+            if ledger.todo():  # else `_finish` looks at all of it
                 check_early(ledger.config, ledger.counts(), max_tokens, ledger.asked)
 
     todo = [(i, found[number]) for i, (_, found, number) in enumerate(missing)]

@@ -16,26 +16,26 @@ from torch_specexit.collecting.work import CollectError
 SUMMARY = "summary.json"
 
 MOST_IN_TRIALS = 0.15
-"""Share of all tokens that trials may take before it is a warning, where they are long enough to be made shorter."""
+"""Share of all tokens above which trials are worth a warning, if they are longer than `SHORT_TRIAL`."""
 
 SHORT_TRIAL = 32
-"""Tokens of a trial, on average, that a forced text would hardly make shorter."""
+"""Mean tokens of trials that a forced text would hardly make shorter."""
 
 
 @dataclass
 class Counts:
-    """Of a set of traces."""
+    """Counts over a set of traces."""
 
     traces: int = 0
     finished: int = 0
-    """That came to their end within the token budget."""
+    """Traces that came to their end within the token budget."""
     answered: int = 0
     correct: int = 0
-    """Of those with a reference."""
+    """Traces whose answer is right, of those with a reference."""
     references: int = 0
     boundaries: int = 0
     unbroken: int = 0
-    """Answered, and with no boundary."""
+    """Traces with an answer and no boundary."""
     trials: int = 0
     """Boundaries that were tried, before the natural end and at it."""
     agreed: int = 0
@@ -47,9 +47,9 @@ class Counts:
     free_same: int = 0
     free_tokens: int = 0
     failed: int = 0
-    """That no server answered."""
+    """Traces of prompts that no server answered."""
     unclosed: int = 0
-    """That came to their end without the end marker."""
+    """Traces that came to their end without the end marker."""
 
     def __add__(self, other: Counts) -> Counts:
         names = [field.name for field in fields(self)]
@@ -143,11 +143,11 @@ def _warnings(config: CollectConfig, counts: Counts) -> Iterator[str]:
 
 
 def check_early(config: CollectConfig, counts: Counts, max_tokens: int, of: int) -> None:
-    """Look at the first traces as `finish` will at all ``of`` them: what is so far off that the others can hardly make
-    up for it ends the run, and less is a warning.
+    """Check the first traces as `finish` will check all ``of`` them. What is so far off that the others can hardly make
+    up for it ends the run; anything less is a warning.
 
     Raises:
-      CollectError: it is so far off. All that was collected stays.
+      CollectError: the traces are so far off. All that was collected stays.
     """
     try:
         _check(config, counts, max_tokens)

@@ -1,7 +1,7 @@
 """One prompt becomes one trace: its text, then trials at its boundaries, one after the other.
 
-A trace has one request in flight at any time, so the prefixes of its boundaries never exist side by side; that engines
-are busy comes from many traces at once.
+A trace has one request in flight at any time, so the prefixes of its boundaries never exist side by side; many traces
+at once keep an engine busy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from specexit.method.splits import FastTokenizer, behind
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, TrialConfig
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
-from torch_specexit.collecting.work import Ask, Decoding, sampling_of, trial_of
+from torch_specexit.collecting.work import Ask, Decoding, longest, sampling_of, trial_of
 
 Report = Callable[..., None]
 """Called with counts of what was just done: generated= (traces written), tokens=."""
@@ -41,7 +41,7 @@ class Response:
     finish_reason: str
 
     def wrong_logprob(self) -> float | None:
-        """The first log-probability that is none, NaN among them; rounded ones may be a little above 0."""
+        """The first value that is no log-probability, such as NaN; else None. Rounded ones may be just above 0."""
         return next((value for value in self.logprobs if not value <= math.log(MOST_CONFIDENCE)), None)
 
 
@@ -64,35 +64,41 @@ class _Trial:
     tokens: int
 
 
-def encoded(chat: Any, tokenizer: FastTokenizer, target: TargetConfig, prompt: Prompt) -> list[int]:
+def encoded(chat: Any, tokenizer: FastTokenizer, target: TargetConfig, prompt: Prompt, length: int) -> list[int]:
     """Token ids of a prompt, its thinking opened.
 
+    Args:
+      chat, tokenizer: the target's.
+      target: the model.
+      prompt: what is asked.
+      length: tokens that prompt and response may have, see `longest`.
+
     Raises:
-      InputError: they leave the model no room for a single token, or the chat template refuses the prompt.
+      InputError: they leave no room for a single token, or the chat template refuses the prompt.
     """
     messages = prompt.messages or ({"role": "user", "content": prompt.text},)
     try:
         ids = prompt_ids(chat, tokenizer, target, messages)
     except InputError as error:
         raise InputError(f"prompt {prompt.id!r}: {error}") from error
-    if len(ids) >= target.max_model_len:
+    if len(ids) >= length:
+        whose = f"target {target.name}'s" if length == target.max_model_len else "engine.extra's"
         raise InputError(
-            f"prompt {prompt.id!r} is {len(ids)} tokens long, "
-            f"expected fewer than target {target.name}'s max_model_len {target.max_model_len}"
+            f"prompt {prompt.id!r} is {len(ids)} tokens long, expected fewer than {whose} max_model_len {length}"
         )
     return ids
 
 
-def check_lengths(target: TargetConfig, asks: Sequence[Ask]) -> None:
-    """Find the prompt that is too long before an engine starts, and not when its turn comes.
+def check_lengths(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
+    """Check every prompt's length before an engine starts, and not when its turn comes.
 
     Raises:
-      InputError: see `encoded`.
+      InputError: one is too long, see `encoded`.
     """
-    chat, tokenizer = load_chat_tokenizer(target), target.tokenizer()
+    chat, tokenizer, length = load_chat_tokenizer(target), target.tokenizer(), longest(config, target)
     for ask in asks:
         if ask.sample == 0:
-            encoded(chat, tokenizer, target, ask.prompt)
+            encoded(chat, tokenizer, target, ask.prompt, length)
 
 
 class Tracer:
@@ -108,16 +114,16 @@ class Tracer:
     def __init__(self, config: CollectConfig, target: TargetConfig, engine: Engine, report: Report):
         self.config, self.target, self.engine, self.report = config, target, engine, report
         self.chat, self.tokenizer = load_chat_tokenizer(target), target.tokenizer()
-        self.think = target.think_tokens()
+        self.think, self.length = target.think_tokens(), longest(config, target)
         self.sampling = sampling_of(config, target)
 
     async def trace(self, ask: Ask) -> Trace:
-        """One row, complete.
+        """Ask a prompt, and try the boundaries of what is written; returns the complete row.
 
         Raises:
           InputError: the prompt is longer than the model allows.
         """
-        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt)
+        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt, self.length)
         seed = ask.seed(self.config.seed)
         how = Decoding(**self.sampling.model_dump(), seed=seed if self.sampling.temperature else None)
         response = await self._generate(ids, how)
@@ -131,14 +137,14 @@ class Tracer:
 
     async def unanswered(self, ask: Ask) -> Trace:
         """The row of a prompt that no engine answers: nothing was written."""
-        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt)
+        ids = encoded(self.chat, self.tokenizer, self.target, ask.prompt, self.length)
         nothing = Response([], [], FAILED)
         trace = await self._without_trials(ask, ids, ask.seed(self.config.seed), nothing)
         return replace(trace, trial=self._how(trial_of(self.config, self.target, trace.answer_kind), []))
 
     async def _generate(self, ids: list[int], how: Decoding) -> Response:
-        """A response, its length cut to what the model has room for."""
-        room = self.target.max_model_len - len(ids)
+        """A response, no longer than there is room for; empty, with ``length``, where it has none."""
+        room = self.length - len(ids)
         if room < 1:
             return Response([], [], "length")
         response = await self.engine.generate(ids, replace(how, max_tokens=min(how.max_tokens, room)))
@@ -146,7 +152,7 @@ class Tracer:
         return response
 
     async def _without_trials(self, ask: Ask, prompt: list[int], seed: int, response: Response) -> Trace:
-        """A trace whose boundaries are not judged yet; none where it has no answer to compare with."""
+        """A trace whose boundaries are not judged yet. It has none where there is no answer to compare trials with."""
         ids, end, asked, columns = response.ids, self.think.end, ask.prompt, ask.columns(self.target)
         n_think = ids.index(end) if end in ids else len(ids)
         kind = columns["answer_kind"]
@@ -175,8 +181,8 @@ class Tracer:
     async def _judge(self, ask: Ask, trace: Trace, how: TrialConfig, own: list[float]) -> Trace:
         """Run the trials that are needed and fill in their verdicts.
 
-        At the natural end the answer is known: it is the trace's own. There, only the confidence is asked for, and only
-        where a forced trial would give another one than the trace's own answer.
+        At the natural end the answer is known: it is the trace's own. A trial is made there only where a text is
+        forced, and only for its confidence, which then is not that of the trace's own answer.
         """
         n, tried, free = len(trace.boundaries), {}, []
         if n and trace.boundaries[-1] == len(trace.think_ids):
@@ -226,7 +232,8 @@ class Tracer:
         return _Trial(answer, "agrees" if agrees else "differs", confidence, tokens)
 
     async def _statement(self, prefix: list[int], how: TrialConfig) -> Response:
-        """What is written behind the forced text, gone on with where the engine stopped in the midst of an answer."""
+        """What the model writes behind the forced text. Where a stop comes in the midst of an answer, it is asked to go
+        on."""
         ids, logprobs = [], []
         while True:
             piece = await self._generate([*prefix, *ids], Decoding(how.max_tokens - len(ids), stop=how.stop))
@@ -249,7 +256,7 @@ class Tracer:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) < self.config.free_share * 2**32
 
     async def _agree(self, ask: Ask, kind: str, a: str | None, b: str | None) -> bool:
-        """`specexit.data.answers.agree`; what takes time is done beside the engine."""
+        """`specexit.data.answers.agree`, in a thread where it takes time, so that the engine goes on."""
         plainly = plainly_same(a, b, kind)
         if plainly is not None:
             return plainly

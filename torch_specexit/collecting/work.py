@@ -39,12 +39,12 @@ class Ask:
     sample: int
 
     def seed(self, seed: int) -> int:
-        """Seed of this very sample, whatever else is collected beside it."""
+        """Seed of this very sample, made of the run's ``seed``, whatever else is collected beside it."""
         text = f"{seed}/{self.prompt.id}/{self.sample}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
     def columns(self, target: TargetConfig) -> dict[str, Any]:
-        """Those of its trace that say what was asked, and how the answer is judged."""
+        """The trace's columns that say what was asked, and how the answer is judged."""
         prompt = self.prompt
         return {
             "id": prompt.id,
@@ -59,12 +59,12 @@ class Ask:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """For a process elsewhere."""
+        """The ask as JSON, for another process."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Ask:
-        """What `to_json` gave."""
+        """The ask that `to_json` gave."""
         prompt = dict(data["prompt"])
         for key in ("messages", "choices"):
             prompt[key] = None if prompt[key] is None else tuple(prompt[key])
@@ -88,7 +88,7 @@ def all_asks(config: CollectConfig, target: TargetConfig) -> list[Ask]:
 
 
 def _with_plain_reference(prompt: Prompt, target: TargetConfig) -> Prompt:
-    """A prompt whose reference can be compared without its options: of a choice, the letter and not the text."""
+    """The prompt, its reference comparable without its options: of a choice, the letter and not the text."""
     if prompt.reference is None:
         return prompt
     answers = kind(prompt.answer_kind or target.answer_kind)
@@ -117,10 +117,12 @@ def chunks(config: CollectConfig, asks: Sequence[Ask]) -> list[Chunk]:
     """
     starts = range(0, len(asks), config.chunk)
     number, of = config.part
+    if of > len(asks):
+        raise ConfigError(f"shard is {config.shard}, but there are {len(asks)} traces; expected so many shards at most")
     if of > len(starts):
         raise ConfigError(
             f"shard is {config.shard}, but {len(asks)} traces in chunk={config.chunk} are {len(starts)} files; "
-            f"expected chunk of at most {max(1, len(asks) // of)}"
+            f"expected chunk of at most {(len(asks) - 1) // (of - 1)}"
         )
     found = [Chunk(i, start, asks[start : start + config.chunk]) for i, start in enumerate(starts)]
     return found[number::of]
@@ -139,12 +141,12 @@ class Decoding:
 
 
 NO_EXITS = {"specexit": False}
-"""What every request says: a server or an engine with a SpecExit draft would end its thinking early, and then no exit
-could be seen to change an answer. vLLM without the plug-in passes it over."""
+"""What every request says. A server or an engine with a SpecExit draft would otherwise end the thinking early, and no
+exit could be seen to change an answer. vLLM without the plug-in ignores it."""
 
 
 def gpus_each(config: CollectConfig) -> int:
-    """GPUs that an engine takes: what vLLM spreads a model over."""
+    """Number of GPUs that an engine takes, over which vLLM spreads the model."""
     spread = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
     return math.prod(config.engine.extra.get(name, 1) for name in spread)
 
@@ -152,7 +154,7 @@ def gpus_each(config: CollectConfig) -> int:
 def engine_room(config: CollectConfig, todo: int, engines: int) -> int:
     """Traces that each of several engines has under way: a quarter more than fit its batch, as trials are short.
 
-    A full engine would take what the others could do as well: while there is little to do, it is spread.
+    Where there are fewer traces than that, all engines get an equal share: one that is full would leave others idle.
     """
     room = config.engine.max_num_seqs + max(1, config.engine.max_num_seqs // 4)
     return min(room, -(-todo // engines))
@@ -206,7 +208,7 @@ def _check_trainable(target: TargetConfig) -> None:
 
 
 def check_positions(config: CollectConfig, target: TargetConfig) -> None:
-    """Refuse what an engine of one's own refuses, a length beyond the model's positions; it can be told otherwise.
+    """Refuse a length beyond the model's positions, as an engine of one's own would unless it is told otherwise.
 
     Raises:
       ConfigError: the target's ``max_model_len`` is larger.
@@ -221,8 +223,16 @@ def check_positions(config: CollectConfig, target: TargetConfig) -> None:
         )
 
 
+def longest(config: CollectConfig, target: TargetConfig) -> int:
+    """Tokens that a text may have, prompt and response: the target's, or what the run's own engines read, if less."""
+    own = config.engine.extra.get("max_model_len")
+    if config.endpoints or not isinstance(own, int) or own < 1:  # -1 or a word such as auto: vLLM chooses by itself
+        return target.max_model_len
+    return min(own, target.max_model_len)
+
+
 def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
-    """What would go wrong hours later, found before anything starts.
+    """Check, before anything starts, for what would otherwise go wrong hours later.
 
     Raises:
       ConfigError: the model cannot be read or trained on, the target does not say how it is asked, or several samples

@@ -1,7 +1,7 @@
 """One engine of ``specexit collect``, a process of its own: asks come in, traces go out, one JSON object per line.
 
-The first line of its input holds the config, the last one says that there is nothing more; if the input ends before,
-the parent is gone. Lines that carry no trace count what has been done since the last one.
+The first line of its input holds the config, the last one says that there is nothing more; if the input ends before
+that, the parent is gone. Lines of its output that carry no trace count what was done since the line before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Send = Callable[[dict[str, Any]], None]
 
 
 def _channel() -> Send:
-    """Take the process's output for messages alone; what vLLM prints goes where errors go."""
+    """Keep stdout for messages alone, and have vLLM print to stderr; returns what sends a message."""
     stream = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -39,7 +39,7 @@ Asks = asyncio.Queue[dict[str, Any] | None]
 
 
 def _read(loop: asyncio.AbstractEventLoop, asks: Asks) -> None:
-    """Pass the input on; leave at once when the parent's end of the pipe closes, even if it was killed."""
+    """Pass the input on; end the process at once when the parent's end of the pipe closes, even if it was killed."""
     for line in sys.stdin:
         message = json.loads(line)
         loop.call_soon_threadsafe(asks.put_nowait, None if message.get("done") else message)
@@ -70,17 +70,17 @@ async def _work(engine: LocalEngine, tracer: Tracer, asks: Asks, send: Send) -> 
 
 
 def main() -> None:
-    """Do what the parent asks for."""
+    """Trace what the parent asks for, until it says that there is nothing more."""
     send = _channel()
     config = CollectConfig.model_validate(json.loads(sys.stdin.readline())["config"])
     target = load_target_config(config.target)
     with asyncio.Runner() as runner:
         asks: Asks = asyncio.Queue()
-        # From here on, as an engine takes minutes to start.
+        # Before the engine starts, which takes minutes: the parent may be gone meanwhile.
         threading.Thread(target=_read, args=(runner.get_loop(), asks), daemon=True).start()
         try:
             engine = LocalEngine(config, target)
-        except InputError as error:  # which says all that there is
+        except InputError as error:  # whose message says all that there is
             sys.exit(str(error))
         tracer = Tracer(config, target, engine, lambda **counts: send(counts))
         runner.run(_work(engine, tracer, asks, send))

@@ -91,7 +91,7 @@ def draft_tensors(
 
 
 def layer_fit(small: DraftConfig, fit: Fit) -> Fit:
-    """Where the draft's own layer goes, whose heads and MLP need not be those of its target's layers.
+    """Where the draft's own layer goes: its heads and MLP need not have the sizes of its target's.
 
     Raises:
       StandInError: they do not fit.

@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from specexit.config import write_text
 
 SHARD_BYTES = 1 << 30
-"""A shard is in memory twice while it is written."""
+"""Bytes of a shard, which is in memory twice while it is written."""
 
 
 def write_shards(
@@ -25,7 +25,7 @@ def write_shards(
     """Write ``model-*.safetensors`` and their index; yields each tensor's name once it is made.
 
     Args:
-      folder: is there.
+      folder: an existing one.
       makers: name -> what makes the tensor, in the order of the file.
       dtype: of the file.
       shard_bytes: a shard ends with the tensor that reaches it.

@@ -26,7 +26,7 @@ SPARE = 2.0**-13
 """What the spare channel holds: so little that the norms do not see it, and a power of two, so that nothing rounds."""
 
 SPARE_SCALE = 2.0**24
-"""Of the last norm in the spare channel."""
+"""Scale of the last norm in the spare channel."""
 
 OUT_OF_REACH = -64.0
 """Row entry of an unknown token in the spare channel. Its logit is ``-2**17 / rms`` of the last residual stream."""
@@ -65,7 +65,7 @@ class Shape:
         """From the fields of a ``config.json``.
 
         Raises:
-          StandInError: another architecture, or a size is missing or none.
+          StandInError: another architecture, or a size is missing or no number above 0.
         """
         found = fields.get("architectures")
         if found != ["Qwen3ForCausalLM"]:
@@ -87,7 +87,7 @@ class Shape:
         return size
 
     def fields(self) -> dict[str, Any]:
-        """The same for a ``config.json``."""
+        """The sizes as fields of a ``config.json``."""
         return {theirs: getattr(self, ours) for ours, theirs in NAMES.items()} | {"tie_word_embeddings": self.tied}
 
 
@@ -142,7 +142,8 @@ class Fit:
 
     @cached_property
     def kv_sources(self) -> list[int]:
-        """The small model's head of each key-value head that is used; repeated where its group is too large."""
+        """For each key-value head that is used, the small model's that it holds; repeated where a group of query heads
+        needs several."""
         group, room = self.small.heads // self.small.kv_heads, self.large.heads // self.large.kv_heads
         return [head for head in range(self.small.kv_heads) for _ in range(-(-group // room))]
 
@@ -158,10 +159,10 @@ class Fit:
 
     @cached_property
     def reads(self) -> list[int]:
-        """Of the layers in ``readable``, the index of the one that stands for each in ``read``.
+        """For each layer in ``read``, the index in ``readable`` of the layer that stands for it.
 
         Raises:
-          StandInError: there are fewer.
+          StandInError: ``readable`` has fewer.
         """
         if len(self.read) > len(self.readable):
             raise StandInError(
@@ -173,7 +174,7 @@ class Fit:
 
     @cached_property
     def places(self) -> list[int]:
-        """The large model's layer of each of the small one's.
+        """For each layer of the small model, the large one's that holds it.
 
         Raises:
           StandInError: too few layers lie between two that the draft reads.

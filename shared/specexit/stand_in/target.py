@@ -70,7 +70,7 @@ def target_tensors(weights: Weights, fit: Fit, noise: Noise) -> Makers:
 
 
 def embedding(rows: Matrix, fit: Fit, noise: Noise) -> Matrix:
-    """The token embedding, which is the head at once where the two are tied."""
+    """The token embedding, which is the head as well where the two are tied."""
     large = noise(fit.large.vocab, fit.large.hidden)
     known = len(rows)
     large[:known] = 0
@@ -107,7 +107,7 @@ def attention(small: Weights, fit: Fit, noise: Noise, *, twice: bool) -> Makers:
     """An attention block.
 
     Scores are divided by the root of the head's size, so queries grow by ``sqrt(D / d)``. Norms of queries and keys
-    (Qwen3) see more dimensions than are used, which lets both grow like that already; the keys are taken back.
+    (Qwen3) see more dimensions than are used, which makes both grow by as much: the keys are scaled back.
 
     Args:
       small: the layer's tensors.
@@ -135,7 +135,7 @@ def attention(small: Weights, fit: Fit, noise: Noise, *, twice: bool) -> Makers:
 
     def output() -> Matrix:
         large = noise(fit.large.hidden, fit.large.heads * size)
-        with_values = len(fit.kv_sources) * fit.large.heads // kv  # which a query head has, whether it is used or not
+        with_values = len(fit.kv_sources) * fit.large.heads // kv  # query heads with values, used or not
         for place in range(with_values):
             large[:, place * size + dims] = 0
         for source, place in enumerate(fit.query_places):

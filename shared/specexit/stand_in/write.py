@@ -27,6 +27,7 @@ from specexit.stand_in.draft import carried_policy, draft_config, draft_tensors
 from specexit.stand_in.files import parameters, write_shards
 from specexit.stand_in.shape import Fit, Shape, StandInError, eagle3_layers
 from specexit.stand_in.target import Noise, Weights, target_tensors
+from specexit.trainable import FULL, unimplemented
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def stand_in(config: StandInConfig) -> Written:
     """Write ``target/``, ``target.yaml``, ``run.yaml`` and, where a draft is given, ``draft/``.
 
     Raises:
-      StandInError: a model is no dense Qwen3, or the small one does not fit into the large one.
+      StandInError: a model is no dense Qwen3, the small one has layers of another kind than full attention, or does not
+        fit into the large one.
       ConfigError: a target, or the shape, is not there.
       DraftError: the draft cannot be used, or belongs to another target.
       FileExistsError: the output folder is not empty.
@@ -55,6 +57,8 @@ def stand_in(config: StandInConfig) -> Written:
         check_target(drafted[0], config.draft, source.hf_config(), source.name)
     read = drafted[0].eagle_aux_hidden_state_layer_ids if drafted else source.aux_layers
     small_shape, large_shape = Shape.read(source.hf_config(), source.name), Shape.read(fields, name)
+    if (why := unimplemented(source.hf_config())) is not None:
+        raise StandInError(f"{source.name}: {why}")
     try:
         fit = Fit(small_shape, large_shape, tuple(read), readable)
     except StandInError as error:
@@ -92,6 +96,7 @@ def read_shape(shape: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:
 
     Raises:
       ConfigError: neither is there.
+      StandInError: a ``config.json`` does not say how many layers there are.
     """
     path = Path(os.path.expanduser(shape))
     if path.suffix == ".json" or path.is_dir():
@@ -138,6 +143,9 @@ def _write_target(
     small = source.hf_config()
     own = {"rms_norm_eps": small["rms_norm_eps"] * fit.norm**2, "torch_dtype": config.dtype}
     own["max_position_embeddings"] = fields.get("max_position_embeddings") or small["max_position_embeddings"]
+    # Where the small one says such things of its layers, as transformers 5 writes them.
+    of_layers = {"layer_types": [FULL] * fit.large.layers, "max_window_layers": fit.large.layers}
+    own |= {key: value for key, value in of_layers.items() if key in small}
     text = json.dumps(small | fit.large.fields() | own, indent=2)
     write_text(folder / "target" / "config.json", text + "\n")
     for path in source.folder.iterdir():

@@ -101,7 +101,7 @@ def describe(family: str, step: Step) -> str:
 
 
 def operations(value: int) -> list[str]:
-    """Those that keep a value within 1..99, the usual ones more often."""
+    """Operations that keep a value within 1..99; the usual ones are repeated, so that they are drawn more often."""
     ops = ["+"] * 4 * (value <= 85) + ["-"] * 4 * (value >= 12) + ["*"] * (3 <= value <= 45)
     return ops + ["/"] * (value % 2 == 0 and value >= 8)
 
@@ -152,7 +152,11 @@ def stream(split: str, seed: int, *, max_steps: int = MAX_STEPS) -> Iterator[Pro
 
 
 def problems(split: str, n: int, *, seed: int = 0) -> list[Problem]:
-    """The first ``n`` distinct problems of a split."""
+    """The first ``n`` distinct problems of a split.
+
+    Raises:
+      ValueError: see `stream`.
+    """
     distinct: dict[str, Problem] = {}
     for problem in stream(split, seed):
         distinct.setdefault(problem.question, problem)

@@ -66,7 +66,7 @@ class Exercise(ABC):
 
 @dataclass(frozen=True)
 class Line:
-    """A chain of steps, calculated: the values before and behind each."""
+    """A chain of steps and its values."""
 
     start: int
     steps: tuple[Step, ...]
@@ -87,7 +87,7 @@ class Line:
 
 
 def draw_checks(rng: random.Random, written: Mapping[str, str], n: int) -> list[str]:
-    """``n`` different ones of the checks of a family, in random order: so a model can learn when to stop.
+    """``n`` different checks of a family, in random order. None comes twice, so that a model can learn when to stop.
 
     Args:
       rng: where chance comes from.
@@ -103,7 +103,7 @@ def draw_steps(rng: random.Random, names: list[str], *, nines: float = 0.0) -> L
     Args:
       rng: where chance comes from.
       names: of the values, the start's first.
-      nines: share of additions that add 9, which a first pass gets wrong where there is a carry; else none does.
+      nines: share of additions that add 9, which a first pass gets wrong where there is a carry; others add 2 to 8.
     """
     start = value = rng.randint(3, 60)
     steps = []

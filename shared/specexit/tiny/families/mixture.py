@@ -26,7 +26,7 @@ def stream(split: str, seed: int, *, shares: Mapping[str, float] | None = None) 
     Args:
       split: whose problems.
       seed: where chance comes from.
-      shares: of each of `FAMILIES`, by default the ones that stand there.
+      shares: of the families, by name; by default those in `FAMILIES`.
 
     Raises:
       ValueError: ``split`` is not one of `specexit.tiny.tasks.SPLITS`.
@@ -43,7 +43,11 @@ def stream(split: str, seed: int, *, shares: Mapping[str, float] | None = None) 
 
 
 def exercises(split: str, n: int, *, seed: int = 0) -> list[Exercise]:
-    """The first ``n`` distinct problems of a split."""
+    """The first ``n`` distinct problems of a split.
+
+    Raises:
+      ValueError: see `stream`.
+    """
     distinct: dict[str, Exercise] = {}
     for exercise in stream(split, seed):
         distinct.setdefault(exercise.question, exercise)

@@ -16,14 +16,14 @@ from specexit.tiny.tasks import LETTERS, Step
 
 @dataclass(frozen=True)
 class Program(Exercise):
-    """Assignments, each of the value before, and what is printed of the last one that matters."""
+    """Assignments, each made of the value before it; what is printed comes from the last one that matters."""
 
     line: Line
     root: str
     n_needed: int
     """Assignments up to the printed value; what follows them does not matter."""
     parity: bool
-    """Whether the value is printed, or whether it is even."""
+    """Whether the program prints if the value is even, and not the value itself."""
 
     kind = "text"
 
