@@ -204,7 +204,7 @@ def _shared(config: CalibrateConfig) -> dict[str, Any]:
 
 
 def _boldest(sample: Sample, claims: Sequence[Claim], judged: Sequence[Judged]) -> tuple[Claim, Certified | None]:
-    """The first of the claims of which a policy can be certified, with that policy; else the last one."""
+    """The first claim under which a policy can be certified, with that policy; else the last claim, with None."""
     for claim in claims[:-1]:
         found = certify(sample, claim, judged)
         if found is not None:
@@ -213,7 +213,7 @@ def _boldest(sample: Sample, claims: Sequence[Claim], judged: Sequence[Judged]) 
 
 
 def _claims(sample: Sample, config: CalibrateConfig, epsilon: float, compared: Sequence[Judged] | None) -> list[Claim]:
-    """What is to be shown: of whole answers where the comparisons carry it, and else of trial answers."""
+    """The claims to try in order: on whole answers where there are enough comparisons, then on trial answers."""
     bare = _of_trials(config, epsilon, compared=compared is not None)
     if config.label_noise == "require" and compared is None:
         raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
@@ -404,7 +404,7 @@ def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
 
 
 def _first(sample: Sample, judged: Sequence[Judged], claim: Claim) -> str:
-    """What the first cut would cost, where none is certified; nothing where none is without an error."""
+    """The price of the first policy that cuts some trace without an error, as a sentence; empty where none does."""
     for i, one in enumerate(judged):
         if one.sound:
             cut = 1 - one.sums.kept / one.sums.full
@@ -413,7 +413,7 @@ def _first(sample: Sample, judged: Sequence[Judged], claim: Claim) -> str:
 
 
 def _next(sample: Sample, judged: Sequence[Judged], chosen: int, claim: Claim) -> str:
-    """What the next point of cut would cost."""
+    """The price of cutting `NEXT_CUT` more, as a sentence; empty where no bolder policy does."""
     for i in range(chosen + 1, len(judged)):
         more = (judged[chosen].sums.kept - judged[i].sums.kept) / judged[i].sums.full
         if more < NEXT_CUT:

@@ -1,7 +1,8 @@
 """How many prompts of a sample a policy gets wrong, counted over blocks of their traces.
 
-An exit at an undecided trial is an error. Beside the errors stand the prompts whose answer was also written in full at
-the very boundary where the policy ends their thinking: there a trial can be contradicted.
+An exit at an undecided trial counts as a changed answer, and never as a right one. Besides the errors, this file counts
+the prompts whose answer was also written in full at the very boundary where the policy ends their thinking: there it
+can contradict the trial.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ class Counts:
     errors: float
     """Their losses, added up: of each the share of its traces that err."""
     asked: int = 0
-    """Prompts whose answer was also written in full where the policy exits."""
+    """Prompts whose answer was also written in full where the policy exits; at the first trial if it does not exit."""
     contradicted: int = 0
-    """Of these, those of which a trial agrees with the trace's answer, and the answer written in full does not."""
+    """Those of them whose trial agrees with the trace's answer while the answer written in full does not, or never
+    came; and those that exit where nothing was tried."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class _Losses:
             np.add.at(self.of(size).T, groups[here], errors[:, here].T)
 
     def of(self, size: int) -> Int[np.ndarray, "policies groups"]:
-        """Those whose prompts have so many traces."""
+        """The traces that err of prompts with so many traces."""
         return self._wrong.setdefault(size, np.zeros(self._shape, np.int64))
 
     def counted(self) -> Float[np.ndarray, "policies groups"]:
@@ -147,15 +149,16 @@ class _Losses:
 
 
 class _Contradictions:
-    """Trials and answers written in full, where policies exit: elsewhere they say nothing of a policy's risk.
+    """Compares trials with answers written in full where policies exit: elsewhere they say nothing of a policy's risk.
 
-    Chance chose which of the boundaries that were tried were asked, so the prompts asked there are a sample of all
-    prompts. For a trace that does not exit, or errs by its trial already, the first trial's boundary stands, and
-    nothing can contradict. It also stands for an exit at a boundary whose verdict was inferred, where nothing could be
-    asked; such an exit counts as contradicted, and so does one whose answer in full never came.
+    At which of the tried boundaries an answer was also written in full ("asked") was left to chance, so the prompts
+    that were asked where a policy exits are a random sample of all prompts. A trace that does not exit, or whose trial
+    at the exit errs already, counts as asked if its first trial's boundary was, and cannot contradict. A trace that
+    exits at a boundary without a trial, where nothing could be asked, likewise counts by its first trial, but as
+    contradicted; so does one whose answer in full never came.
 
-    Of more traces some are asked sooner than of one. So that prompts of many, which may be the easy ones, are not asked
-    more often than others, as many of each are looked at as the prompt with fewest has.
+    A prompt with many traces is asked more often than one with a single trace, and may be an easier one. So of every
+    prompt only as many traces are looked at as the prompt with the fewest has.
 
     Of each prompt that was asked anywhere, two bits for every policy lie on the disk.
     """
@@ -197,7 +200,7 @@ class _Contradictions:
         return any(self._taken.add(hash((prompt.hash, i))) for i in range(self._fewest))
 
     def _bits_of(self, key: int) -> np.ndarray:
-        """What is known of a prompt."""
+        """The packed bits of a prompt so far; zeros where there are none."""
         found = self._file.first("select bits from prompts where hash = ?", key)
         return np.frombuffer(found[0], np.uint8) if found else np.zeros(1, np.uint8)
 
@@ -212,9 +215,9 @@ class _Contradictions:
 
 
 def _written_in_full(replay: Replay) -> Int[np.ndarray, "asked 3"]:
-    """Boundaries where the answer was written in full too: number of the trace, thinking tokens there, and
-    `FreeTrial.same` (-1 where it is not known). 0 tokens stand for the first boundary that was tried, which is there
-    under its own as well."""
+    """Boundaries where the answer was also written in full: number of the trace, thinking tokens there, and
+    `FreeTrial.same` (-1 where it is not known). The first boundary that was tried has two rows: one with its own
+    tokens, and one with 0."""
     found = []
     for i, trace in enumerate(replay.traces):
         first = first_trial(trace.boundary_state)

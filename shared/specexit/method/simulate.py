@@ -97,11 +97,11 @@ class Simulation(Part):
     left_out: dict[str, int] = Field(default={})
     """Reason -> traces that cannot judge."""
     inputs: dict[str, str] = Field(default={})
-    """``traces`` and ``draft.weights`` -> hash of what was replayed; none in files of before."""
+    """``traces`` and ``draft.weights`` -> hash of what was replayed; empty in files of older versions."""
 
 
 def point_of(sums: Sums, policy: Policy | None, setting: str = "") -> Point:
-    """Shares of sums."""
+    """The shares that sums over traces make."""
     return Point(
         policy=policy,
         setting=setting,
@@ -119,7 +119,7 @@ def summarise(replay: Replay, policy: Policy | None, outcome: Outcome) -> Point:
 
     Args:
       replay: the traces.
-      policy: that had this outcome, if it is one.
+      policy: the one with this outcome; None where no policy has it.
       outcome: what happened to each trace.
     """
     return point_of(sums_of(replay, outcome), policy)
@@ -237,7 +237,7 @@ class Known(NamedTuple):
 
 
 def _known(traces: Outlines) -> dict[str, Known]:
-    """Of each task, by name: one question, as there may be thousands of tasks."""
+    """What is known of each task, by name, in one query: there may be thousands of tasks."""
     names = list(traces.texts["task"])
     asked = "task, count(*), count(distinct prompt), sum(not throughout), sum(not is_known)"
     found = {names[task] or "": Known(*numbers) for task, *numbers in traces.ask(asked, "group by task")}
@@ -325,7 +325,7 @@ def largest(tasks: dict[str, Part]) -> dict[str, Part]:
 
 
 def remarks(simulation: Simulation) -> list[str]:
-    """What its numbers do not say: methods that are not among them, and traces that are not."""
+    """What the numbers leave out, in sentences: methods without any, and traces that are not in them."""
     said = [f"{name} cannot be replayed: {why}" for name, why in simulation.not_replayed.items()]
     if simulation.one_point:
         said.append(_what_is_unknown(simulation))
