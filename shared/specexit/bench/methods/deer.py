@@ -44,6 +44,6 @@ class Deer(Method):
 
 
 def sure_at(trace: Trace, confidence: float) -> int | None:
-    """Where a recorded trace would have exited."""
+    """Index of the boundary at which a recorded trace would exit; None where it would not."""
     pairs = zip(heard_answers(trace)[:-1], trace.boundary_confidence[:-1], strict=True)
     return next((i for i, (answer, sure) in enumerate(pairs) if answer is not None and sure >= confidence), None)

@@ -49,7 +49,7 @@ def is_stable(answers: list[str | None], m: int, kind: str = "math") -> bool:
 
 
 def stable_at(trace: Trace, m: int) -> int | None:
-    """Where a recorded trace would have exited."""
+    """Index of the boundary at which a recorded trace would exit; None where it would not."""
     heard = heard_answers(trace)
     for i in range(m, len(heard)):
         if is_stable(heard[:i], m, trace.answer_kind):
