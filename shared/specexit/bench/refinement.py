@@ -1,5 +1,5 @@
-"""What trials at a few boundaries find of what trials at all of them say: the planner of `collect`, on traces that were
-tried everywhere."""
+"""How much trials at a few boundaries tell of what trials at all of them do: the planner of `collect`, on traces that
+were tried everywhere."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def refinement(traces: Sequence[Tried], boundaries: TrialChoice, stride: int) ->
 
 
 def exits(states: str, tried: Sequence[int]) -> tuple[int, int]:
-    """Exit points, earliest and stable, as the number of the boundary, from trials at some of them."""
+    """Exit points, earliest and stable, from trials at some boundaries: each the number of a boundary, from 1; where
+    none qualifies, the last. An undecided trial interrupts a stable answer here."""
     names = {letter: name for name, letter in LETTERS.items()}
     known = set(tried)
     seen = [names[state] if i in known else "untried" for i, state in enumerate(states)]

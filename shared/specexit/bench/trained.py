@@ -1,4 +1,4 @@
-"""Alternatives of `ablate` that no replay can tell: each trains a draft of its own, whose exits are replayed then.
+"""Alternatives of `ablate` that replays alone cannot compare: for each a draft is trained, and its exits are replayed.
 
 All start from the same recipe, seed and initial weights. A draft that two questions ask for is trained once.
 """
@@ -61,7 +61,7 @@ def train_alternatives(config: TrainedConfig, traces: Path) -> dict[str, dict[st
 
 
 def _folders(config: TrainedConfig) -> dict[Alternative, Path]:
-    """Each alternative once, under the first name that it is asked for by; the recipe as it is under its own."""
+    """The folder of each alternative, named by the first question that asks for it; ``recipe`` for no change."""
     found: dict[Alternative, Path] = {}
     for name, question in config.questions.items():
         for label, alternative in question.variants.items():
