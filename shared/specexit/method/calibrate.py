@@ -59,7 +59,7 @@ from specexit.method.ordered import Ordered
 from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample, one_sampling
-from specexit.method.simulate import Point, point_of
+from specexit.method.simulate import point_of
 from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig, point_name
 from specexit.schemas.target import TargetConfig
@@ -189,7 +189,7 @@ def choose(
             exits=point.exits,
         )
         points.append(OperatingPoint(name=name, policy=policy, certificate=certificate))
-        said = _certified(config, points[-1], point, judged_otherwise(sampling))
+        said = _certified(config, points[-1], judged[found.index], judged_otherwise(sampling))
         remarks.append(said + _next(sample, judged, found.index, claim))
     return points, remarks
 
@@ -379,19 +379,20 @@ def _levels(numbers: Ordered) -> tuple[float, ...]:
     return tuple(round(value, 4) for value in numbers.quantiles(TRAFFIC_LEVELS))
 
 
-def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point, otherwise: str | None) -> str:
+def _certified(config: CalibrateConfig, point: OperatingPoint, judged: Judged, otherwise: str | None) -> str:
     certificate = point.certificate
     assert certificate is not None
+    what = config.risk + _unseen(judged, "; ")
     worst = f" (worst of {len(certificate.groups)} groups)" if certificate.groups else ""
     claim = "" if certificate.answers == "whole" else " of trial answers"
     if claim and certificate.n_whole:
         claim += f" ({certificate.whole_contradictions} of {certificate.n_whole} whole answers contradict them)"
     return (
         f"{config.draft}, {point.name}: exit at validity >= {point.policy.thresholds['validity']:g}. "
-        f"{certificate.errors:g} of {certificate.n} prompts err ({config.risk}); with confidence "
+        f"{certificate.errors:g} of {certificate.n} prompts err ({what}); with confidence "
         f"{confidence(config.delta)}% the risk{claim} is at most {certificate.bound:.2%}{worst} "
         f"(asked: {in_percent(certificate.epsilon)}%)"
-        f"{'' if otherwise is None else f'; {otherwise}'}. Thinking cut {replayed.thinking_cut:.1%}."
+        f"{'' if otherwise is None else f'; {otherwise}'}. Thinking cut {certificate.thinking_cut:.1%}."
     )
 
 
@@ -408,8 +409,8 @@ def _first(sample: Sample, judged: Sequence[Judged], claim: Claim) -> str:
     for i, one in enumerate(judged):
         if one.sound:
             cut = 1 - one.sums.kept / one.sums.full
-            return f" The first {cut:.1%} of cut would {_price(sample, judged, 0, i, claim)}"
-    return ""
+            return f" The first {cut:.1%} of cut would {_price(sample, judged, 0, i, claim)}."
+    return _unseen(judged[-1], " At the boldest one ", ".")
 
 
 def _next(sample: Sample, judged: Sequence[Judged], chosen: int, claim: Claim) -> str:
@@ -418,7 +419,7 @@ def _next(sample: Sample, judged: Sequence[Judged], chosen: int, claim: Claim) -
         more = (judged[chosen].sums.kept - judged[i].sums.kept) / judged[i].sums.full
         if more < NEXT_CUT:
             continue
-        return f" {more:.1%} more would {_price(sample, judged, chosen + 1, i, claim)}"
+        return f" {more:.1%} more would {_price(sample, judged, chosen + 1, i, claim)}."
     return ""
 
 
@@ -426,7 +427,17 @@ def _price(sample: Sample, judged: Sequence[Judged], first: int, last: int, clai
     """What it takes to certify a policy, and those in front of it that are not certified."""
     n = prompts_for(judged, first, last, claim, single=sample.single)
     if n is not None:
-        return f"take about {n} prompts."
-    if lacks_answers(judged[first : last + 1], claim):
-        return "take more answers written in full where it exits (free_share of collect)."
-    return "break the risk that was observed, however many prompts there are."
+        price = f"take about {n} prompts"
+    elif lacks_answers(judged[first : last + 1], claim):
+        price = "take more answers written in full where it exits (free_share of collect)"
+    else:
+        price = "break the risk that was observed, however many prompts there are"
+    return price + _unseen(judged[last], "; ")
+
+
+def _unseen(one: Judged, before: str, behind: str = "") -> str:
+    """How many errors of a policy nobody has seen, and what to do, between two texts; empty where all were seen."""
+    if not one.untried:
+        return ""
+    said = f"{one.untried} traces err as they exit where no answer was tried: collect them anew with boundaries=all"
+    return f"{before}{said}{behind}"

@@ -1,6 +1,7 @@
 """How many prompts of a sample a policy gets wrong, counted over blocks of their traces.
 
-An exit at an undecided trial counts as a changed answer, and never as a right one. Besides the errors, this file counts
+An exit at an undecided trial counts as a changed answer, and never as a right one; one at a boundary that was not tried
+is an error, whatever the trials on both sides say. Besides the errors, this file counts
 the prompts whose answer was also written in full at the very boundary where the policy ends their thinking: there it
 can contradict the trial.
 """
@@ -35,7 +36,7 @@ class Counts:
     """Prompts whose answer was also written in full where the policy exits; at the first trial if it does not exit."""
     contradicted: int = 0
     """Those of them whose trial agrees with the trace's answer while the answer written in full does not, or never
-    came; and those that exit where nothing was tried."""
+    came."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Judged:
     """As in `Sample.sizes`."""
     sound: int = 0
     """Traces whose thinking is cut without an error."""
+    untried: int = 0
+    """Traces that are errors as their exit is at a boundary that was not tried."""
 
     @property
     def n(self) -> int:
@@ -74,7 +77,7 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
     """
     row, shape = {name: i for i, name in enumerate(sample.sizes)}, (len(policies), len(sample.sizes))
     sums, losses, contradictions = [NOTHING] * len(policies), _Losses(shape), _Contradictions(shape, sample.fewest)
-    sound = np.zeros(len(policies), np.int64)
+    sound, untried = np.zeros((2, len(policies)), np.int64)
     check_references(sample, risk)
     for replay in blocks:
         prompts = [sample.prompt_of(trace) for trace in replay.traces]
@@ -83,6 +86,7 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
         sums = [before.plus(sums_of(replay, outcome)) for before, outcome in zip(sums, outcomes, strict=True)]
         errors = np.stack([errors_of(replay, outcome, risk) for outcome in outcomes])
         sound += np.stack([sound_of(replay, *each) for each in zip(outcomes, errors, strict=True)]).sum(axis=1)
+        untried += (errors & np.stack([outcome.inferred for outcome in outcomes])).sum(axis=1)
         losses.add(errors, groups, np.array([prompt.size for prompt in prompts]))
         contradictions.add(replay, outcomes, prompts, groups)
     for group, size, n in sample.barred():
@@ -94,15 +98,18 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
         return Counts(sample.sizes[name], float(loss), int(asked), int(contradicted))
 
     found_of = ({name: counts(i, name) for name in row} for i in range(len(policies)))
-    return [Judged(*each) for each in zip(sums, found_of, sound.tolist(), strict=True)]
+    return [Judged(*each) for each in zip(sums, found_of, sound.tolist(), untried.tolist(), strict=True)]
 
 
 def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
     """Which traces count as errors.
 
     ``accuracy_lost`` counts right answers that turn wrong and forgives none that turn right, so it bounds the net loss.
+    The answer behind a boundary that was not tried is estimated, which is enough for a simulation and for no promise.
     """
-    return outcome.changed if risk == "answer_changed" else (replay.correct == 1) & (outcome.correct != 1)
+    if risk == "answer_changed":
+        return outcome.changed | outcome.inferred
+    return (replay.correct == 1) & ((outcome.correct != 1) | outcome.inferred)
 
 
 def sound_of(replay: Replay, outcome: Outcome, errors: Bool[np.ndarray, " traces"]) -> Bool[np.ndarray, " traces"]:
@@ -152,10 +159,9 @@ class _Contradictions:
     """Compares trials with answers written in full where policies exit: elsewhere they say nothing of a policy's risk.
 
     At which of the tried boundaries an answer was also written in full ("asked") was left to chance, so the prompts
-    that were asked where a policy exits are a random sample of all prompts. A trace that does not exit, or whose trial
-    at the exit errs already, counts as asked if its first trial's boundary was, and cannot contradict. A trace that
-    exits at a boundary without a trial, where nothing could be asked, likewise counts by its first trial, but as
-    contradicted; so does one whose answer in full never came.
+    that were asked where a policy exits are a random sample of all prompts. A trace that does not exit, or whose exit
+    changes the answer or is at a boundary that was not tried, counts as asked if its first trial's boundary was, and
+    cannot contradict. One whose answer in full never came contradicts.
 
     A prompt with many traces is asked more often than one with a single trace, and may be an easier one. So of every
     prompt only as many traces are looked at as the prompt with the fewest has.
@@ -181,10 +187,10 @@ class _Contradictions:
         if not len(whole):
             return
         trace, tokens, same = whole.T
-        sound = np.stack([(o.kept < replay.n_think) & ~o.changed for o in outcomes])
-        at = np.stack([np.where(ok & ~o.inferred, o.kept, 0) for ok, o in zip(sound, outcomes, strict=True)])
+        sound = np.stack([(o.kept < replay.n_think) & ~o.changed & ~o.inferred for o in outcomes])
+        at = np.where(sound, np.stack([o.kept for o in outcomes]), 0)
         asked = tokens == at[:, trace]
-        contradicted = asked & sound[:, trace] & ((tokens == 0) | (same != 1))
+        contradicted = asked & sound[:, trace] & (same != 1)
         bits = np.packbits(np.concatenate([asked, contradicted]), axis=0).T
         found: dict[int, tuple[int, np.ndarray]] = {}
         for i, new in zip(trace.tolist(), bits, strict=True):
