@@ -111,7 +111,7 @@ def left_out(found: Certificate) -> str | None:
 
 
 def provisos(found: Certificate, sampling: Mapping[str, Any] | None) -> str:
-    """What belongs to a certificate's bound wherever it stands alone, as clauses to be put behind it.
+    """What belongs to a certificate's promise wherever it stands alone, as clauses to be put behind it.
 
     Args:
       found: the certificate.

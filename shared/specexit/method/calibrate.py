@@ -390,8 +390,7 @@ def _certified(config: CalibrateConfig, point: OperatingPoint, judged: Judged, o
     return (
         f"{config.draft}, {point.name}: exit at validity >= {point.policy.thresholds['validity']:g}. "
         f"{certificate.errors:g} of {certificate.n} prompts err ({what}); with confidence "
-        f"{confidence(config.delta)}% the risk{claim} is at most {certificate.bound:.2%}{worst} "
-        f"(asked: {in_percent(certificate.epsilon)}%)"
+        f"{confidence(config.delta)}% the risk{claim} is at most {in_percent(certificate.epsilon)}%{worst}"
         f"{'' if otherwise is None else f'; {otherwise}'}. Thinking cut {certificate.thinking_cut:.1%}."
     )
 

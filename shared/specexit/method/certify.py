@@ -267,6 +267,7 @@ def _times(part: Counts, claim: Claim, *, single: bool) -> float | None:
 
 
 def _bound(part: Counts, claim: Claim, *, single: bool) -> float:
+    """Upper confidence bound of a policy's risk in a group, had the policy been named beforehand."""
     delta = claim.counted_delta
     bound = (
         binomial_upper_bound(round(part.errors), part.n, delta)
