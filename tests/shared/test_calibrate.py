@@ -439,3 +439,5 @@ def test_the_smallest_budget_within_the_tolerance(make_trace):
     ]
     assert calibrate_budget(traces, 0.1) == 0
     assert calibrate_budget(traces, 0.05) == 5  # more than 4, so that the exit is at the boundary behind 7
+    told = [traces[i > 10] if i >= 10 else make_trace(id=str(i), reference="8", correct=False) for i in range(100)]
+    assert calibrate_budget(told, 0.01) == 0  # 0.9 - 0.89 is more than 0.01, in floating-point numbers
