@@ -30,7 +30,12 @@ class Deer(Method):
 
     @classmethod
     def tuned(cls, tuning: Tuning) -> Deer:
-        """The lowest threshold within the tolerance."""
+        """The lowest threshold within the tolerance.
+
+        Raises:
+          MethodError: there are no traces to choose it on, or they were not tried at every boundary.
+        """
+        tuning.check_heard(cls.name)
         return cls(tuning.boldest(cls.name, THRESHOLDS, sure_at))
 
     def respond(self, problem: Problem, marks: Marks) -> Asks:

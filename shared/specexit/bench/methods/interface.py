@@ -124,6 +124,22 @@ class Tuning:
     beyond: dict[str, float] = field(default_factory=dict)
     """Methods none of whose candidates is within the tolerance, and what the first of them loses on the traces."""
 
+    def check_heard(self, name: str) -> None:
+        """Refuse traces that do not say what a method hears that asks at every boundary.
+
+        Args:
+          name: of the method, for messages.
+
+        Raises:
+          MethodError: there are boundaries that were not tried.
+        """
+        gaps = sum("untried" in trace.boundary_state for trace in self.traces)
+        if gaps:
+            raise MethodError(
+                f"method {name} asks at every boundary, but {gaps} of {len(self.traces)} of calibration_traces have "
+                "boundaries that were not tried: expected traces that were collected with boundaries=all"
+            )
+
     def boldest(self, name: str, candidates: Sequence[Any], exit_of: Callable[[Trace, Any], int | None]) -> Any:
         """The candidate that saves the most thinking within the tolerance; the first where none is within it, which
         `beyond` then tells.

@@ -23,7 +23,12 @@ class Stability(Method):
 
     @classmethod
     def tuned(cls, tuning: Tuning) -> Stability:
-        """The smallest m within the tolerance."""
+        """The smallest m within the tolerance.
+
+        Raises:
+          MethodError: there are no traces to choose it on, or they were not tried at every boundary.
+        """
+        tuning.check_heard(cls.name)
         return cls(tuning.boldest(cls.name, (6, 5, 4, 3, 2), stable_at))
 
     def respond(self, problem: Problem, marks: Marks) -> Asks:
