@@ -79,7 +79,7 @@ def stating(steps: Iterable[str], answer: str | None) -> list[int]:
 
 
 def boundaries_tried(
-    agrees: Sequence[bool],
+    agrees: Sequence[bool | None],
     how: TrialChoice,
     stride: int,
     stated: Sequence[int] = (),
@@ -88,7 +88,7 @@ def boundaries_tried(
     """Indices of the boundaries that are tried where a trial at each would say ``agrees``.
 
     Args:
-      agrees: whether it would agree, by boundary.
+      agrees: whether it would agree, by boundary; None where it would be cut off.
       how, stride, stated: see `next_boundary`.
       known: boundaries whose verdict is there before the first trial, such as the natural end.
 
