@@ -102,5 +102,9 @@ def _ranges(starts: Int[np.ndarray, " k"], counts: Int[np.ndarray, " k"]) -> Int
 
 
 def relative_cut(base: Shaped[np.ndarray, " n"], ours: Shaped[np.ndarray, " n"]) -> float:
-    """Share of the total of ``base`` that ``ours`` saves: it compares totals, and is no mean of ratios."""
-    return float(1 - ours.sum() / base.sum())
+    """Share of the total of ``base`` that ``ours`` saves: it compares totals, and is no mean of ratios.
+
+    It is 0 where the base has nothing to save, as in some draws of few problems.
+    """
+    total = base.sum()
+    return float(1 - ours.sum() / total) if total else 0.0
