@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.config import ConfigError, find, load
+from specexit.data.traces import data_sha256
 from specexit.demo import ALLOCATOR
 from specexit.schemas.ablate import Alternative, TrainedConfig
 from specexit.schemas.train import TrainConfig
@@ -77,7 +78,9 @@ def _overrides(config: TrainedConfig, alternative: Alternative) -> list[str]:
 
 
 def _draft(config: TrainedConfig, recipe: Path, alternative: Alternative, traces: Path, folder: Path) -> TrainedDraft:
-    run, draft, scores, evaluation = (folder / name for name in ("run", "draft", "scores", "evaluation.json"))
+    mark = data_sha256(traces)[:8]  # what other traces, or more of them, have said is no answer
+    evaluation = folder / f"evaluation-{mark}-{config.evaluate_n or 'all'}.json"
+    run, draft, scores = (folder / name for name in ("run", "draft", f"scores-{mark}"))
     _command("train", [str(recipe), *_overrides(config, alternative), f"out={run}"])
     check_finished(run)
     if not evaluation.exists():
