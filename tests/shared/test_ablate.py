@@ -16,7 +16,7 @@ from specexit.cli import run
 from specexit.config import ConfigError
 from specexit.data.rows import infer_agrees
 from specexit.data.scores import Scores, write_scores
-from specexit.data.traces import write_traces
+from specexit.data.traces import data_sha256, write_traces
 from specexit.method.policies.validity import VALIDITY_GRID
 from specexit.method.replay import Replay
 from specexit.report.ablations import ablated
@@ -237,7 +237,7 @@ def test_a_draft_is_trained_for_each_alternative_and_replayed(training, paths, c
             f"run={paths}/drafts/recipe/run",
             f"traces={paths}/traces.parquet",
             "n=9",
-            f"out={paths}/drafts/recipe/evaluation.json",
+            f"out={paths}/drafts/recipe/evaluation-{data_sha256(paths / 'traces.parquet')[:8]}-9.json",
         ],
     ) in asked
     assert "tokens a step" in capsys.readouterr().out
@@ -266,6 +266,20 @@ def test_what_has_been_trained_is_kept(training, paths):
     asked.clear()
     ablate(asking.model_copy(update={"out": paths / "again"}))
     assert {name for name, _ in asked} == {"train"}  # which finds its run finished
+
+
+def test_what_was_said_of_other_traces_or_fewer_is_asked_again(training, paths, traces):
+    """The old acceptance length was reported, with scores that the replay refuses."""
+    asking, asked = training
+    ablate(asking)
+    asked.clear()
+    more = asking.model_copy(update={"trained": asking.trained.model_copy(update={"evaluate_n": 10})})
+    ablate(more.model_copy(update={"out": paths / "again"}))
+    assert {name for name, _ in asked} == {"train", "evaluate"}
+    asked.clear()
+    write_traces(paths / "traces.parquet", [dataclasses.replace(one, seed=1) for one in traces])
+    ablate(more.model_copy(update={"out": paths / "others"}))
+    assert {name for name, _ in asked} == {"train", "evaluate", "score"}
 
 
 def test_an_alternative_that_is_no_recipe_is_refused_before_anything_is_trained(training):

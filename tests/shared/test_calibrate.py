@@ -52,7 +52,9 @@ def test_the_boldest_certified_threshold_is_written_with_its_guarantee(setting, 
     assert (certificate.n, certificate.samples, certificate.n_unjudged) == (N, N, 0)
     assert certificate.thinking_cut == pytest.approx((validity >= tau).mean() * 0.6)
     assert certificate.exits == pytest.approx((validity >= tau).mean())
-    assert f"validity >= {tau:g}" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"validity >= {tau:g}" in said
+    assert "with confidence 90% the risk of trial answers is at most 2%. Thinking cut" in said  # and not the bound
 
 
 def test_where_nothing_can_be_certified_exits_are_switched_off_and_it_says_so(setting, capsys):
@@ -437,3 +439,5 @@ def test_the_smallest_budget_within_the_tolerance(make_trace):
     ]
     assert calibrate_budget(traces, 0.1) == 0
     assert calibrate_budget(traces, 0.05) == 5  # more than 4, so that the exit is at the boundary behind 7
+    told = [traces[i > 10] if i >= 10 else make_trace(id=str(i), reference="8", correct=False) for i in range(100)]
+    assert calibrate_budget(told, 0.01) == 0  # 0.9 - 0.89 is more than 0.01, in floating-point numbers

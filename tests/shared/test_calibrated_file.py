@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from specexit import tiny
+from specexit.data.boundaries import boundaries_tried
 from specexit.drafts import locking
 from specexit.drafts.files import TensorError
 from specexit.drafts.fingerprints import quantization_of, quantization_served
@@ -29,6 +30,26 @@ N = 150
 def paths(setting):
     """Files that carry a certificate: every exit is right."""
     return setting(np.full(N, 0.995), [True] * N)
+
+
+@pytest.mark.parametrize(
+    ("untried", "epsilon", "said"),
+    [
+        (10, 0.2, f"10 of {N} prompts err (answer_changed; 10 WHY); with confidence"),
+        (10, 0.05, "however many prompts there are; 10 WHY."),
+        (N, 0.05, f"exits are switched off. At the boldest one {N} WHY."),
+    ],
+)
+def test_exits_that_nobody_tried_are_told_with_what_to_collect(setting, capsys, untried, epsilon, said):
+    """They are between two trials that agree, and were successes; nothing said that nobody had looked."""
+    states = {"boundary_state": lambda i: ["agrees", "untried" if i < untried else "agrees", "agrees"]}
+    fields = {"boundaries": [2, 4, 6], "boundary_agrees": [True] * 3, "boundary_answers": ["7"] * 3}
+    paths = setting([0.9] * N, [True] * N, **fields, **states)  # the exit is at the second of these boundaries
+    certificate = calibrate(CalibrateConfig(**paths, epsilon=epsilon)).point().certificate
+    assert (certificate.errors if certificate else None) == (untried if epsilon == 0.2 else None)
+    why = "traces err as they exit where no answer was tried: collect them anew with boundaries=all"
+    assert said.replace("WHY", why) in " ".join(capsys.readouterr().out.split())
+    assert boundaries_tried([True] * 100, "all", 8) == list(range(100)) != boundaries_tried([True] * 100, "refine", 8)
 
 
 def test_a_point_that_serving_names_must_come_again_which_is_said_before_anything_is_replayed(paths, monkeypatch):

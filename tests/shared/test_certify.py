@@ -103,20 +103,14 @@ def build(make_trace):
     return make
 
 
-def keeps_the_answer(states, i):
-    """Whether a trial says so, or at a boundary that was not tried the ones on both sides, of which one is before."""
-    before = [state for state in states[: i + 1] if state != "untried"]
-    behind = [state for state in states[i:] if state != "untried"]
-    return before[-1:] == ["agrees"] and behind[:1] in (["agrees"], [])
-
-
 def theorem(traces, signals, claim, unjudged):
     """Directly: (prompts, losses of each policy on each of them, index of the policy that may be certified, or None).
 
-    A trace counts if it finished with an answer, has a boundary. An exit that is not known to keep the answer is an
-    error, or, where accuracy is what may be lost, if that answer is right: here no other is. A prompt's loss is the
-    mean of its traces' errors. The policies are tested from the cautious end; the exact binomial tail where every
-    prompt has one trace, else the smaller of Hoeffding's bound and e times the tail of the sum rounded up.
+    A trace counts if it finished with an answer, has a boundary. An exit whose trial does not say that it keeps the
+    answer is an error, or, where accuracy is what may be lost, if that answer is right: here no other is. Where nothing
+    was tried no trial says so, though those on both sides do. A prompt's loss is the mean of its traces' errors. The
+    policies are tested from the cautious end; the exact binomial tail where every prompt has one trace, else the
+    smaller of Hoeffding's bound and e times the tail of the sum rounded up.
     """
     epsilon, delta = claim.epsilon, claim.delta
     losses: dict[tuple, list[list[float]]] = {}
@@ -127,7 +121,7 @@ def theorem(traces, signals, claim, unjudged):
         row = []
         for policy in POLICIES:
             at = exit_position(trace.think_ids, values, policy, IDS) if able else None
-            wrong = at is not None and not keeps_the_answer(trace.boundary_state, trace.boundaries.index(at + 1))
+            wrong = at is not None and trace.boundary_state[trace.boundaries.index(at + 1)] != "agrees"
             wrong &= claim.risk == "answer_changed" or trace.correct
             row.append(float(wrong or not able))
         losses.setdefault(tuple(trace.prompt_ids), []).append(row)
@@ -199,6 +193,18 @@ def test_the_order_of_the_traces_does_not_matter(build, kinds, seed):
         except CertificateError as error:
             results.append(str(error))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("risk", "errors"), [("answer_changed", 40), ("accuracy_lost", 32)])
+def test_an_exit_where_nothing_was_tried_is_an_error_though_the_trials_on_both_sides_agree(build, risk, errors):
+    """As `collect boundaries=refine` leaves most of many boundaries: such exits were successes that nobody had seen.
+    A fifth of the traces is wrong, and has no right answer to lose."""
+    kind = {"prompts": 1000, "finish_reason": "stop", "answer": "7", "cut_off": None, "validity": [0.0, 0.8, 0.0]}
+    states = (["agrees", "untried", "agrees"], ["agrees", "agrees", "agrees"])
+    sample, judged = judged_by(*build([kind | {"n": 40, "states": each} for each in states]), risk)
+    taken = judged[TAUS.index(0.7)]
+    assert (sample.n, taken.sums.changed) == (80, 0)
+    assert (taken.errors, taken.untried, taken.sound) == (errors, errors, 80 - errors)
 
 
 def test_copies_of_a_trace_are_refused_whatever_they_are_called(build):

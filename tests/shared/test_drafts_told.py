@@ -93,7 +93,7 @@ def test_the_card_says_what_is_known_and_what_is_not(tmp_path, target, write_ran
     )
     assert "vLLM" not in text.partition("## Verification")[2].partition("##")[0]
     assert "| step 1 | step 2 | step 3 |\n|---|---|---|\n| 80.0% | 40.0% | 11.0% |" in text
-    assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 1.59% of such prompts lose" in text
+    assert "`careful` (default): exits at validity 0.97. With 90% confidence at most 2% of such prompts lose" in text
     assert "(4 of 500 did; counted on trial answers; exits were judged by greedy answers, and one that" in text
     file = folder / "policy.json"
     file.write_text(file.read_text().replace("0.97", "0.5"))  # by hand: the certificate is of another policy
@@ -216,7 +216,7 @@ def test_nothing_is_told_as_certified_that_a_server_would_not_call_so(
     made = {"fingerprints": {"draft": weights_hash(folder), "target": beside}, "sampling": {"temperature": 0.6}}
     write_policy(folder, PolicyFile.model_validate({"default": "careful", "points": (careful(),)} | made | other))
     row = describe(folder)["policy careful, default"]
-    assert ("at most 1.59%" in row) == (why is None)
+    assert ("at most 2%" in row) == (why is None)
     migrate(MigrateConfig(draft=folder))
     migrated = " ".join(capsys.readouterr().err.split())
     _, _, out = exported(folder, tmp_path, "plugin", target)
@@ -251,9 +251,9 @@ def test_a_certificate_is_told_with_all_that_it_leaves_out(tmp_path, target, wri
     row = describe(folder)["policy careful, default"]
     _, _, out = exported(folder, tmp_path, "plugin", target)
     said = "; of the worst of 2 groups; counted on trial answers; 200 traces could not judge and were left out"
-    assert row.endswith(f"at most 1.59% with 99.9% confidence (500 prompts){said}")
+    assert row.endswith(f"at most 2% with 99.9% confidence (500 prompts){said}")
     assert (
-        f"With 99.9% confidence at most 1.59% of such prompts lose a right answer (4 of 500 did{said})."
+        f"With 99.9% confidence at most 2% of such prompts lose a right answer (4 of 500 did{said})."
         in (out / "README.md").read_text()
     )
 

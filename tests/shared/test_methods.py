@@ -33,6 +33,7 @@ from specexit.bench.methods.deer import sure_at
 from specexit.bench.methods.kth_boundary import KthBoundary
 from specexit.bench.methods.running import Running
 from specexit.bench.methods.stability import stable_at
+from specexit.data.rows import infer_agrees
 from specexit.data.traces import Trace
 from specexit.method.decision import Policy
 from specexit.schemas.target import load_target_config
@@ -338,6 +339,17 @@ def test_methods_are_tuned_on_what_they_would_hear(trace: Trace) -> None:
     assert sure_at(sure, 0.95) is None
     assert find_method("kth-boundary").tuned(Tuning([trace], 0.0)) == KthBoundary(3)
     assert find_method("kth-boundary").tuned(Tuning([cut], 0.0)) == KthBoundary(4)
+
+
+def test_what_nobody_heard_is_no_further_answer_that_agrees(trace: Trace) -> None:
+    """One trial in eight was heard eight times: `stability` was tuned on answers that were one answer."""
+    states = ["differs", "untried", "untried", "untried", "agrees"]
+    gaps = replace(trace, boundary_state=states, boundary_agrees=infer_agrees(states))
+    for name in ("stability", "deer"):
+        said = f"{name} asks at every boundary, but 1 of 2 of calibration_traces have .* boundaries=all"
+        with pytest.raises(MethodError, match=said):
+            find_method(name).tuned(Tuning([trace, gaps], 0.0))
+    assert find_method("kth-boundary").tuned(Tuning([gaps], 0.0)) == KthBoundary(5)  # asks nowhere
 
 
 def test_a_strangers_method_is_one_file(tmp_path: Path, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:

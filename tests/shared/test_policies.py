@@ -229,6 +229,19 @@ def test_what_one_point_was_looked_for_in_makes_no_method_look_good(files, capsy
     assert "stability, deer, certaindex not known: they ask all over the thinking" in printed
 
 
+def test_where_boundaries_were_not_tried_it_says_that_methods_that_ask_pay_for_less(files, capsys):
+    """Stability paid for half of its trials, and nothing said so."""
+    traces = read_traces(files / "traces.parquet")
+    states = [[*trace.boundary_state[:2], "untried", trace.boundary_state[3]] for trace in traces]
+    fields = [{"boundary_state": each, "boundary_agrees": infer_agrees(each)} for each in states]
+    few = [dataclasses.replace(trace, **fields[i]) if i < 5 else trace for i, trace in enumerate(traces)]
+    write_traces(files / "traces.parquet", few)
+    assert simulate(config_of(files)).untried == 5
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "5 of 23 traces have boundaries that were not tried" in printed
+    assert "ask and pay at the tried ones alone, so less than they would; collect with boundaries=all" in printed
+
+
 STRANGER = """
 import numpy as np
 from specexit.method.policies import Method, Played

@@ -181,6 +181,12 @@ def test_a_relative_cut_compares_totals():
     assert relative_cut(np.array([100, 300]), np.array([100, 100])) == 0.5
 
 
+def test_of_a_base_that_has_nothing_to_save_nothing_is_saved():
+    """Some draws are of such problems alone: the ends were NaN, which no reader of results takes."""
+    found = cluster_bootstrap(relative_cut, np.arange(3), np.array([100, 0, 0]), np.array([10, 0, 0]), seed=0)
+    assert (found[0], np.isfinite(found).all(), found[1]) == (0.9, True, 0.0)
+
+
 @pytest.mark.parametrize("total", [0.25, 1.25, 3.5, 6.0])
 def test_the_p_value_of_losses_that_are_shares_is_the_papers(total):
     """Bates et al. 2021: Bentkus' bound is at the next whole number of errors, never at the one before."""

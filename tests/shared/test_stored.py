@@ -130,18 +130,17 @@ def test_errors_of_many_groups_are_counted_at_once(monkeypatch):
 def by_prompt(traces, outcome, group_of):
     """What `Counts` says, of each group: a prompt errs as its traces do on the average; it was asked where an answer
     in full was written at the boundary that stands for a trace's exit, and contradicted where a sound exit was; in as
-    many traces as the prompt with fewest has."""
+    many traces as the prompt with fewest has. An exit where nothing was tried errs."""
     groups = {}
     for i, trace in enumerate(traces):
         prompts = groups.setdefault(group_of(trace), {})
         changed, asked, contradicted = prompts.setdefault(trace.prompt_hash, ([], [], []))
-        changed.append(bool(outcome.changed[i]))
-        sound = bool(outcome.exited[i] and outcome.kept[i] < trace.n_think and not outcome.changed[i])
-        ruled = sound and not outcome.inferred[i]
-        stands = trace.boundaries.index(outcome.kept[i]) if ruled else first_trial(trace.boundary_state)
+        changed.append(bool(outcome.changed[i] or outcome.inferred[i]))
+        sound = bool(outcome.exited[i] and outcome.kept[i] < trace.n_think and not changed[-1])
+        stands = trace.boundaries.index(outcome.kept[i]) if sound else first_trial(trace.boundary_state)
         here = [free for free in free_trials(trace) if free.boundary == stands]
         asked.append(bool(here))
-        contradicted.append(sound and any(not ruled or free.same is not True for free in here))
+        contradicted.append(sound and any(free.same is not True for free in here))
     fewest = min(len(changed) for prompts in groups.values() for changed, _, _ in prompts.values())
     return {
         name: {

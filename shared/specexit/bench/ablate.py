@@ -47,7 +47,7 @@ from specexit.schemas.simulate import SimulateConfig
 REMAINING = tuple(float(tokens) for tokens in np.unique(np.geomspace(0.25, 400, 60).round(2)))
 MOST_SPLITS = 5
 HIGHEST = 10.0
-"""Percent of loss that a figure shows: curves run up to all of it, and what matters lies at their foot."""
+"""The largest loss that a figure shows, in percent: curves run up to 100, but what matters lies at their foot."""
 
 
 class Variant(Config):
@@ -98,8 +98,8 @@ class Ablations(Config):
 
 
 def ablate(config: AblateConfig) -> dict[str, Ablation]:
-    """Replay every alternative; write the numbers and a figure for each question, print a table for each. What the same
-    config has found of the same files is read again, where no draft is trained.
+    """Replay every alternative; write the numbers and a figure for each question, print a table for each. Where no
+    draft is trained and ``out`` holds what the same config found of the same files, that is read instead.
 
     Raises:
       TraceError, ScoreError: a file is unreadable, the scores are of other traces, or no trace can judge.
@@ -134,7 +134,7 @@ def _inputs(config: AblateConfig) -> dict[str, str]:
 
 
 def _found_before(config: AblateConfig, inputs: dict[str, str]) -> Ablations | None:
-    """What the output folder holds of the same; None without any, or where drafts are trained: of other data, maybe."""
+    """The same ablations in the output folder; None without any, or where drafts are trained, perhaps on other data."""
     path = config.out / "ablations.json"
     if config.trained is not None or not path.exists():
         return None
@@ -241,7 +241,7 @@ def _signals(scored: Scored) -> Variants:
 
 
 def _earlies(scored: Scored) -> Variants:
-    """Source fc has no early threshold, and there is nothing to compare."""
+    """Nothing for source fc, which has no early threshold."""
     for share in dict.fromkeys((scored.early, 0.0, 0.25, 0.75, 1.0)) if scored.early else ():
         yield f"{share:g} of it" if share else "every boundary judged", _validity(replace(scored, early=share))
 
@@ -268,8 +268,8 @@ def _splits(scored: Scored, decode: Callable[[list[int]], str]) -> Variants:
 
 
 def _alone(replay: Replay, token: int) -> Replay:
-    """Traces that can end at one split token alone. What is right there is what the whole traces say: an untried
-    boundary is judged by its neighbours, which may be gone."""
+    """Traces that can end at one split token alone. Which answers are right is taken from the whole traces: an untried
+    boundary is judged by its neighbours, which may be missing here."""
     rows = [[i for i, split in enumerate(trace.split_ids) if split == token] for trace in replay.traces]
     kept = [_only(trace, at) for trace, at in zip(replay.traces, rows, strict=True)]
     right = [right[at] for right, at in zip(replay.right, rows, strict=True)]

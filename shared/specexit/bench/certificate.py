@@ -47,7 +47,7 @@ from specexit.schemas.bench_certificate import BenchCertificateConfig
 from specexit.schemas.early import EARLY
 
 SURPRISE = 0.05
-"""Of all cells together: a share above delta that is less probable than this by chance is no chance."""
+"""Level of the test over all cells together: violations that are less probable than this are not put down to chance."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +360,7 @@ def _check_decoding(name: str, sampling: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_source(name: str, path: Path) -> None:
-    """Likewise scores that are not of the source that they are called after."""
+    """Refuse scores that are not of the source that they are named after."""
     found = open_scores(path).source
     if name in ("draft", "fc") and found != name:
         raise SampleError(f"{path}: named {name}, but its signals are of source {found}, expected those of {name}")

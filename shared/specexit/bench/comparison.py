@@ -72,7 +72,7 @@ def summarise(run: Run, *, says: str | None = None, parameters: Mapping[str, Any
 
 
 def accuracy(requests: Sequence[Request]) -> Triple:
-    """Share of right responses, with an interval over problems: of each, all samples are one draw."""
+    """Share of right responses, with an interval over problems: all samples of a problem are drawn together."""
     of_problems: dict[str, list[bool]] = {}
     for request in requests:
         of_problems.setdefault(request.id, []).append(request.correct)
@@ -85,7 +85,7 @@ def _throughput(run: Run, batch: int) -> float:
 
 
 def _joules(run: Run) -> dict[str, float]:
-    """Batch size -> joules per response; only where every slice was told."""
+    """Batch size -> joules per response; only of batch sizes with a reading for every slice."""
     found = {}
     for batch, slices in run.joules.items():
         told = [joules for joules in slices if joules is not None]
@@ -139,11 +139,11 @@ def _interval(
 
 
 def speedup_at(batch: int, run: Run, baseline: Run, seed: int = 0) -> Triple:
-    """Seconds of the baseline over a method's, its interval by problem at batch 1 and by slice of the problems above:
-    further samples of a slice are no further slices.
+    """Seconds of the baseline over those of a method, with an interval by problem at batch 1, and by slice of the
+    problems at larger batch sizes. All samples of a slice are one unit.
 
     Raises:
-      ValueError: the two had other slices.
+      ValueError: the two runs were sliced differently.
     """
     units = run.units[batch]
     if units != baseline.units[batch]:
@@ -156,7 +156,8 @@ def speedup_at(batch: int, run: Run, baseline: Run, seed: int = 0) -> Triple:
 
 
 def open_loop_speedup(rate: float, run: Run, baseline: Run, seed: int = 0) -> Triple:
-    """The same of responses as problems come in, by slice: those of one wait for each other.
+    """Seconds of the baseline's responses over those of a method's, as problems come in. The interval is by slice of
+    the problems, as responses of one slice wait for each other.
 
     Raises:
       ValueError: the two did not answer the same problems in the same order.

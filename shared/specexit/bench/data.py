@@ -68,7 +68,7 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
 
 
 def write_corpus(config: BenchDataConfig, folder: Path) -> int:
-    """Write the corpus as one file; its tokens, prompts and answers included."""
+    """Write the corpus as one file; returns how many tokens it has, prompts and answers included."""
     target = find_target(config.target)
     folder.mkdir(parents=True)
     total = 0
@@ -130,8 +130,11 @@ def _row(
 
 
 def measure(arguments: list[str], tokens: int) -> dict[str, Any]:
-    """Run one command of ours: seconds, those of processors, tokens per second, and the most memory that its processes
-    held together.
+    """Run one command of ours.
+
+    Returns:
+      ``seconds``, ``cpu_seconds``, ``tokens_per_second``, and ``peak_gib``: the most memory that its processes held
+      together.
 
     Raises:
       BenchError: it fails.
@@ -167,7 +170,7 @@ def memory_of_tree(pid: int) -> int:
 
 
 def _field(path: str, name: str) -> int:
-    """Bytes behind a name; 0 where the process is gone."""
+    """Bytes that a file of ``/proc`` gives for a name; 0 where the process is gone."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:

@@ -45,7 +45,7 @@ class EnergyMeter:
     """Joules between two moments.
 
     Args:
-      cards: reads the counters of accelerators in use, None where one has none; they are the caller's to find.
+      cards: reads the counters of the accelerators in use, which the caller finds; gives None where one has no counter.
       root: where Linux has its powercap zones.
     """
 
@@ -58,7 +58,7 @@ class EnergyMeter:
         return {} if processors is None or cards is None else processors | cards
 
     def since(self, before: Counters) -> float | None:
-        """Joules from then to now; None where nothing tells, or something has stopped to.
+        """Joules from then to now; None where there are no counters, or others than there were.
 
         A counter may have begun again once in between; at 200 W that takes 20 minutes at the least.
         """

@@ -88,7 +88,7 @@ class Tolerance(NamedTuple):
 
 
 def tolerance_of(draft: Path) -> Tolerance:
-    """As much as the certificate of the point that is served allows, where it is one of accuracy, else a point.
+    """The loss that the certificate of the served operating point allows if it is one of accuracy, else `A_POINT`.
 
     Raises:
       DraftError, PolicyError: the draft cannot be read.

@@ -47,10 +47,10 @@ class Journal:
         return self._replies[asked]
 
     def check_accelerator(self, accelerator: str | None) -> None:
-        """Check that all that is measured was measured on this one, as every reply says.
+        """Check that every reply was measured on this accelerator.
 
         Raises:
-          BenchError: some of it was not.
+          BenchError: a reply names another one.
         """
         for reply in self._replies.values():
             if (there := reply.get("accelerator")) != accelerator:
@@ -63,7 +63,7 @@ class Journal:
         )
 
     def remove(self) -> None:
-        """The benchmark is complete."""
+        """Delete the journal: the benchmark is complete."""
         self.path.unlink(missing_ok=True)
 
 
@@ -101,7 +101,7 @@ def _held(path: Path, out: Path) -> IO[str]:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        file.close()  # since it was opened, whoever had it has ended, and removed it
+        file.close()  # whoever had it has ended and removed it since it was opened
 
 
 def journal_of(out: Path) -> Path:

@@ -151,8 +151,8 @@ def measured(action: Callable[[], Any]) -> dict[str, float]:
     """The process' end: what an action takes.
 
     Returns:
-      ``seconds``, ``cpu_seconds`` (of all threads), and ``peak_bytes`` (most resident memory of the process meanwhile,
-      libraries included, what compilers have left behind given back before; Linux only).
+      ``seconds``, ``cpu_seconds`` of all threads, and ``peak_bytes``, the most resident memory of the process during
+      the action, libraries included; what compilers have left is given back first. Linux only.
     """
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # begins a new peak

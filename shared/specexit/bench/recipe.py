@@ -1,7 +1,7 @@
 """``specexit bench-recipe``: what a change of a recipe does to its drafts.
 
-Each variant is trained on the same data in the same order, from the same initial weights, with the same everything
-else. Seed by seed, since all have what a seed does.
+Each variant is trained on the same data in the same order, from the same initial weights, with everything else the
+same. Variants are compared seed by seed, since what a seed does is common to them.
 """
 
 from __future__ import annotations

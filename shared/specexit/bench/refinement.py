@@ -1,5 +1,5 @@
-"""What trials at a few boundaries find of what trials at all of them say: the planner of `collect`, on traces that were
-tried everywhere."""
+"""How much trials at a few boundaries tell of what trials at all of them do: the planner of `collect`, on traces that
+were tried everywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specexit.data.boundaries import boundaries_tried
-from specexit.data.rows import infer_agrees
+from specexit.data.rows import infer_agrees, infer_decided
 from specexit.method.labels import exit_point
 from specexit.schemas.collect import TrialChoice
 
@@ -53,7 +53,7 @@ def refinement(traces: Sequence[Tried], boundaries: TrialChoice, stride: int) ->
     trials, tokens, same = 0, 0, np.zeros(2, int)
     for trace in traces:
         n = len(trace.states)
-        agrees = [state == "a" for state in trace.states]
+        agrees = [None if state == "u" else state == "a" for state in trace.states]
         known = [n - 1] if trace.at_end and n else []
         tried = boundaries_tried(agrees, boundaries, stride, trace.stated, known)
         trials += len(tried)
@@ -73,10 +73,11 @@ def refinement(traces: Sequence[Tried], boundaries: TrialChoice, stride: int) ->
 
 
 def exits(states: str, tried: Sequence[int]) -> tuple[int, int]:
-    """Exit points, earliest and stable, as the number of the boundary, from trials at some of them."""
+    """Exit points, earliest and stable, from trials at some boundaries: each the number of a boundary, from 1; where
+    none qualifies, the last. They are `annotate`'s: an undecided trial does not interrupt a stable answer."""
     names = {letter: name for name, letter in LETTERS.items()}
     known = set(tried)
     seen = [names[state] if i in known else "untried" for i, state in enumerate(states)]
-    n, agrees = len(states), infer_agrees(seen)
-    earliest, stable = (exit_point(range(1, n + 1), agrees, n, kind) for kind in ("earliest", "stable"))
+    n, agrees, decided = len(states), infer_agrees(seen), infer_decided(seen)
+    earliest, stable = (exit_point(range(1, n + 1), agrees, n, kind, decided) for kind in ("earliest", "stable"))
     return earliest, stable

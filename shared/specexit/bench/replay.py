@@ -41,11 +41,13 @@ Why = Literal[
     "not replayed",
     "unexplained",
 ]
-"""An early signal is one `EARLY_TOKENS` tokens before the boundary, by which it is passed over or judged. The third: an
-exit needed both to cross their thresholds, or either of them may have kept it from being made. Other text: a token, or
-an end of the thinking that the other of the two does not have. Out of tokens: the request, or its trace. Not replayed:
-thinking that went in circles (``loop_period``), that a client ended, or whose maximum had no boundary in
-``thinking_margin``; a replay knows the policy alone, and ends at boundaries."""
+"""What explains an exit that is not the replayed one.
+
+An early signal is one `EARLY_TOKENS` tokens before the boundary, by which that is passed over or judged. A signal and
+an early one: the exit needed both to cross their thresholds, or either may have prevented it. Other text: request and
+trace differ in a token, or in where the thinking ends. Out of tokens: the request, or its trace. Not replayed: thinking
+that went in circles (``loop_period``), that a client ended, or that had no boundary within ``thinking_margin`` of its
+maximum; a replay knows the policy alone, and ends at boundaries."""
 
 
 class Difference(Config):
@@ -178,7 +180,7 @@ def _by_signals(trace: Trace, policy: Policy, first: int) -> bool:
 
 
 def _tipped(values: Mapping[str, float], early: Mapping[str, float], policy: Policy, near: float) -> Why:
-    """Which verdicts are others if every signal moves by at most ``near``."""
+    """Which verdicts explain the difference, being others if every signal moves by at most ``near``."""
     sides: dict[Why, tuple[Mapping[str, float], Mapping[str, float]]] = {
         "rounding of a signal": (values, policy.thresholds),
         "rounding of an early signal": (early, policy.early),
@@ -187,7 +189,7 @@ def _tipped(values: Mapping[str, float], early: Mapping[str, float], policy: Pol
     failing: list[Why] = [
         why for why, (found, thresholds) in sides.items() if not all(_held(found, thresholds).values())
     ]
-    # No exit by the scores: each side that fails has to tip. An exit by the scores: any that may can have done it.
+    # No exit by the scores: each side that fails has to tip. An exit by the scores: any side that may tip explains it.
     needed = failing or close
     if not needed or not set(needed) <= set(close):
         return "unexplained"

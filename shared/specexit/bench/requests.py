@@ -42,9 +42,9 @@ class Request:
     """Behind ``</think>``, end of turn included; None where they were not counted."""
     finish_reason: str | None = None
     """vLLM's of the whole response: ``length`` where it ran out of tokens, in its thinking or in its answer; None in
-    files of before."""
+    files of older versions."""
     ended_by: str | None = None
-    """Which of `ENDED`, where the plug-in has ended the thinking; None in files of before."""
+    """Which of `ENDED`, where the plug-in has ended the thinking; else None, and in files of older versions."""
 
 
 NEEDED = ("method", "batch", *(one.name for one in fields(Request) if one.default is MISSING))

@@ -30,8 +30,8 @@ ALL_ALIKE = "all alike"
 
 
 def is_interval(triple: Triple) -> bool:
-    """Whether there is an interval: of a single slice or problem, or of problems that are all alike, a bootstrap makes
-    none, and both ends are the value, which looks as certain as nothing is."""
+    """Whether there is an interval. For a single slice or problem, or for problems that are all alike, a bootstrap has
+    both ends at the value: that looks certain, and only means that there is no interval."""
     return triple[1] < triple[2]
 
 
@@ -227,8 +227,8 @@ class Results(Config):
 
     @property
     def oracle_name(self) -> str:
-        """What the oracle is called in a table: of traces that were drawn otherwise than the responses it has another
-        name. Files of before do not say how the traces were drawn."""
+        """What tables call the oracle: where its traces were sampled differently from the responses, the name says so.
+        Files of older versions do not say how the traces were sampled."""
         ours, known = drawn(self.sampling), drawn(self.oracle.sampling)
         if ours is None or known is None or ours == known:
             return "oracle"

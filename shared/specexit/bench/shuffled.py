@@ -1,4 +1,4 @@
-"""Packed data of which the signals cannot be learned: what they cost the tokens then is theirs alone."""
+"""Packed data whose signals cannot be learned: what training on them costs the tokens is the signals' price alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shuffle_labels(data: Path, out: Path, seed: int = 0) -> None:
     """Copy packed data, with each signal's labels dealt out anew at random among all tokens that have one.
 
     Tokens and masks stay as they are, and so does every signal's distribution; nothing tells which token has which
-    label. All labels are in memory: 16 bytes a token.
+    label. All examples are in memory, with three copies of their labels: about 70 bytes a token.
 
     Args:
       data: folder that `specexit pack` wrote.

@@ -1,4 +1,4 @@
-"""Alternatives of `ablate` that no replay can tell: each trains a draft of its own, whose exits are replayed then.
+"""Alternatives of `ablate` that replays alone cannot compare: for each a draft is trained, and its exits are replayed.
 
 All start from the same recipe, seed and initial weights. A draft that two questions ask for is trained once.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.config import ConfigError, find, load
+from specexit.data.traces import data_sha256
 from specexit.demo import ALLOCATOR
 from specexit.schemas.ablate import Alternative, TrainedConfig
 from specexit.schemas.train import TrainConfig
@@ -61,7 +62,7 @@ def train_alternatives(config: TrainedConfig, traces: Path) -> dict[str, dict[st
 
 
 def _folders(config: TrainedConfig) -> dict[Alternative, Path]:
-    """Each alternative once, under the first name that it is asked for by; the recipe as it is under its own."""
+    """The folder of each alternative, named by the first question that asks for it; ``recipe`` for no change."""
     found: dict[Alternative, Path] = {}
     for name, question in config.questions.items():
         for label, alternative in question.variants.items():
@@ -77,7 +78,9 @@ def _overrides(config: TrainedConfig, alternative: Alternative) -> list[str]:
 
 
 def _draft(config: TrainedConfig, recipe: Path, alternative: Alternative, traces: Path, folder: Path) -> TrainedDraft:
-    run, draft, scores, evaluation = (folder / name for name in ("run", "draft", "scores", "evaluation.json"))
+    mark = data_sha256(traces)[:8]  # what other traces, or more of them, have said is no answer
+    evaluation = folder / f"evaluation-{mark}-{config.evaluate_n or 'all'}.json"
+    run, draft, scores = (folder / name for name in ("run", "draft", f"scores-{mark}"))
     _command("train", [str(recipe), *_overrides(config, alternative), f"out={run}"])
     check_finished(run)
     if not evaluation.exists():

@@ -71,7 +71,7 @@ def write_inputs(config: BenchTrainingConfig, folder: Path) -> float:
     nearly right about the next token, and less about each one behind it.
 
     Returns:
-      The teacher's mean entropy, added up over the TTT steps: what a cross-entropy has more than a divergence.
+      The teacher's mean entropy, added up over the TTT steps: by so much a cross-entropy exceeds a divergence.
     """
     rng, hidden = np.random.default_rng(config.seed), config.draft.hidden_size
     embedding = _matrix(rng, config.vocab_size, hidden)
@@ -129,7 +129,7 @@ def _matrix(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 
 
 def check_losses(ours: float, theirs: float) -> None:
-    """See to it that both sides do the same work.
+    """Check that both sides compute the same loss.
 
     Raises:
       BenchError: they do not.
@@ -139,7 +139,7 @@ def check_losses(ours: float, theirs: float) -> None:
 
 
 def take_turns(config: BenchTrainingConfig, sides: dict[str, BenchProcess]) -> dict[str, list[dict[str, float]]]:
-    """One step after the other, and who begins alternates."""
+    """Measure the sides in turns, a step each; which one begins alternates."""
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:

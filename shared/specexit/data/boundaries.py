@@ -83,7 +83,7 @@ def stating(steps: Iterable[str], answer: str | None) -> list[int]:
 
 
 def boundaries_tried(
-    agrees: Sequence[bool],
+    agrees: Sequence[bool | None],
     how: TrialChoice,
     stride: int,
     stated: Sequence[int] = (),
@@ -92,7 +92,7 @@ def boundaries_tried(
     """Indices of all boundaries that `next_boundary` tries until it is done, the known ones included, rising.
 
     Args:
-      agrees: whether a trial would agree, by boundary.
+      agrees: whether a trial would agree, by boundary; None where it would be cut off.
       how, stride, stated: see `next_boundary`.
       known: indices of boundaries whose verdict is known before the first trial, such as the natural end.
 

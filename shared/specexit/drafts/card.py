@@ -11,7 +11,7 @@ import yaml
 from specexit.config import write_text
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
-from specexit.drafts.certified import confidence, doubts_of, provisos
+from specexit.drafts.certified import confidence, doubts_of, in_percent, provisos
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.files import MAX_NAME
 from specexit.drafts.hold import held_points
@@ -177,7 +177,7 @@ def _certificate(point: OperatingPoint, doubts: list[str], sampling: dict[str, A
     what = {"answer_changed": "change their answer", "accuracy_lost": "lose a right answer"}[found.risk]
     cut = "" if found.thinking_cut is None else f" It saved {found.thinking_cut:.1%} of their thinking."
     return (
-        f"With {confidence(found.delta)}% confidence at most {found.bound:.2%} of such prompts {what} "
+        f"With {confidence(found.delta)}% confidence at most {in_percent(found.epsilon)}% of such prompts {what} "
         f"({found.errors:g} of {found.n} did{provisos(found, sampling)}).{cut}"
     )
 

@@ -112,7 +112,7 @@ def left_out(found: Certificate) -> str | None:
 
 
 def provisos(found: Certificate, sampling: Mapping[str, Any] | None) -> str:
-    """What has to be said with a certificate's bound, as clauses to append to it; empty where there is nothing.
+    """What has to be said with a certificate's promise, as clauses to append to it; empty where there is nothing.
 
     Args:
       found: the certificate.

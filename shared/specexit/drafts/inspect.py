@@ -12,7 +12,7 @@ from specexit.buckets import BucketPath
 from specexit.config import ConfigError
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
-from specexit.drafts.certified import confidence, doubts_of, provisos
+from specexit.drafts.certified import confidence, doubts_of, in_percent, provisos
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.files import TensorError
@@ -107,8 +107,8 @@ def _policy(found: PolicyFile, doubts: list[str]) -> dict[str, str]:
             certificate = f"not certified: {'; '.join(wrong)}"
         elif c is not None:
             what = {"answer_changed": "answers changed", "accuracy_lost": "right answers lost"}[c.risk]
-            certificate = f"{what}: at most {c.bound:.2%} with {confidence(c.delta)}% confidence ({c.n} prompts)"
-            certificate += provisos(c, found.sampling)
+            most = f"at most {in_percent(c.epsilon)}% with {confidence(c.delta)}% confidence"
+            certificate = f"{what}: {most} ({c.n} prompts){provisos(c, found.sampling)}"
         default = ", default" if found.default == point.name != "default" else ""
         rows[f"policy {point.name}{default}"] = f"exits at {at or 'nothing'}; {certificate}"
     return rows

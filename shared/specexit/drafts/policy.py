@@ -70,7 +70,7 @@ class GroupRisk(Config):
 
     n: int = Field(gt=0, description="prompts of the group")
     errors: float = Field(ge=0, description="of these, how many the policy gets wrong; a prompt's samples count shares")
-    bound: float = Field(ge=0, le=1, description="upper confidence bound of the group's risk at level 1 - delta")
+    bound: float = Field(ge=0, le=1, description="of the group alone, see the certificate's")
 
 
 class Certificate(Config):
@@ -85,7 +85,10 @@ class Certificate(Config):
     delta: float = Field(gt=0, lt=1)
     n: int = Field(gt=0, description="calibration prompts that count: that could judge or, as `unjudged` says, all")
     errors: float = Field(ge=0, description="of these, how many the policy gets wrong; a prompt's samples count shares")
-    bound: float = Field(description="upper confidence bound of the risk at level 1 - delta; of the worst group's")
+    bound: float = Field(
+        description="upper confidence bound of the risk at level 1 - delta, the worst group's, had this policy been "
+        "fixed beforehand; what choosing it among others promises is epsilon"
+    )
     data_sha256: str = Field(description="of the trace file that the policy was calibrated on")
     policy_sha256: str | None = Field(
         default=None, description="of the policy that it is of, see `policy_sha256`; null in files of older versions"

@@ -59,7 +59,7 @@ from specexit.method.ordered import Ordered
 from specexit.method.policies.validity import VALIDITY_GRID, early_of, policy_at
 from specexit.method.replay import Replay
 from specexit.method.sample import Sample, one_sampling
-from specexit.method.simulate import Point, point_of
+from specexit.method.simulate import point_of
 from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig, point_name
 from specexit.schemas.target import TargetConfig
@@ -189,7 +189,7 @@ def choose(
             exits=point.exits,
         )
         points.append(OperatingPoint(name=name, policy=policy, certificate=certificate))
-        said = _certified(config, points[-1], point, judged_otherwise(sampling))
+        said = _certified(config, points[-1], judged[found.index], judged_otherwise(sampling))
         remarks.append(said + _next(sample, judged, found.index, claim))
     return points, remarks
 
@@ -204,7 +204,7 @@ def _shared(config: CalibrateConfig) -> dict[str, Any]:
 
 
 def _boldest(sample: Sample, claims: Sequence[Claim], judged: Sequence[Judged]) -> tuple[Claim, Certified | None]:
-    """The first of the claims of which a policy can be certified, with that policy; else the last one."""
+    """The first claim under which a policy can be certified, with that policy; else the last claim, with None."""
     for claim in claims[:-1]:
         found = certify(sample, claim, judged)
         if found is not None:
@@ -213,7 +213,7 @@ def _boldest(sample: Sample, claims: Sequence[Claim], judged: Sequence[Judged]) 
 
 
 def _claims(sample: Sample, config: CalibrateConfig, epsilon: float, compared: Sequence[Judged] | None) -> list[Claim]:
-    """What is to be shown: of whole answers where the comparisons carry it, and else of trial answers."""
+    """The claims to try in order: on whole answers where there are enough comparisons, then on trial answers."""
     bare = _of_trials(config, epsilon, compared=compared is not None)
     if config.label_noise == "require" and compared is None:
         raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
@@ -379,19 +379,19 @@ def _levels(numbers: Ordered) -> tuple[float, ...]:
     return tuple(round(value, 4) for value in numbers.quantiles(TRAFFIC_LEVELS))
 
 
-def _certified(config: CalibrateConfig, point: OperatingPoint, replayed: Point, otherwise: str | None) -> str:
+def _certified(config: CalibrateConfig, point: OperatingPoint, judged: Judged, otherwise: str | None) -> str:
     certificate = point.certificate
     assert certificate is not None
+    what = config.risk + _unseen(judged, "; ")
     worst = f" (worst of {len(certificate.groups)} groups)" if certificate.groups else ""
     claim = "" if certificate.answers == "whole" else " of trial answers"
     if claim and certificate.n_whole:
         claim += f" ({certificate.whole_contradictions} of {certificate.n_whole} whole answers contradict them)"
     return (
         f"{config.draft}, {point.name}: exit at validity >= {point.policy.thresholds['validity']:g}. "
-        f"{certificate.errors:g} of {certificate.n} prompts err ({config.risk}); with confidence "
-        f"{confidence(config.delta)}% the risk{claim} is at most {certificate.bound:.2%}{worst} "
-        f"(asked: {in_percent(certificate.epsilon)}%)"
-        f"{'' if otherwise is None else f'; {otherwise}'}. Thinking cut {replayed.thinking_cut:.1%}."
+        f"{certificate.errors:g} of {certificate.n} prompts err ({what}); with confidence "
+        f"{confidence(config.delta)}% the risk{claim} is at most {in_percent(certificate.epsilon)}%{worst}"
+        f"{'' if otherwise is None else f'; {otherwise}'}. Thinking cut {certificate.thinking_cut:.1%}."
     )
 
 
@@ -404,21 +404,21 @@ def _nothing(sample: Sample, config: CalibrateConfig, claim: Claim) -> str:
 
 
 def _first(sample: Sample, judged: Sequence[Judged], claim: Claim) -> str:
-    """What the first cut would cost, where none is certified; nothing where none is without an error."""
+    """The price of the first policy that cuts some trace without an error, as a sentence; empty where none does."""
     for i, one in enumerate(judged):
         if one.sound:
             cut = 1 - one.sums.kept / one.sums.full
-            return f" The first {cut:.1%} of cut would {_price(sample, judged, 0, i, claim)}"
-    return ""
+            return f" The first {cut:.1%} of cut would {_price(sample, judged, 0, i, claim)}."
+    return _unseen(judged[-1], " At the boldest one ", ".")
 
 
 def _next(sample: Sample, judged: Sequence[Judged], chosen: int, claim: Claim) -> str:
-    """What the next point of cut would cost."""
+    """The price of cutting `NEXT_CUT` more, as a sentence; empty where no bolder policy does."""
     for i in range(chosen + 1, len(judged)):
         more = (judged[chosen].sums.kept - judged[i].sums.kept) / judged[i].sums.full
         if more < NEXT_CUT:
             continue
-        return f" {more:.1%} more would {_price(sample, judged, chosen + 1, i, claim)}"
+        return f" {more:.1%} more would {_price(sample, judged, chosen + 1, i, claim)}."
     return ""
 
 
@@ -426,7 +426,17 @@ def _price(sample: Sample, judged: Sequence[Judged], first: int, last: int, clai
     """What it takes to certify a policy, and those in front of it that are not certified."""
     n = prompts_for(judged, first, last, claim, single=sample.single)
     if n is not None:
-        return f"take about {n} prompts."
-    if lacks_answers(judged[first : last + 1], claim):
-        return "take more answers written in full where it exits (free_share of collect)."
-    return "break the risk that was observed, however many prompts there are."
+        price = f"take about {n} prompts"
+    elif lacks_answers(judged[first : last + 1], claim):
+        price = "take more answers written in full where it exits (free_share of collect)"
+    else:
+        price = "break the risk that was observed, however many prompts there are"
+    return price + _unseen(judged[last], "; ")
+
+
+def _unseen(one: Judged, before: str, behind: str = "") -> str:
+    """How many errors of a policy nobody has seen, and what to do, between two texts; empty where all were seen."""
+    if not one.untried:
+        return ""
+    said = f"{one.untried} traces err as they exit where no answer was tried: collect them anew with boundaries=all"
+    return f"{before}{said}{behind}"

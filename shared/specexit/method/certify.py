@@ -12,9 +12,9 @@ of the groups' (an intersection-union test). Where trial answers were forced and
 written in full, half of delta pays for a bound on how often the two contradict where the policy exits, in each group,
 and that bound is taken off epsilon.
 
-Where a claim on answers written in full may give way to one on trial answers, whichever can be shown, the prompts
-choose the claim. Each alone would be false in at most a share delta of the samples, and the one that is made in up to
-the sum: a sample that just fails to carry the first is free to err in the second. So each is tested with half of delta.
+Where a claim on answers written in full gives way to one on trial answers if it cannot be shown, the prompts choose the
+claim. Tested with all of delta, each would be false in at most a share delta of the samples, but the chosen one in up
+to twice that: a sample that just fails to show the first claim may err in the second. So each has half of delta.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ class Claim:
     noise: float = 0.0
     """Bound on how often a whole answer contradicts the trial that the risk is counted on."""
     noisy: str = ""
-    """The group that this bound is of."""
+    """The group that this bound is for."""
     shared: bool = False
     """Whether another claim is tried on the same prompts, before this one or where it fails: each has half of delta."""
 
     @property
     def counted_epsilon(self) -> float:
-        """What is left for the trial answers."""
+        """The part of epsilon that is left for the trial answers."""
         return self.epsilon - self.noise
 
     @property
     def own_delta(self) -> float:
-        """What of delta is this claim's."""
+        """The part of delta that this claim has."""
         return self.delta / 2 if self.shared else self.delta
 
     @property
     def counted_delta(self) -> float:
-        """What is left of it for the trial answers: half of it pays for the noise's own bound, where there is one."""
+        """What trial answers have of `own_delta`: half of it where the rest pays for the noise's bound, else all."""
         return self.own_delta / 2 if self.noise else self.own_delta
 
 
@@ -72,13 +72,18 @@ class Certified:
     """The policy that was chosen, and what is known of it."""
 
     index: int
+    """Which of the policies."""
     errors: float
+    """The losses of its prompts, added up."""
     bound: float
+    """Upper confidence bound of its risk, of the worst group's where there are groups: at the level of a policy that is
+    named beforehand. What the choice itself promises is epsilon."""
     groups: dict[str, GroupRisk]
+    """Each group on its own; empty without groups."""
 
 
 def required_n(epsilon: float, delta: float) -> int:
-    """Prompts without which not even a flawless policy could be certified: ``(1 - epsilon)^n <= delta``.
+    """The fewest prompts on which a flawless policy is certified: the smallest n with ``(1 - epsilon)^n <= delta``.
 
     Example:
       >>> required_n(0.02, 0.1)
@@ -102,7 +107,13 @@ def fixed_sequence(p_values: Sequence[float], delta: float) -> int | None:
 
 @cache
 def label_noise_bound(n: int, contradictions: int, delta: float) -> float:
-    """Bound on how often the whole answer contradicts a trial that agrees; half of delta is spent on it."""
+    """Upper bound, at confidence ``1 - delta / 2``, on how often the whole answer contradicts a trial that agrees.
+
+    Args:
+      n: prompts whose answer was also written in full.
+      contradictions: how many of them contradict.
+      delta: of the claim; half of it is spent here.
+    """
     return binomial_upper_bound(contradictions, n, delta / 2)
 
 
@@ -112,7 +123,7 @@ def worst_noise(judged: Judged, delta: float) -> tuple[float, str]:
 
 
 def p_value(judged: Judged, claim: Claim, *, single: bool) -> float:
-    """Of "the policy's risk is above epsilon", in some group where there are groups.
+    """P-value of "the policy's risk is above epsilon", or, where there are groups, "it is above epsilon in some group".
 
     Args:
       judged: what the policy does to the prompts.
@@ -124,7 +135,7 @@ def p_value(judged: Judged, claim: Claim, *, single: bool) -> float:
 
 
 def share_p_value(total: float, n: int, claim: Claim, *, single: bool) -> float:
-    """Of "the risk is above epsilon", for losses of ``n`` prompts that sum to ``total``.
+    """P-value of "the risk is above epsilon", for losses of ``n`` prompts that sum to ``total``.
 
     Args:
       total: sum of the losses.
@@ -140,7 +151,7 @@ def share_p_value(total: float, n: int, claim: Claim, *, single: bool) -> float:
 
 
 def _of_group(claim: Claim, part: Counts) -> Claim:
-    """What is to be shown of a group."""
+    """The claim for one group: with the group's own noise, where the claim has any."""
     if not claim.noise:
         return claim
     return replace(claim, noise=label_noise_bound(part.asked, part.contradicted, claim.own_delta))
@@ -180,8 +191,8 @@ def certify(sample: Sample, claim: Claim, judged: Sequence[Judged]) -> Certified
       judged: what each policy does to them; the policies were fixed beforehand, the cautious ones first.
 
     Returns:
-      None where no policy is certified, or none of them shortens a trace without an error: that is no exit policy to
-      certify. All that are certified are so together, so that any of them may be chosen.
+      The boldest certified policy that shortens some trace without an error; None where there is none. The guarantee
+      holds for all certified policies together, so any of them may be chosen.
 
     Raises:
       CertificateError: see `check_size`.
@@ -230,8 +241,8 @@ def prompts_for(judged: Sequence[Judged], first: int, last: int, claim: Claim, *
 
 
 def lacks_answers(judged: Sequence[Judged], claim: Claim) -> bool:
-    """Whether too few answers were written in full for policies whose observed risk is below epsilon: the bound on how
-    often these contradict trial answers leaves nothing of it, however many prompts there are.
+    """Whether too few answers were written in full: the observed risk of the policies is below epsilon, but the bound
+    on how often these answers contradict trial answers leaves too little of it, however many prompts there are.
 
     Args:
       judged: what each policy does to the prompts that can judge.
@@ -244,7 +255,7 @@ def lacks_answers(judged: Sequence[Judged], claim: Claim) -> bool:
 
 
 def _times(part: Counts, claim: Claim, *, single: bool) -> float | None:
-    """How many times as many prompts a group would need."""
+    """How many times as many prompts a group would need; None where no number suffices."""
     rate = part.errors / part.n
     if rate >= claim.counted_epsilon:
         return None
@@ -256,6 +267,7 @@ def _times(part: Counts, claim: Claim, *, single: bool) -> float | None:
 
 
 def _bound(part: Counts, claim: Claim, *, single: bool) -> float:
+    """Upper confidence bound of a policy's risk in a group, had the policy been named beforehand."""
     delta = claim.counted_delta
     bound = (
         binomial_upper_bound(round(part.errors), part.n, delta)

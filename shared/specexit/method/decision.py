@@ -12,8 +12,8 @@ The verdicts depend on the tokens and their signals alone, not on how decoding g
 text is the same with 1, 3 or 5 speculative tokens, alone or in a batch. The one exception is ``smoothing: round``: the
 rule of the released reference code (AngelSlim, commit 8ba8d74), kept for comparison only.
 
-A signal that is no number, of a target whose numbers overflow, say, passes no threshold; nor does a moving average that
-has taken one in. A signal without a threshold does not matter.
+A signal that is NaN, as where a target's numbers overflow, passes no threshold; nor does a moving average that has
+taken one in. A signal without a threshold does not matter.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from specexit.method.signals import SIGNALS, column
 from specexit.method.splits import ThinkTokens
 
 EARLY_TOKENS = 8
-"""How far before a boundary the ``early`` thresholds look. A step that accepts up to 7 speculative tokens finds them
-read when it gets to the boundary; a longer one has to wait for them, and comes to the same verdict."""
+"""How many tokens before a boundary the ``early`` thresholds look. A step that accepts up to 7 speculative tokens
+reaches the boundary when these signals are read already; a longer one has to wait for them, and comes to the same
+verdict."""
 
 MOST_TOKENS = 1 << 24
 """Largest count in a policy: servers keep counts in float32, where they are exact up to here."""
@@ -106,8 +107,8 @@ PAPER = Policy(thresholds={"confidence": 0.8, "progress": 0.3, "remaining": 200.
 
 
 def passes(values: Float[np.ndarray, " signals"], thresholds: dict[str, float]) -> bool:
-    """Whether every threshold holds. A value that is no number holds none, infinity included; a signal without a
-    threshold may be anything.
+    """Whether every threshold holds. NaN reaches no threshold, not even an infinite one; a signal without a threshold
+    may have any value.
 
     Example:
       >>> passes(np.array([0.9, 0.5, 120.0, 0.2]), {"confidence": 0.8, "remaining": 200.0})
@@ -181,7 +182,7 @@ class ExitRule:
         if not self.thinking or self.ids.end in tokens:
             self.thinking = False
             return None
-        if not len(tokens):  # a mean over none is no number, and would stay in the average for good
+        if not len(tokens):  # the mean over none is NaN, and would stay in the average for good
             return None
         split = next((i for i, token in enumerate(tokens) if token in self.ids.split), None)
         before = self.n_tokens

@@ -1,7 +1,9 @@
 """How many prompts of a sample a policy gets wrong, counted over blocks of their traces.
 
-An exit at an undecided trial is an error. Beside the errors stand the prompts whose answer was also written in full at
-the very boundary where the policy ends their thinking: there a trial can be contradicted.
+An exit at an undecided trial counts as a changed answer, and never as a right one; one at a boundary that was not tried
+is an error, whatever the trials on both sides say. Besides the errors, this file counts
+the prompts whose answer was also written in full at the very boundary where the policy ends their thinking: there it
+can contradict the trial.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ class Counts:
     errors: float
     """Their losses, added up: of each the share of its traces that err."""
     asked: int = 0
-    """Prompts whose answer was also written in full where the policy exits."""
+    """Prompts whose answer was also written in full where the policy exits; at the first trial if it does not exit."""
     contradicted: int = 0
-    """Of these, those of which a trial agrees with the trace's answer, and the answer written in full does not."""
+    """Those of them whose trial agrees with the trace's answer while the answer written in full does not, or never
+    came."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Judged:
     """As in `Sample.sizes`."""
     sound: int = 0
     """Traces whose thinking is cut without an error."""
+    untried: int = 0
+    """Traces that are errors as their exit is at a boundary that was not tried."""
 
     @property
     def n(self) -> int:
@@ -72,7 +77,7 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
     """
     row, shape = {name: i for i, name in enumerate(sample.sizes)}, (len(policies), len(sample.sizes))
     sums, losses, contradictions = [NOTHING] * len(policies), _Losses(shape), _Contradictions(shape, sample.fewest)
-    sound = np.zeros(len(policies), np.int64)
+    sound, untried = np.zeros((2, len(policies)), np.int64)
     check_references(sample, risk)
     for replay in blocks:
         prompts = [sample.prompt_of(trace) for trace in replay.traces]
@@ -81,6 +86,7 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
         sums = [before.plus(sums_of(replay, outcome)) for before, outcome in zip(sums, outcomes, strict=True)]
         errors = np.stack([errors_of(replay, outcome, risk) for outcome in outcomes])
         sound += np.stack([sound_of(replay, *each) for each in zip(outcomes, errors, strict=True)]).sum(axis=1)
+        untried += (errors & np.stack([outcome.inferred for outcome in outcomes])).sum(axis=1)
         losses.add(errors, groups, np.array([prompt.size for prompt in prompts]))
         contradictions.add(replay, outcomes, prompts, groups)
     for group, size, n in sample.barred():
@@ -92,15 +98,18 @@ def judge(sample: Sample, blocks: Iterable[Replay], policies: Sequence[Policy], 
         return Counts(sample.sizes[name], float(loss), int(asked), int(contradicted))
 
     found_of = ({name: counts(i, name) for name in row} for i in range(len(policies)))
-    return [Judged(*each) for each in zip(sums, found_of, sound.tolist(), strict=True)]
+    return [Judged(*each) for each in zip(sums, found_of, sound.tolist(), untried.tolist(), strict=True)]
 
 
 def errors_of(replay: Replay, outcome: Outcome, risk: Risk) -> Bool[np.ndarray, " traces"]:
     """Which traces count as errors.
 
     ``accuracy_lost`` counts right answers that turn wrong and forgives none that turn right, so it bounds the net loss.
+    The answer behind a boundary that was not tried is estimated, which is enough for a simulation and for no promise.
     """
-    return outcome.changed if risk == "answer_changed" else (replay.correct == 1) & (outcome.correct != 1)
+    if risk == "answer_changed":
+        return outcome.changed | outcome.inferred
+    return (replay.correct == 1) & ((outcome.correct != 1) | outcome.inferred)
 
 
 def sound_of(replay: Replay, outcome: Outcome, errors: Bool[np.ndarray, " traces"]) -> Bool[np.ndarray, " traces"]:
@@ -138,7 +147,7 @@ class _Losses:
             np.add.at(self.of(size).T, groups[here], errors[:, here].T)
 
     def of(self, size: int) -> Int[np.ndarray, "policies groups"]:
-        """Those whose prompts have so many traces."""
+        """The traces that err of prompts with so many traces."""
         return self._wrong.setdefault(size, np.zeros(self._shape, np.int64))
 
     def counted(self) -> Float[np.ndarray, "policies groups"]:
@@ -147,15 +156,15 @@ class _Losses:
 
 
 class _Contradictions:
-    """Trials and answers written in full, where policies exit: elsewhere they say nothing of a policy's risk.
+    """Compares trials with answers written in full where policies exit: elsewhere they say nothing of a policy's risk.
 
-    Chance chose which of the boundaries that were tried were asked, so the prompts asked there are a sample of all
-    prompts. For a trace that does not exit, or errs by its trial already, the first trial's boundary stands, and
-    nothing can contradict. It also stands for an exit at a boundary whose verdict was inferred, where nothing could be
-    asked; such an exit counts as contradicted, and so does one whose answer in full never came.
+    At which of the tried boundaries an answer was also written in full ("asked") was left to chance, so the prompts
+    that were asked where a policy exits are a random sample of all prompts. A trace that does not exit, or whose exit
+    changes the answer or is at a boundary that was not tried, counts as asked if its first trial's boundary was, and
+    cannot contradict. One whose answer in full never came contradicts.
 
-    Of more traces some are asked sooner than of one. So that prompts of many, which may be the easy ones, are not asked
-    more often than others, as many of each are looked at as the prompt with fewest has.
+    A prompt with many traces is asked more often than one with a single trace, and may be an easier one. So of every
+    prompt only as many traces are looked at as the prompt with the fewest has.
 
     Of each prompt that was asked anywhere, two bits for every policy lie on the disk.
     """
@@ -178,10 +187,10 @@ class _Contradictions:
         if not len(whole):
             return
         trace, tokens, same = whole.T
-        sound = np.stack([(o.kept < replay.n_think) & ~o.changed for o in outcomes])
-        at = np.stack([np.where(ok & ~o.inferred, o.kept, 0) for ok, o in zip(sound, outcomes, strict=True)])
+        sound = np.stack([(o.kept < replay.n_think) & ~o.changed & ~o.inferred for o in outcomes])
+        at = np.where(sound, np.stack([o.kept for o in outcomes]), 0)
         asked = tokens == at[:, trace]
-        contradicted = asked & sound[:, trace] & ((tokens == 0) | (same != 1))
+        contradicted = asked & sound[:, trace] & (same != 1)
         bits = np.packbits(np.concatenate([asked, contradicted]), axis=0).T
         found: dict[int, tuple[int, np.ndarray]] = {}
         for i, new in zip(trace.tolist(), bits, strict=True):
@@ -197,7 +206,7 @@ class _Contradictions:
         return any(self._taken.add(hash((prompt.hash, i))) for i in range(self._fewest))
 
     def _bits_of(self, key: int) -> np.ndarray:
-        """What is known of a prompt."""
+        """The packed bits of a prompt so far; zeros where there are none."""
         found = self._file.first("select bits from prompts where hash = ?", key)
         return np.frombuffer(found[0], np.uint8) if found else np.zeros(1, np.uint8)
 
@@ -212,9 +221,9 @@ class _Contradictions:
 
 
 def _written_in_full(replay: Replay) -> Int[np.ndarray, "asked 3"]:
-    """Boundaries where the answer was written in full too: number of the trace, thinking tokens there, and
-    `FreeTrial.same` (-1 where it is not known). 0 tokens stand for the first boundary that was tried, which is there
-    under its own as well."""
+    """Boundaries where the answer was also written in full: number of the trace, thinking tokens there, and
+    `FreeTrial.same` (-1 where it is not known). The first boundary that was tried has two rows: one with its own
+    tokens, and one with 0."""
     found = []
     for i, trace in enumerate(replay.traces):
         first = first_trial(trace.boundary_state)

@@ -33,8 +33,8 @@ def exit_point(
       n_think: length of the thinking; the exit point where no boundary qualifies.
       kind: ``earliest`` is the first boundary that agrees (the paper), ``stable`` the first from which all later ones
         agree as well.
-      decided: where the trial behind a boundary came to an end; everywhere by default. No other is an exit point, and
-        none ends a stable answer.
+      decided: where the trial behind a boundary came to its end; everywhere by default. One that was cut off agrees
+        with nothing, and does not interrupt a stable answer.
 
     Example:
       >>> exit_point([4, 8, 12], [True, False, True], 14), exit_point([4, 8, 12], [True, False, True], 14, "stable")
@@ -78,7 +78,7 @@ def token_labels(
 
     Returns:
       labels [n_think, signals], and a mask of those that exist: a token behind the last boundary has no trial answer,
-      hence neither validity nor confidence, and no more has one whose step has no verdict.
+      hence neither validity nor confidence, and the same goes for one whose step has no verdict.
     """
     labels = np.zeros((n_think, len(SIGNALS)), np.float32)
     mask = np.ones((n_think, len(SIGNALS)), bool)

@@ -18,7 +18,7 @@ class LoopGuard(NamedTuple):
 
     @property
     def span(self) -> int:
-        """Tokens that have to come again, behind a piece of ``period`` tokens, to make it ``repeats`` pieces."""
+        """Tokens that must follow a piece of ``period`` tokens to make ``repeats`` such pieces in a row."""
         return self.period * (self.repeats - 1)
 
     @property
@@ -30,10 +30,10 @@ class LoopGuard(NamedTuple):
 def loop_position(tokens: Sequence[int], guard: LoopGuard) -> int | None:
     """Where thinking is found to go in circles.
 
-    Every ``period`` tokens, the last ``span`` ones are remembered. When the same are the last again, ``p`` tokens
-    later and at the latest when others are remembered, the last ``span + p`` tokens are one piece of ``p`` tokens,
-    over and over. So whatever is found is a loop, and every loop is found, `LoopGuard.latest` tokens behind its
-    beginning at the latest.
+    Every ``period`` tokens, the last ``span`` tokens are remembered until the next time. If the last ``span`` tokens
+    are the remembered ones again, ``p`` tokens later, then the last ``span + p`` tokens are one piece of ``p`` tokens,
+    over and over. So whatever is found is a loop, and every loop is found, at most `LoopGuard.latest` tokens behind its
+    beginning.
 
     Args:
       tokens: thinking tokens.

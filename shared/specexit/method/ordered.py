@@ -29,19 +29,19 @@ class Ordered:
         self._n = 0
 
     def add(self, values: Shaped[np.ndarray, " n"], hits: Bool[np.ndarray, " n"] | None = None) -> None:
-        """Note some numbers; none is a hit unless it is said."""
+        """Note some numbers; without ``hits`` none of them is a hit."""
         marks = np.zeros(len(values), bool) if hits is None else hits
         rows = zip(values.tolist(), marks.tolist(), strict=True)
         self._n += self._file.write("insert into seen values (?, ?)", rows)
 
     def counted(self) -> Iterator[Counted]:
-        """All of them, some at a time; equal ones are one."""
+        """All numbers, rising and a piece at a time, with equal ones counted together."""
         for some in self._file.pieces("select value, count(*), sum(hit) from seen group by value order by value"):
             value, n, hits = zip(*some, strict=True)
             yield Counted(np.array(value, np.float64), np.array(n), np.array(hits))
 
     def quantiles(self, levels: Sequence[float]) -> list[float]:
-        """As `np.quantile` of all of them."""
+        """Quantiles of all numbers, as `np.quantile` has them; NaN where there are no numbers."""
         at = np.array(levels) * (self._n - 1)
         ranks = np.stack([np.floor(at), np.ceil(at)]).astype(np.int64)
         ends, passed = np.full(ranks.shape, np.nan), 0

@@ -55,7 +55,7 @@ class Outcome:
     kept: Int[np.ndarray, " traces"]
     """Thinking tokens."""
     exited: Bool[np.ndarray, " traces"]
-    """The rule fires, be it where the thinking ends by itself: a server writes there what the model would."""
+    """The rule fires, also where the thinking ends by itself: there a server writes what the model would."""
     changed: Bool[np.ndarray, " traces"]
     """The answer is not that of the full trace."""
     correct: Float[np.ndarray, " traces"]
@@ -83,7 +83,7 @@ class Replay:
         smoothing; or at its boundaries alone; None for policies without thresholds.
       round_tokens: step size that ``smoothing: round`` assumes; serving's steps vary with acceptance.
       largest: of all traces, where these are a block of them.
-      right: see `_right`, of each trace, where its boundaries do not say it.
+      right: what `_right` says of each trace, where its boundaries alone do not tell.
     """
 
     def __init__(
@@ -198,18 +198,19 @@ class Replay:
         exited, changed, inferred = (np.zeros(len(kept), bool) for _ in range(3))
         exited[traces] = True
         row = self._first[traces] + boundaries
-        before = self._at[row] < self.n_think[traces]  # else the same text, whatever a trial says: a forced one may
-        cut, row = traces[before], row[before]  # say otherwise
+        # Where the thinking ends by itself, an exit leaves the text as it is, though a forced trial may say otherwise.
+        before = self._at[row] < self.n_think[traces]
+        cut, row = traces[before], row[before]
         kept[cut], changed[cut] = self._at[row], ~self._agrees[row]
         correct[cut], inferred[cut] = self._right[row], self._untried[row]
         return Outcome(kept, exited, changed, correct, inferred)
 
 
 def with_boundaries(traces: Sequence[Trace]) -> list[Trace]:
-    """The traces, those without a boundary with the ones that their tokens give them.
+    """The traces, where those without boundaries get the ones that their tokens give them.
 
-    `collect` tries nothing in a trace that states no answer, and writes it without boundaries; a policy exits there all
-    the same. Where a step may end is read off the boundaries of the others. No verdict is known at such a boundary.
+    `collect` tries nothing in a trace that states no answer, and writes it without boundaries; a policy exits in it all
+    the same. At which tokens a step may end is read off the other traces. Nothing was tried at such a boundary.
     """
     split = {token for trace in traces for token in trace.split_ids}
     return [trace if trace.boundaries else _untried(trace, split) for trace in traces]
@@ -230,7 +231,7 @@ def _untried(trace: Trace, split: set[int]) -> Trace:
 
 
 def _column(parts: Iterable[Sequence[Any] | np.ndarray], dtype: Any) -> np.ndarray:
-    """Values of all boundaries, those of a trace behind those of the one before."""
+    """Values at all boundaries, trace by trace."""
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype) for part in parts)])
 
 
@@ -290,7 +291,7 @@ def _right(trace: AnyTrace) -> Float[np.ndarray, " boundaries"]:
 
 
 def _verdict(trace: AnyTrace, state: str, agrees: bool, answer: str | None) -> BoundaryState:
-    """What a trial says of the reference, in the words for what it says of the trace's answer."""
+    """Whether a trial agrees with the reference, in the words for whether it agrees with the trace's answer."""
     if agrees:
         return "agrees" if trace.correct else "differs"
     right = state == "differs" and same_answer(answer, trace.reference, trace.answer_kind)

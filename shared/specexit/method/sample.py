@@ -49,8 +49,8 @@ class Sample:
       grouped: whether every prompt belongs to a group (``group``, by default its task).
 
     Raises:
-      SampleError: a trace stands there twice, or, if grouped, a prompt is of several groups or of none, or of a group
-        no trace can judge.
+      SampleError: a trace is there twice or, if grouped, a prompt is of several groups or of none, or there is a group
+        in which no trace can judge.
     """
 
     def __init__(self, traces: Outlines, *, unjudged: Unjudged = "refuse", grouped: bool = False):
@@ -79,7 +79,7 @@ class Sample:
         """Whether every prompt has one trace, so that losses are errors and no shares."""
         [(fewest,)] = self._file.ask("select min(size - barred) from prompts where size > barred")
         self.fewest: int = fewest or 0
-        """Traces that can judge of the prompt that has fewest of them, but for those that have none."""
+        """How many traces can judge of the prompt with the fewest such traces, prompts without any left aside."""
 
     def prompt_of(self, trace: AnyTrace) -> Prompt:
         """The prompt of a trace that can judge."""
@@ -106,10 +106,11 @@ class Sample:
 
 
 def one_sampling(traces: Outlines, path: Path) -> dict[str, Any]:
-    """The sampling of all traces. How long a response may get depends on its prompt and is not compared.
+    """The one sampling of all traces. How long a response may get depends on its prompt: it is not compared, and the
+    longest is returned.
 
     Raises:
-      SampleError: traces of several are mixed in the file, or one is none.
+      SampleError: the file mixes traces of several samplings, or one of them is not valid.
     """
     found = [json.loads(sampling or "{}") for sampling in traces.different("sampling")]
     for wrong in filter(None, map(wrong_sampling, found)):
@@ -145,8 +146,8 @@ def _check_groups(traces: Outlines) -> None:
 
 
 def _check_able(traces: Outlines, able: Outlines) -> None:
-    """A group whose traces are all left out would be certified with the others, unseen; one whose traces are all errors
-    keeps the others from being certified, and nothing would say so."""
+    """Refuse a group in which no trace can judge: if all its traces were left out, it would be certified unseen with
+    the others; if all were errors, it would keep the others from being certified, and nothing would say so."""
     judging = able.different("part")
     for name in traces.different("part"):
         if name is None or name in judging:

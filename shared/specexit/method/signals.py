@@ -73,7 +73,7 @@ def column(name: str) -> int:
 def activate(raw: Float[np.ndarray, "*batch signals"]) -> Float[np.ndarray, "*batch signals"]:
     """Turn raw head outputs into signal values, in float32. The oracle of the JAX, torch and Triton versions.
 
-    Infinities are clamped like other numbers; what is none stays none, and passes no threshold.
+    Infinities are clamped like other numbers; NaN stays NaN, and passes no threshold.
 
     Example:
       >>> activate(np.zeros((1, 4), np.float32)).tolist()

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from specexit.config import Config, write_text
 from specexit.data.outlines import Outlines
+from specexit.data.rows import is_tried_throughout
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, check_one_target, data_sha256, read_outlines
 from specexit.errors import listed
@@ -90,6 +91,9 @@ class Simulation(Part):
     """Method -> what it does, in a line."""
     thresholds: tuple[Point, ...] = ()
     """Method ``validity`` at every threshold of its grid, the cautious ones first; its curve holds the front alone."""
+    untried: int = 0
+    """Traces that were tried throughout, and not at every boundary: methods that ask for answers ask, and pay, at the
+    tried ones alone."""
     unknown: tuple[str, ...] = ()
     """Methods that ask for answers, where there are traces of one point: what they would hear is not known."""
     not_replayed: dict[str, str] = Field(default=NOT_REPLAYED)
@@ -97,11 +101,11 @@ class Simulation(Part):
     left_out: dict[str, int] = Field(default={})
     """Reason -> traces that cannot judge."""
     inputs: dict[str, str] = Field(default={})
-    """``traces`` and ``draft.weights`` -> hash of what was replayed; none in files of before."""
+    """``traces`` and ``draft.weights`` -> hash of what was replayed; empty in files of older versions."""
 
 
 def point_of(sums: Sums, policy: Policy | None, setting: str = "") -> Point:
-    """Shares of sums."""
+    """The shares that sums over traces make."""
     return Point(
         policy=policy,
         setting=setting,
@@ -119,7 +123,7 @@ def summarise(replay: Replay, policy: Policy | None, outcome: Outcome) -> Point:
 
     Args:
       replay: the traces.
-      policy: that had this outcome, if it is one.
+      policy: the one with this outcome; None where no policy has it.
       outcome: what happened to each trace.
     """
     return point_of(sums_of(replay, outcome), policy)
@@ -191,7 +195,7 @@ def run(
     beside = config.model_copy(update={"early": probe_early})
     if probe_early is not None:
         about[PROBE] = METHODS["validity"].about
-    tallies = {name: Tally(name, len(known)) for name in [*about, FULL, ORACLE]}
+    tallies, untried = {name: Tally(name, len(known)) for name in [*about, FULL, ORACLE]}, 0
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("traces", total=len(traces))
         for replay, probe in blocks:
@@ -203,6 +207,7 @@ def run(
             never = replay.outcome_at(np.full(len(replay.traces), -1))
             tallies[FULL].add(replay, [Played("", never)], tasks)
             tallies[ORACLE].add(replay, [Played("", replay.oracle(), policy=OFF)], tasks)
+            untried += sum("untried" in t.boundary_state and is_tried_throughout(t) for t in replay.traces)
             progress.advance(bar, len(replay.traces))
     asking = {label for label, tally in tallies.items() if tally.asks}
     quoted = [name for name, method in methods.items() if not method.tuned]
@@ -223,6 +228,7 @@ def run(
         tasks={name: of_task(name) for name in known} if len(known) > 1 else {},
         methods=about,
         thresholds=tuple(points.get("validity", ())),
+        untried=untried,
         unknown=tuple(unknown),
     )
 
@@ -237,7 +243,7 @@ class Known(NamedTuple):
 
 
 def _known(traces: Outlines) -> dict[str, Known]:
-    """Of each task, by name: one question, as there may be thousands of tasks."""
+    """What is known of each task, by name, in one query: there may be thousands of tasks."""
     names = list(traces.texts["task"])
     asked = "task, count(*), count(distinct prompt), sum(not throughout), sum(not is_known)"
     found = {names[task] or "": Known(*numbers) for task, *numbers in traces.ask(asked, "group by task")}
@@ -325,10 +331,16 @@ def largest(tasks: dict[str, Part]) -> dict[str, Part]:
 
 
 def remarks(simulation: Simulation) -> list[str]:
-    """What its numbers do not say: methods that are not among them, and traces that are not."""
+    """What the numbers leave out, in sentences: methods without any, and traces that are not in them."""
     said = [f"{name} cannot be replayed: {why}" for name, why in simulation.not_replayed.items()]
     if simulation.one_point:
         said.append(_what_is_unknown(simulation))
+    if simulation.untried:
+        said.append(
+            f"{simulation.untried} of {simulation.n} traces have boundaries that were not tried (boundaries=refine): "
+            "an exit there counts by the trials on both sides, and methods that ask for answers ask and pay at the "
+            "tried ones alone, so less than they would; collect with boundaries=all to know"
+        )
     if 0 < simulation.unreferenced < simulation.n:
         said.append(of_others(simulation.unreferenced, simulation.n))
     if simulation.left_out:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from specexit.errors import InputError, shown
 
 MAX_STRINGS = 30
-"""So many bits are left beside those of the two markers."""
+"""Of the 32 bits that say what a token is, two are for the markers."""
 
 ALL_STRINGS = (1 << MAX_STRINGS) - 1
 """The mask of a request that wants every split string."""
@@ -125,8 +125,8 @@ def end_marker(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def behind(tokenizer: Tokenizer, marker: str, text: str) -> list[int]:
-    """Ids of a text where it stands behind a marker, which may be others than alone: many SentencePiece vocabularies
-    put a space in front of what a text begins with, and a marker may be one that takes the blank space behind it.
+    """Ids of a text behind a marker, which may differ from those of the text alone: many SentencePiece vocabularies put
+    a space in front of the beginning of a text, and some markers take the blank space that follows them.
 
     Args:
       tokenizer: the target's.
@@ -281,7 +281,7 @@ PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
 
 
 def misread(tokenizer: Tokenizer, files: FastTokenizer, *markers: str) -> str | None:
-    """How a tokenizer that was made of a ``tokenizer.json`` reads text otherwise than the file says.
+    """How a tokenizer that was built from a ``tokenizer.json`` reads text differently from the file.
 
     Args:
       tokenizer: transformers', or an engine's.
@@ -289,7 +289,7 @@ def misread(tokenizer: Tokenizer, files: FastTokenizer, *markers: str) -> str | 
       markers: text is tried behind each of these as well.
 
     Returns:
-      What there is to say of the tokenizer; None where it reads the same tokens.
+      The first difference, in words that continue a sentence about the tokenizer; None where there is none.
     """
     for text in (PROBE, *(f"{marker}\n{PROBE}" for marker in markers)):
         theirs, ours = list(tokenizer.encode(text, add_special_tokens=False)), files.encode(text)

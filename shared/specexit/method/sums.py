@@ -29,7 +29,7 @@ class Sums(NamedTuple):
     right: int
 
     def plus(self, other: Sums) -> Sums:
-        """Those of both."""
+        """The sums over the traces of both."""
         return Sums(*map(add, self, other))
 
 

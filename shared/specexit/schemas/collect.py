@@ -74,7 +74,7 @@ class CollectConfig(Config):
         default="refine",
         description="refine: every few boundaries, towards each change, and where the answer is stated; "
         "stable: back from the end, for exit_point=stable alone; bisect: the same, as if the verdict changed once; "
-        "or all",
+        "or all, for calibration traces of more than 31 boundaries",
     )
     stride: int = Field(
         default=8, gt=0, description="refine: boundaries between the first trials, fewer where there are few"

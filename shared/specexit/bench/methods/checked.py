@@ -1,4 +1,4 @@
-"""Whether a method in a file of its own is one: said before anything is measured, in a line that names the mistake."""
+"""Checks that a method in a file of its own is one, before anything is measured, with errors that name the mistake."""
 
 from __future__ import annotations
 

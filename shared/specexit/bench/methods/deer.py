@@ -30,7 +30,12 @@ class Deer(Method):
 
     @classmethod
     def tuned(cls, tuning: Tuning) -> Deer:
-        """The lowest threshold within the tolerance."""
+        """The lowest threshold within the tolerance.
+
+        Raises:
+          MethodError: there are no traces to choose it on, or they were not tried at every boundary.
+        """
+        tuning.check_heard(cls.name)
         return cls(tuning.boldest(cls.name, THRESHOLDS, sure_at))
 
     def respond(self, problem: Problem, marks: Marks) -> Asks:
@@ -44,6 +49,6 @@ class Deer(Method):
 
 
 def sure_at(trace: Trace, confidence: float) -> int | None:
-    """Where a recorded trace would have exited."""
+    """Index of the boundary at which a recorded trace would exit; None where it would not."""
     pairs = zip(heard_answers(trace)[:-1], trace.boundary_confidence[:-1], strict=True)
     return next((i for i, (answer, sure) in enumerate(pairs) if answer is not None and sure >= confidence), None)

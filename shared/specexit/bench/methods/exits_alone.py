@@ -22,10 +22,10 @@ class ExitsAlone(Method):
     pauses = True
 
     def hints(self, known: Known) -> list[int | None]:
-        """Where the draft's policy exits by the scores.
+        """Thinking tokens at which the draft's policy exits by the scores; None where it does not exit.
 
         Raises:
-          MethodError: there are none.
+          MethodError: there are no scores, or the draft has no policy.
         """
         if known.signals is None or known.policy is None:
             raise MethodError(f"method {self.name} replays the signals of the traces: scores is missing")

@@ -1,6 +1,6 @@
 """A method as the benchmark sees it: a generator that asks an engine and is sent what it said.
 
-A method that lets the engine alone asks once for everything. One that decides by itself asks for thinking up to the
+A method that leaves the engine alone asks once for everything. One that decides by itself asks for thinking up to the
 next boundary, for a trial answer, and in the end for the answer; `Chain` has these steps. Whatever is asked runs in
 the same engine, as many problems at once as the batch allows, and its tokens and its time are counted by `Ask.kind`.
 """
@@ -120,9 +120,25 @@ class Tuning:
     tolerance: float
     """Accuracy that may be lost on them."""
     budget: int | None = None
-    """Of the fixed budgets, where the config gives one."""
+    """Thinking tokens of the fixed budgets, where the config gives them."""
     beyond: dict[str, float] = field(default_factory=dict)
     """Methods none of whose candidates is within the tolerance, and what the first of them loses on the traces."""
+
+    def check_heard(self, name: str) -> None:
+        """Refuse traces that do not say what a method hears that asks at every boundary.
+
+        Args:
+          name: of the method, for messages.
+
+        Raises:
+          MethodError: there are boundaries that were not tried.
+        """
+        gaps = sum("untried" in trace.boundary_state for trace in self.traces)
+        if gaps:
+            raise MethodError(
+                f"method {name} asks at every boundary, but {gaps} of {len(self.traces)} of calibration_traces have "
+                "boundaries that were not tried: expected traces that were collected with boundaries=all"
+            )
 
     def boldest(self, name: str, candidates: Sequence[Any], exit_of: Callable[[Trace, Any], int | None]) -> Any:
         """The candidate that saves the most thinking within the tolerance; the first where none is within it, which
@@ -177,8 +193,8 @@ class Method(ABC):
 
     Class attributes: ``name`` in tables; ``engine`` that it runs on; ``says``, its definition in a sentence;
     ``reports``, whether the plug-in has to report an outcome; ``pauses``, whether it asks more than once, so that
-    the engines keep their prefixes; ``budgets``, whether it asks with a `Ask.budget`, for which vLLM has to be told the
-    markers; ``policy``, in place of the draft's own.
+    the engines keep their prefixes; ``budgets``, whether it asks with an `Ask.budget`, for which vLLM has to be told
+    the markers; ``policy``, which is served in place of the draft's own.
     """
 
     name: ClassVar[str]
@@ -244,7 +260,7 @@ class Chain:
         return min(self.marks.max_new_tokens, room) - len(self.kept) - 1
 
     def further(self, n: int | None = None) -> Generator[Ask, Said, bool]:
-        """Think up to the next boundary, or for ``n`` tokens; whether thinking goes on from there."""
+        """Think up to the next boundary, or for ``n`` tokens; returns whether thinking can go on from there."""
         stop = (self.marks.end,) if n is not None else (self.marks.end, *sorted(self.marks.split))
         limit = self.left if n is None else min(n, self.left)
         said = yield Ask("think", self.problem.prompt_ids + self.kept, max(1, limit), stop)
@@ -259,7 +275,7 @@ class Chain:
         return self.open
 
     def trial(self) -> Generator[Ask, Said, Said]:
-        """What the answer would be here; the thinking is none the wiser."""
+        """Try an answer here, which leaves no trace in the thinking."""
         trial = self.problem.trial
         prompt = [*self.problem.prompt_ids, *self.kept, self.marks.end, *trial.ids]
         forced, whole = self.marks.decode(list(trial.ids)), Said([], True)
@@ -281,8 +297,8 @@ class Chain:
         return extract_answer(text, self.problem.answer_kind, self.problem.choices) if trial.finished else None
 
     def conclude(self) -> Asks:
-        """End the thinking here, if the model has not, and let it answer; nothing where its tokens have run out, or it
-        has ended its turn: in one request for everything nobody would make it answer."""
+        """End the thinking here, if the model has not, and let it answer. Asks for nothing where the model has run out
+        of tokens or ended its turn: then it would not answer in one request for everything either."""
         if self._answerable:
             prompt = [*self.problem.prompt_ids, *self.kept, self.marks.end]
             yield Ask("answer", prompt, max(1, self.left))

@@ -18,7 +18,7 @@ class Oracle(Method):
     pauses = True
 
     def hints(self, known: Known) -> list[int | None]:
-        """Thinking tokens that are needed; none where all are."""
+        """Thinking tokens that each trace needs; None where it needs all of them."""
         needed = [exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids)) for t in known.traces]
         return [n if n < len(t.think_ids) else None for n, t in zip(needed, known.traces, strict=True)]
 

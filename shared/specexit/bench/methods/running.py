@@ -9,7 +9,7 @@ from specexit.bench.methods.interface import Ask, Marks, Method, MethodError, Pr
 from specexit.errors import InputError
 
 MOST_WITHOUT_A_TOKEN = 1000
-"""Requests one behind the other that bring the response no token: a method that makes more would never end."""
+"""Requests in a row that bring the response no token; a method that makes more is taken never to end."""
 
 
 class Running:

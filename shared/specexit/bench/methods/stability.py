@@ -23,7 +23,12 @@ class Stability(Method):
 
     @classmethod
     def tuned(cls, tuning: Tuning) -> Stability:
-        """The smallest m within the tolerance."""
+        """The smallest m within the tolerance.
+
+        Raises:
+          MethodError: there are no traces to choose it on, or they were not tried at every boundary.
+        """
+        tuning.check_heard(cls.name)
         return cls(tuning.boldest(cls.name, (6, 5, 4, 3, 2), stable_at))
 
     def respond(self, problem: Problem, marks: Marks) -> Asks:
@@ -49,7 +54,7 @@ def is_stable(answers: list[str | None], m: int, kind: str = "math") -> bool:
 
 
 def stable_at(trace: Trace, m: int) -> int | None:
-    """Where a recorded trace would have exited."""
+    """Index of the boundary at which a recorded trace would exit; None where it would not."""
     heard = heard_answers(trace)
     for i in range(m, len(heard)):
         if is_stable(heard[:i], m, trace.answer_kind):

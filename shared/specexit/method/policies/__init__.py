@@ -25,7 +25,7 @@ PROBE, FULL, ORACLE = "probe", "no exit", "the oracle"
 """What `simulate` plays beside the methods: validity by another source's scores, nothing, and hindsight."""
 
 RESERVED = (PROBE, FULL, ORACLE, "oracle")
-"""Names that results and tables have for these, and so no method of a file."""
+"""Names that results and tables use for these, so that no method of a file may have them."""
 
 NOT_REPLAYED = {
     "no-thinking": "a trace records answers behind step boundaries alone, and none without any thinking",

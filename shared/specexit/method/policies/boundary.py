@@ -11,7 +11,7 @@ from specexit.schemas.simulate import SimulateConfig
 
 
 def _play(replay: Replay, config: SimulateConfig) -> Iterator[Played]:
-    """As `Replay.play` would, which looks at all boundaries for each of hundreds of settings."""
+    """Gives what `Replay.play` would, which looks at all boundaries for each of hundreds of settings."""
     there = np.array([len(trace.boundaries) for trace in replay.traces])
     for k in range(1, replay.largest.n_boundaries + 1):
         outcome = replay.outcome_at(np.where(there >= k, k - 1, -1))

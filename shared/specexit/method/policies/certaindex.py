@@ -20,7 +20,8 @@ CERTAINTIES = (1.0, 0.5)
 
 
 def certainty(answers: list[str | None], window: int, kind: str = "math") -> float:
-    """How settled the last answers are, 0..1; an answer that is missing settles nothing.
+    """How settled the last ``window`` answers are, 0..1: 0 where there are fewer, or the last is missing. A missing one
+    before it counts as an answer of its own.
 
     Example:
       >>> certainty(["7", "7", "7"], 3), round(certainty(["7", "8", "7"], 3), 2), certainty(["7"], 3)

@@ -35,7 +35,7 @@ class Method:
     about: str
     """One line for the table."""
     play: Callable[[Replay, SimulateConfig], Iterable[Played]]
-    """All of its settings. They are swept on these very traces, so a method has its curve, not its luck."""
+    """Plays all of its settings. They are swept on these very traces, so a method is shown by its whole curve."""
     tuned: bool = True
     """False: its settings are quoted as they are, and none is picked."""
 
@@ -53,15 +53,15 @@ def play_trials(
     *,
     every: int = 0,
 ) -> Played:
-    """A method that makes the target answer while it thinks, and ends the thinking once it likes what it has heard.
+    """Play a method that makes the target answer while it thinks, and ends the thinking once an answer suits it.
 
-    Its trials are those that were recorded, and every one it asks for is paid: its tokens and the end marker before it.
+    Its trials are those that were recorded, and it pays for each one it asks for: its tokens and the end marker before.
 
     Args:
       replay: the traces.
-      setting: its name.
-      stops: told a trace, and the answers and confidences of all its trials so far, whether to exit now.
-      every: thinking tokens between two trials, at least; 0 asks at every boundary.
+      setting: name of the setting.
+      stops: given a trace, and the answers and confidences of all its trials so far, whether to exit now.
+      every: the fewest thinking tokens between two trials; 0 asks at every boundary that was tried.
     """
     exits = np.full(len(replay.traces), -1, np.int64)
     paid = np.zeros(len(replay.traces), np.int64)

@@ -1,4 +1,4 @@
-"""Ask for an answer at every boundary, and exit once the last m of them are the same."""
+"""Ask for an answer at every boundary that was tried, and exit once the last m of them are the same."""
 
 from collections.abc import Iterator
 

@@ -32,7 +32,7 @@ def policy_at(tau: float, early: float, **shared: Any) -> Policy:
 
 
 def early_of(source: str, early: float) -> float:
-    """The early share for signals of a source: with ``fc`` no step waits for its verdicts, so that to pass boundaries
+    """The early share for signals of a source: 0 for ``fc``, where no step waits for verdicts, and passing boundaries
     over would save nothing."""
     return 0.0 if source == "fc" else early
 

@@ -1,9 +1,9 @@
-"""Statistics that the project reports and its guarantees stand on, as small numpy functions.
+"""The statistics that the project reports and that its guarantees rest on, as small numpy functions.
 
-`ranking` judges scores, `binomial` bounds error rates, `bootstrap` gives intervals, `hypothesis_tests` stands behind
-"better" and "no worse", `sequential` behind claims that are looked at more than once, and `drift` compares values with
-quantiles, and counts with shares. The core needs neither scipy nor scikit-learn for them; the tests hold each against
-an independent peer.
+`ranking` judges scores, `binomial` bounds error rates, `bootstrap` gives intervals, `hypothesis_tests` backs the words
+"better" and "no worse", `sequential` backs claims that are checked again and again, and `drift` compares values with
+quantiles and counts with shares. The core needs neither scipy nor scikit-learn for them; the tests compare each with an
+independent implementation.
 """
 
 from specexit.method.statistics.binomial import (

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 LEVEL = 0.95
-"""Coverage of every interval here."""
+"""Coverage of every two-sided interval of this package; a bootstrap reaches it only approximately."""
 
 NO_LONGER = 1e-20
-"""Share of the largest term behind which all the others together are nothing to a double."""
+"""Terms smaller than this share of the largest one are dropped: all of them together do not change a double."""
 
 AT_A_TIME = 256
 
@@ -34,16 +34,17 @@ def binomial_tail(errors: int, n: int, rate: float) -> float:
 
 
 def _lower_tail(k: int, n: int, log_rate: float, log_other: float) -> float:
-    """``P(X <= k)`` for ``k`` below the mean, of a rate and of 1 less that rate, as logarithms."""
+    """``P(X <= k)`` for ``k`` below the mean, given the logarithms of the rate and of 1 minus the rate."""
     log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     terms = _falling_terms(k, n, math.exp(log_other - log_rate))
     return math.exp(log_choose + k * log_rate + (n - k) * log_other) * sum(float(block.sum()) for block in terms)
 
 
 def _falling_terms(k: int, n: int, odds: float) -> Iterator[np.ndarray]:
-    """``P(X = k)``, ``P(X = k - 1)`` ... in units of the first, some at a time, until they no longer count.
+    """Yield ``P(X = k)``, ``P(X = k - 1)`` ... in units of the first, a block at a time, until they no longer count.
 
-    Below the mean they fall faster with each, so that about ten standard deviations are left of however many there are.
+    Below the mean each falls by a larger factor than the one before, so only the terms of about ten standard deviations
+    are computed, however large ``k`` is.
     """
     last = 1.0
     yield np.ones(1)
@@ -57,7 +58,8 @@ def _falling_terms(k: int, n: int, odds: float) -> Iterator[np.ndarray]:
 def binomial_upper_bound(errors: int, n: int, delta: float) -> float:
     """The one-sided upper confidence bound of Clopper and Pearson (1934) for an error rate, at level ``1 - delta``.
 
-    The largest rate under which so few errors still have probability ``delta``, found by bisection.
+    It is the largest rate at which so few errors still have probability ``delta``, found by bisection; 1 where all
+    trials are errors, or there are none.
 
     Example:
       >>> round(binomial_upper_bound(0, 114, 0.1), 4)
@@ -65,7 +67,7 @@ def binomial_upper_bound(errors: int, n: int, delta: float) -> float:
     """
     if errors >= n:
         return 1.0
-    low, high = 0.0, 1.0  # at a level below one half the bound is below the rate that was seen
+    low, high = 0.0, 1.0  # with delta above one half, the bound is below the observed rate
     for _ in range(60):  # halvings of an interval of 1: exact to the last bit of a double
         middle = (low + high) / 2
         low, high = (middle, high) if binomial_tail(errors, n, middle) > delta else (low, middle)
@@ -88,8 +90,8 @@ def hoeffding_bentkus(total: float, n: int, rate: float) -> float:
     """P-value of "the mean is above ``rate``" for ``n`` independent values in [0, 1] that sum to ``total``.
 
     The smaller of Hoeffding's (1963) bound in its relative-entropy form and Bentkus' (2004), as in Bates et al. 2021
-    (arXiv 2101.02703). Both fall with the sum alone, so the smaller one is valid. For 0/1 values `binomial_tail` is
-    exact, hence smaller.
+    (arXiv 2101.02703). Each bounds the probability of so small a sum, so the smaller of the two bounds it as well. For
+    0/1 values `binomial_tail` is exact, hence smaller.
 
     Example:
       >>> hoeffding_bentkus(0, 114, 0.02) <= 0.1 < hoeffding_bentkus(0, 113, 0.02)

@@ -86,7 +86,7 @@ def cluster_bootstrap(
 def _interval(
     statistic: Callable[..., float], columns: Sequence[np.ndarray], draw: Callable[[], np.ndarray], resamples: int
 ) -> tuple[float, float, float]:
-    """The statistic of all rows, and both ends of its interval over those that are drawn."""
+    """The statistic of all rows, and both ends of its percentile interval over the draws."""
     values = np.empty(resamples)
     for i in range(resamples):
         rows = draw()
@@ -96,11 +96,15 @@ def _interval(
 
 
 def _ranges(starts: Int[np.ndarray, " k"], counts: Int[np.ndarray, " k"]) -> Int[np.ndarray, " total"]:
-    """``start, start + 1, ...`` for each start, behind one another."""
+    """``start, start + 1, ...``, as many as each count says, one range after the other."""
     before = np.cumsum(counts) - counts
     return np.arange(counts.sum()) + np.repeat(starts - before, counts)
 
 
 def relative_cut(base: Shaped[np.ndarray, " n"], ours: Shaped[np.ndarray, " n"]) -> float:
-    """Share of all that ``base`` spends which ``ours`` saves: totals are compared, not means of ratios."""
-    return float(1 - ours.sum() / base.sum())
+    """Share of the total of ``base`` that ``ours`` saves: it compares totals, and is no mean of ratios.
+
+    It is 0 where the base has nothing to save, as in some draws of few problems.
+    """
+    total = base.sum()
+    return float(1 - ours.sum() / total) if total else 0.0

@@ -1,4 +1,4 @@
-"""Whether values of today look like those of a sample of which a few quantiles, or the shares of kinds, are left."""
+"""Whether today's values look like an earlier sample, of which only a few quantiles or the shares of kinds are kept."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def share_distance(counts: Int[np.ndarray, "n kinds"], shares: Float[np.ndarray,
     Each request counts once, however much it has of all kinds together.
 
     Args:
-      counts: how often each of today's requests has each kind; none is without any.
-      shares: of the kinds in the sample, 1 together, as means over its members as well.
+      counts: how often each of today's requests has each kind; every request has at least one.
+      shares: of each kind in the sample, likewise a mean over its members; they sum to 1.
 
     Returns:
       0..1; 0 without any requests.
@@ -75,10 +75,11 @@ def chance_share_distance(
 ) -> float:
     """A `share_distance` that requests like those of the sample exceed with probability of about ``level`` at most.
 
-    Normal bounds of the mean shares of all kinds at once (Bonferroni) are added up, which is more than chance needs.
+    The normal bounds on the mean share of each kind (Bonferroni) are added up, which allows more than chance needs.
+    Without any requests the distance is 1.
 
     Args:
-      counts: how often each of today's requests has each kind; the variance of its shares is taken from them, and is at
+      counts: how often each of today's requests has each kind; the variance of the shares is taken from them, and is at
         least what kinds that are drawn one by one would have.
       shares: of the kinds in the sample.
       m: prompts of the sample, which vary as today's requests do.

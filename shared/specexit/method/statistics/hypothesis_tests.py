@@ -93,11 +93,12 @@ def equivalence(
 ) -> Equivalence:
     """Two one-sided tests (TOST) of paired losses against a margin: not the same as overlapping intervals.
 
-    Score tests in the manner of Tango (1998): the variance is taken where the hypothesis holds, which moves the missing
-    share of the prompts to a full loss. The usual t test takes it from the sample, and where only a handful of prompts
-    differ it claims far too much: with none of 30 different it would be certain of everything. Where no prompt gains
-    and each that loses loses all, their number is binomial, and its exact tail is the P-value: the score test would
-    rule out a loss of one point with 271 prompts of which none loses, and it takes 299.
+    They are score tests in the manner of Tango (1998). Their variance is the one under the hypothesis, where a further
+    share of the prompts, as large as the observed loss is short of the margin, loses all. The usual t test takes the
+    variance from the sample, and claims far too much where only a handful of prompts differ: with none of 30 different
+    it would be certain of everything. Where no prompt gains and each loses either all or nothing, the number of losers
+    is binomial, and its exact tail is the P-value: with no loser at all it takes 299 prompts to rule out a loss of one
+    point, and the score test would do so with 271.
 
     Args:
       losses: theirs minus ours for each row, within [-1, 1]: 1 is a right answer lost.

@@ -1,4 +1,4 @@
-"""How well a probability tells hits from misses, and how well it is calibrated; of any number of them, read once."""
+"""How well a probability tells hits from misses and how well it is calibrated, from any number of values read once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Counted(NamedTuple):
 
 
 def counted(values: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Counted:
-    """Probabilities in memory, equal ones as one.
+    """Count the distinct values among probabilities in memory.
 
     Example:
       >>> counted(np.array([0.5, 0.25, 0.5]), np.array([True, True, False]))
@@ -51,7 +51,7 @@ class Ranking:
 
 
 def ranking(pieces: Iterable[Counted]) -> Ranking:
-    """Of probabilities that come in pieces, each one's above those of the pieces before.
+    """The `Ranking` of probabilities that come in pieces, those of each piece above all of the pieces before.
 
     Example:
       >>> ranking([counted(np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False]))]).auroc

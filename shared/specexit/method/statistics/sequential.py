@@ -1,21 +1,21 @@
 """Statements that hold at every look: test martingales for the mean of values in [0, 1].
 
 Waudby-Smith and Ramdas 2024 (arXiv 2010.09686). Somebody who bets against "the mean is m", at odds that are fair if it
-is, grows rich with probability at most delta to 1/delta times the stake, ever (Ville 1939). So the capital may be
+is, ever turns the stake into 1/delta times as much with probability at most delta (Ville 1939). So the capital may be
 looked at after every observation, and once it has reached 1/delta the claim is rejected at level delta, for good. The
 capital is spread over a few bets that are fixed beforehand, from timid to bold, so no bet has to be guessed right.
 
-Capital that is betted while the mean is not beyond m is lost, and who has lost it sees nothing of what begins later. So
-`Capital` keeps a part of its stake back and puts it in bit by bit: with E(j, t) for what a unit that is put in before
-observation j has become after observation t, and u(t) for what is still kept back, it has
+While the mean is not beyond m, bets lose capital, and a bettor who has lost it all notices nothing of a change that
+begins later. So `Capital` holds a part of its stake back and puts it in bit by bit. Let E(j, t) be what one unit that
+is put in before observation j has become after observation t, and u(t) the part that is still held back. The capital is
 
   W(t) = sum over j <= t of w(j) E(j, t) + u(t),  w(j) = u(j - 1) - u(j),  w(1) = 1 - u(1),  u falling to 0.
 
-Moving capital from one place to another wins and loses nothing, so W is what Ville's inequality wants, with W(0) = 1:
-delta holds over the whole life, wherever a change begins. Shin, Ramdas and Rinaldo 2023 (arXiv 2203.03532) add up such
-E(j, t) without weights, which bounds how often there is a false alarm; weights of 1 together bound whether there ever
-is one. What that costs is time: where a change begins at t, a factor of 1 / (w(t) delta) has to be won. With w(t) of
-about 1 / (t ln(t)^2) its logarithm grows as ln(t), and with weights of 1 together it cannot grow more slowly than that.
+Moving capital from one place to another wins and loses nothing, so W, with W(0) = 1, meets the condition of Ville's
+inequality: delta holds over the whole life, wherever a change begins. Shin, Ramdas and Rinaldo 2023 (arXiv 2203.03532)
+add up such E(j, t) without weights, which bounds how often there is a false alarm; weights that sum to 1 bound whether
+there ever is one. The price is time: where a change begins at t, a factor of 1 / (w(t) delta) has to be won. With w(t)
+of about 1 / (t ln(t)^2) its logarithm grows as ln(t), and no weights that sum to 1 let it grow more slowly than that.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from jaxtyping import Float
 Side = Literal["above", "below"]
 
 SHARES = 2.0 ** -np.arange(10)
-"""Bets as shares of the boldest one that cannot be ruined in one step. 1, 1/2, ... 1/512: for a mean of 1 % the most
-timid one is right for a truth of 1.2 %."""
+"""Bets as shares of the boldest one: 1, 1/2, ... 1/512. For a mean of 1 % the most timid one is just right where
+the true mean is 1.15 %."""
 
 BOLDEST_ABOVE = 0.75
 """Betting on "above" with everything is ruined by the first zero, and zeros are what a small mean is made of."""
 
 AT_ONCE = 0.5
-"""Share of the stake of `Capital` that is betted from the first observation on: a change that is there from the start
-costs ln(2) more to see than with all of it, and so does one that begins later than with none."""
+"""Share of the stake of `Capital` that is bet from the first observation on. A change that is there from the start
+takes a gain of ln(2) more than if all were bet at once; a later one takes as much more than if none were."""
 
 UNHURRIED = 1000
-"""Observations over which the rest is put in about evenly, before less and less of it is."""
+"""Observations over which the rest is put in roughly evenly; after them, less and less of it is."""
 
 
 def kept_back(observations: int | np.ndarray) -> float | np.ndarray:
-    """Share of the stake that is not put in yet after so many observations; some always is."""
+    """Share of the stake that is still held back after so many observations; it is never 0."""
     return (1 - AT_ONCE) * math.log(UNHURRIED) / np.log(UNHURRIED + observations)
 
 
@@ -60,7 +60,7 @@ def played(
     mean: float,
     side: Side,
 ) -> Float[np.ndarray, "*streams bets"]:
-    """One round: a part of what is kept back goes to all bets alike, then one more observation is betted on.
+    """One round: all bets get an equal part of what is held back, then one more observation is bet on.
 
     Args:
       log_capital: logarithm of what each bet has, in units of its share of the stake.
@@ -106,11 +106,11 @@ class Capital:
         self.mean = mean
         self.side: Side = side
         self.log_capital = np.full(len(SHARES), math.log(AT_ONCE))
-        """Logarithm of what each bet has, in units of its share of the stake. With `observations` it is all that has to
-        be kept."""
+        """Logarithm of what each bet has, in units of its share of the stake. With `observations` it is all that the
+        next round needs."""
         self.observations = 0
         self.peak = 1.0
-        """The highest that the capital has been."""
+        """The most that the capital has been; `rejects` goes by it."""
 
     def add(self, value: float) -> None:
         """Take one observation in.
