@@ -1,8 +1,8 @@
 """What audits have imposed on a server, and ``hold.json``, which keeps it.
 
-Neither a restart, nor an edit of ``policy.json`` that speaks of something else, nor another server with the same draft
-brings exits back. An operator's word does, and another policy or another certificate of the point in question: what was
-shown was shown of these.
+Neither a restart, nor an edit of ``policy.json`` that is about something else, nor another server with the same draft
+brings exits back. An operator's word does, and so does another policy or certificate of the point in question, as
+audits have judged these two.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _unless_left(said: str) -> str | None:
 
 
 def settings_of(serving: Serving) -> tuple[str, ...]:
-    """What of an operator's words is in force in a server, as its own settings go over those of ``policy.json``."""
+    """The operator's words that are in force in a server: its own settings override those of ``policy.json``."""
     return f"mode={serving.mode}", f"hold={serving.hold}"
 
 
@@ -64,7 +64,7 @@ def nothing(file: PolicyFile, serving: Serving) -> Imposed:
 
 
 class Kept:
-    """``hold.json`` of a server, which all of its API server processes write.
+    """``hold.json`` of a server, which all of its API server processes write. Where that fails, they log it and go on.
 
     Args:
       folder: of the draft.
@@ -75,7 +75,7 @@ class Kept:
 
     @property
     def writable(self) -> bool:
-        """Whether what audits impose from now on is there after a restart."""
+        """Whether what audits impose from now on outlasts a restart."""
         return os.access(self.path.parent, os.W_OK)
 
     def read(self) -> tuple[Imposed, ...]:
@@ -87,12 +87,12 @@ class Kept:
         return read_hold(self.path)
 
     def write(self, imposed: Imposed, *, cleared: str = "") -> None:
-        """Keep what is imposed beside what other processes have seen, but for a claim that audits have cleared."""
+        """Keep what is imposed, with what other processes have seen, except a claim that audits have cleared."""
         under = imposed.under
         self._change(lambda found: found | {under: imposed.also(found.get(under)).without(cleared)})
 
     def carry(self, before: Imposed, imposed: Imposed) -> None:
-        """Keep what is imposed, and what other processes have seen, under other words and settings than before."""
+        """Keep what was imposed before, by other processes as well, under the words and settings of now."""
         self._change(
             lambda found: (
                 _without(found, before)
@@ -101,7 +101,7 @@ class Kept:
         )
 
     def forget(self, imposed: Imposed) -> None:
-        """Keep nothing any more of what was imposed under the same words and settings."""
+        """Forget all that was imposed under the same words and settings."""
         self._change(lambda found: _without(found, imposed))
 
     def _change(self, change: Callable[[Entries], Entries]) -> None:
