@@ -1,7 +1,7 @@
 """How a request stands, by the id that its client knows: that of a response, or of one of its parts.
 
-Parts are what vLLM makes requests of: the prompts of a completion, the turns of a response. Only ids that may be parts
-are looked up, for clients ask often, and there may be many requests.
+Parts are the prompts of a completion, the turns of a response, the conversations of a batch: vLLM makes a request of
+each. Only ids that may be parts are looked up, as clients ask often, and there may be many requests.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ def find(processor: Any, finished: Finished, request: str, caller: str | None) -
     """How a caller's request stands.
 
     Args:
-      processor: vLLM's `OutputProcessor`, which has the running ones.
-      finished: the others.
+      processor: vLLM's `OutputProcessor`, which has the running requests.
+      finished: the requests that have lately finished.
       request: exactly the id of a response, or of one of its parts.
-      caller: who asks.
+      caller: mark of who asks.
 
     Returns:
-      None for one that is unknown, or another caller's.
+      ``request_id``, ``finished``, and in ``choices`` a report for each choice, None where nothing is known of it yet;
+      None for a request that is unknown, or another caller's.
     """
     ended = finished.of(caller, request)
     running = dict(_running_parts(processor, request, caller, len(ended)))
@@ -60,7 +61,7 @@ def _running_parts(processor: Any, response: str, caller: str | None, n_ended: i
 
 
 def _running(processor: Any, request: str, caller: str | None) -> Any:
-    """The state of a caller's running request, that of one of its choices; None where there is none."""
+    """The state of a caller's running request, or of one of its choices where there are several; None for no such."""
     states = (processor.request_states[name] for name in processor.external_req_ids.get(request, ()))
     for state in states:
         admitted: Admitted | None = getattr(state, ADMITTED, None)

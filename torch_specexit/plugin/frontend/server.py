@@ -34,7 +34,7 @@ from torch_specexit.plugin.worker.weights import WHY_LOST
 logger = logging.getLogger("vllm.specexit")
 
 MOST_INTERRUPTS = 16
-"""Of one caller, that may wait for their turn. Each stops all engines between two steps, so they take turns."""
+"""Interrupts of one caller that may be under way. Each stops all engines between two steps, so they take turns."""
 
 
 class TooManyError(Exception):
@@ -103,11 +103,14 @@ class FrontEnd:
             self.changed()
 
     def admit(self, request: Any, *, choice: int = 0) -> Admitted | None:
-        """Decide about a request that is about to be admitted, and have it tell the workers.
+        """Decide about a request that is about to be admitted, and have its parameters tell the workers.
 
         Args:
           request: vLLM's `EngineCoreRequest`, whose parameters may be shared with others and are replaced.
           choice: its place among the choices for one prompt.
+
+        Returns:
+          What is decided; None for a request that writes nothing, such as one for an embedding.
 
         Raises:
           ArgumentError: see `check`.
@@ -127,7 +130,7 @@ class FrontEnd:
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
         bound = binds_at_once(request, self.taken_for_over)
-        if bound:  # by a grammar that takes no end marker: vLLM would end it in an error
+        if bound:  # the grammar takes no end marker: vLLM would end the request in an error
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False)
         if inner.get() or is_read(params):
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False, counted=False)
@@ -159,7 +162,7 @@ class FrontEnd:
             self.traffic.add_prompt(len(request.prompt_token_ids))
 
     def finish(self, state: Any, report: dict[str, Any]) -> None:
-        """Remember a finished request, and audit it if it is one to be audited."""
+        """Count and remember a finished request, and audit it if it was chosen for that."""
         admitted: Admitted | None = getattr(state, ADMITTED, None)
         self.outcomes[report["outcome"]] += 1
         if "would_exit" in report:
@@ -186,7 +189,8 @@ class FrontEnd:
     def audited(self, point: str, result: str, policy: Policy) -> None:
         """Take in the result of an audit of a request that ran under a policy of a point.
 
-        Audits wait, and requests run, while an operator changes the file; they say nothing about the new one.
+        Audits wait, and requests run, while an operator may change the file; what ran under the point's old policy says
+        nothing about the new one.
         """
         self._look_at_file()  # its words go before what is shown now
         known = any((p.name, p.policy) == (point, policy) for p in self.operation.file.points)
@@ -194,13 +198,19 @@ class FrontEnd:
             self.hold.add(point, changed=result == "changed")
 
     def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> dict[str, Any]:
-        """An operator's word. Whether it lifts what audits have imposed, `Operation.switch` says; of a file that is
-        read again, `Operation.load`.
+        """Do what an operator says. Whether it lifts what audits have imposed, `Operation.switch` says, and
+        `Operation.load` for a file that is read again.
 
-        Where several API server processes serve, it is written into the policy file, as each of them watches that.
+        Where several API server processes serve, mode and point are written into the policy file, which each watches.
+
+        Args:
+          mode: see `Operation.switch`.
+          point: see `Operation.switch`.
+          reload: read the policy file again first.
 
         Returns:
-          ``api_servers`` that it reaches, ``of`` how many, and how the ``others`` come to it, or why they do not.
+          ``api_servers``, the number of processes that are reached, and ``of`` how many; where there are several, in
+          ``others`` how the word comes to the others, or why it does not.
 
         Raises:
           PolicyError, ConfigError: there is no such point, the policy file cannot be used, or the server's settings go
@@ -233,7 +243,7 @@ class FrontEnd:
           Whether there was one that thinks.
 
         Raises:
-          TooManyError: `MOST_INTERRUPTS` of this caller's wait already.
+          TooManyError: `MOST_INTERRUPTS` of this caller are under way already.
         """
         who = caller.get()
         running = (getattr(state, ADMITTED, None) for state in engine.output_processor.request_states.values())
@@ -251,8 +261,8 @@ class FrontEnd:
             self._interrupts += Counter()  # without the callers who wait for nothing
 
     async def look_at_weights(self, engine: Any) -> None:
-        """Ask the workers whether the draft is whole again, where it was not when a request was last heard of: a server
-        that is not ready gets none.
+        """Ask the workers whether the draft is whole again, where the last output said that it was not: a server that
+        is not ready gets no requests, whose outputs would tell.
 
         Args:
           engine: vLLM's `AsyncLLM`.
@@ -263,11 +273,7 @@ class FrontEnd:
                 self.activity.awaits(None)
 
     def find(self, processor: Any, request: str) -> dict[str, Any] | None:
-        """How a request stands, by exactly the id that the client knows: of a response, or of one of its parts.
-
-        Returns:
-          None for one that is unknown, or another caller's.
-        """
+        """How a request of the caller stands, see `torch_specexit.plugin.frontend.finding.find`."""
         return find(processor, self._finished, request, caller.get())
 
     def problem(self) -> str | None:
@@ -313,7 +319,7 @@ class FrontEnd:
 
 
 async def _ask_workers(client: Any, method: str, given: tuple[Any, ...]) -> list[list[Any]]:
-    """Call a method of all workers of all engines; what they answer, by engine."""
+    """Call a method of all workers of all engines; return their answers, a list for each engine."""
     # Of several engines `AsyncLLM.collective_rpc` asks all, and returns the answers of the first alone.
     asked = (method, None, given, None)
     cores = client.core_engines
