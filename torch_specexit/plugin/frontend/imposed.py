@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from specexit.config import write_text
-from specexit.drafts.hold import FILE, SWITCH, HoldFile, Imposed, read_hold, words_of
+from specexit.drafts.hold import FILE, SWITCH, HoldFile, Imposed, read_hold, switches_of, words_of
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 
@@ -40,13 +41,27 @@ def said_since(words: tuple[str, ...], later: tuple[str, ...]) -> list[tuple[str
       True
     """
     (default, mode, *rest), new = words, later[len(words) :]
-    said = []
-    for word in new:
-        named = word.partition(SWITCH)[2].removeprefix("mode=").partition(" point=")
-        said.append((_unless_left(named[0]), _unless_left(named[2])))
-        mode = mode if said[-1][0] is None else f"mode={said[-1][0]}"
-        default = default if said[-1][1] is None else f"default={said[-1][1]}"
+    said = [_said(word) for word in new]
+    for other_mode, other_default in said:
+        mode = mode if other_mode is None else f"mode={other_mode}"
+        default = default if other_default is None else f"default={other_default}"
     return said if said and later == (default, mode, *rest, *new) else None
+
+
+def switched_since(file: PolicyFile, later: PolicyFile) -> tuple[bool, bool]:
+    """Whether an operator has said a mode, and whether a point, by the route between two states of a policy file.
+
+    It may have been the mode that the file has had already, so the history alone tells.
+    """
+    new = Counter(switches_of(later)) - Counter(switches_of(file))
+    said = [_said(word) for word in new]
+    return any(mode is not None for mode, _ in said), any(point is not None for _, point in said)
+
+
+def _said(word: str) -> tuple[str | None, str | None]:
+    """Mode and point of an operator's word by the route."""
+    mode, _, point = word.partition(SWITCH)[2].removeprefix("mode=").partition(" point=")
+    return _unless_left(mode), _unless_left(point)
 
 
 def _unless_left(said: str) -> str | None:

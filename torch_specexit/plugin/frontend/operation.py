@@ -25,7 +25,7 @@ from torch_specexit.plugin.frontend.arguments import (
     policy_of,
 )
 from torch_specexit.plugin.frontend.efforts import point_for
-from torch_specexit.plugin.frontend.imposed import Kept, nothing, said_since
+from torch_specexit.plugin.frontend.imposed import Kept, nothing, said_since, switched_since
 from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
 
 
@@ -200,11 +200,14 @@ class Operation:
 
         A mode or a point that an operator has set by `switch` stays, too: another policy does not mean that what was
         switched off is to be on again. The mode goes where the file or the server's settings now say another one; the
-        point goes where the file has another default, or no such point any more.
+        point goes where the file has another default, or no such point any more. Either goes by a word to another API
+        server process, which has come through the file: it is newer, and whoever gave it was told that it reaches all.
         """
-        if (serving.mode, file.serving.mode) != (self.serving.mode, self.file.serving.mode):
+        new_mode, new_point = switched_since(self.file, file)
+        if new_mode or (serving.mode, file.serving.mode) != (self.serving.mode, self.file.serving.mode):
             self._ordered_mode = None
-        if file.default != self.file.default or self._ordered_point not in {point.name for point in file.points}:
+        names = {point.name for point in file.points}
+        if new_point or file.default != self.file.default or self._ordered_point not in names:
             self._ordered_point = None
         self._take(file, serving, doubts)
         self.name = self._ordered_point or file.default

@@ -98,8 +98,8 @@ class FrontEnd:
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
 
-    def _look_at_file(self) -> None:
-        if self.watch is not None and self.watch.changed(self.operation):
+    def _look_at_file(self, *, at_once: bool = False) -> None:
+        if self.watch is not None and self.watch.changed(self.operation, at_once=at_once):
             self.changed()
 
     def admit(self, request: Any, *, choice: int = 0) -> Admitted | None:
@@ -222,6 +222,7 @@ class FrontEnd:
             alone = self.watch.order(self.operation, mode, point) if self.watch else "no policy file is watched"
         read = (reload or alone is None) and self.watch is not None and self.watch.reload(self.operation, point)
         if said:
+            self._look_at_file(at_once=True)  # its words are older, and must not go over this one later
             self.operation.switch(mode, point)
             logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
         if said or read:

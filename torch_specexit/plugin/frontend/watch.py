@@ -101,10 +101,15 @@ class PolicyWatch:
             return None
         return found.st_mtime_ns, found.st_ino
 
-    def changed(self, operation: Operation) -> bool:
-        """Take a changed file in, and say whether that was done. One that cannot be used is logged and left."""
+    def changed(self, operation: Operation, *, at_once: bool = False) -> bool:
+        """Take a changed file in, and say whether that was done. One that cannot be used is logged and left.
+
+        Args:
+          operation: takes it in.
+          at_once: look, however short a time ago that was done.
+        """
         now = time.monotonic()
-        if now - self._looked < SECONDS:
+        if now - self._looked < SECONDS and not at_once:
             return False
         self._looked, stamp = now, self._stamp()
         if stamp == self._seen:
