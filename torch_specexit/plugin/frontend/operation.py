@@ -272,9 +272,13 @@ class Operation:
         return [*self.doubts, *([] if own is None else [own])]
 
     def stricter(self, point: OperatingPoint) -> OperatingPoint | None:
-        """The next stricter point whose certificate is of the same risk; None where there is none."""
-        below = [p for p in self.file.points if risk_of(p) == risk_of(point) and epsilon_of(p) < epsilon_of(point)]
+        """The next stricter point with a certificate of its own for the same risk; None where there is none."""
+        below = [p for p in self._certified() if risk_of(p) == risk_of(point) and epsilon_of(p) < epsilon_of(point)]
         return max(below, key=epsilon_of, default=None)
+
+    def _certified(self) -> list[OperatingPoint]:
+        """Points whose certificate is of their policy: any other epsilon says nothing of what would be served."""
+        return [point for point in self.file.points if self._of_points[point.name] is None]
 
     def serves(self, point: OperatingPoint) -> bool:
         """Whether those who ask for a point get it, audits having imposed nothing stricter."""
@@ -363,14 +367,13 @@ class Operation:
 
     def _of_risk(self, risk: float, offered: OperatingPoint) -> OperatingPoint:
         """The boldest point with at most this risk, of the kind that the point on offer is certified for."""
-        certified = [point for point in self.file.points if point.certificate is not None]
-        certified = [point for point in certified if risk_of(offered) in (None, risk_of(point))]
+        certified = [point for point in self._certified() if risk_of(offered) in (None, risk_of(point))]
         fitting = [point for point in certified if epsilon_of(point) <= risk]
         if not fitting:
             known = ", ".join(f"{epsilon_of(point):g}" for point in sorted(certified, key=epsilon_of))
             raise ArgumentError(
                 f"extra_args: specexit_risk is {risk}, expected at least the epsilon of an operating point: "
-                f"{known or 'there is none with a certificate'}",
+                f"{known or 'there is none whose certificate is of its policy'}",
                 "specexit_risk",
             )
         return self._at_most(max(fitting, key=epsilon_of))

@@ -75,7 +75,7 @@ def _not_permitted(key: str, value: Any, expected: str, rule: Requests) -> Argum
 
 def _less_risk(risk: float, offered: OperatingPoint) -> str | None:
     """What was expected, where a risk is not at most that of the point on offer; None where it is."""
-    if offered.certificate is None:
+    if offered.certificate is None or offered.uncertified_because() is not None:
         return f"none, as nothing says how large the risk of the server's point {offered.name} is"
     return None if risk <= offered.certificate.epsilon else f"at most {offered.certificate.epsilon:g}"
 
