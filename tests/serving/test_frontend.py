@@ -13,7 +13,7 @@ import pytest
 from specexit.config import ConfigError
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.schemas.target import load_target_config
-from tests.serving.ends import Engine, front_end, incoming, row
+from tests.serving.ends import Engine, admitted_state, front_end, incoming, row
 from tests.serving.points import POINTS, operation, point
 from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
@@ -103,12 +103,12 @@ def test_of_requests_without_exits_adapters_and_further_choices_are_no_traffic_n
     def prompts():
         return front.summary()["traffic"]["prompt_tokens"]["requests"]
 
-    front.keep(SimpleNamespace(), request, resolve(None, lora="raw"))
+    front.keep(admitted_state(), request, resolve(None, lora="raw"))
     assert prompts() == 0
     for choice in range(3):
-        front.keep(SimpleNamespace(), request, resolve(None, caller=mark_of("cut off"), choice=choice))
+        front.keep(admitted_state(), request, resolve(None, caller=mark_of("cut off"), choice=choice))
     assert prompts() == 1
-    state = SimpleNamespace()
+    state = admitted_state()
     for _ in range(3):  # inputs of one request, as vLLM's streaming sessions have them
         front.keep(state, request, resolve(None))
     assert prompts() == 2

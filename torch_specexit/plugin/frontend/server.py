@@ -17,7 +17,7 @@ from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
 from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
 from torch_specexit.plugin.frontend.callers import batched, caller, response_of
-from torch_specexit.plugin.frontend.finding import find, response_of_state
+from torch_specexit.plugin.frontend.finding import Running, find, response_of_state
 from torch_specexit.plugin.frontend.finished import Finished
 from torch_specexit.plugin.frontend.grammars import binds_at_once
 from torch_specexit.plugin.frontend.hold import Hold
@@ -78,7 +78,7 @@ class FrontEnd:
         """Requests that may have exited, and were sampled otherwise than the traces of the calibration."""
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
-        self._finished = Finished()
+        self._running, self._finished = Running(), Finished()
         self._interrupts: Counter[str | None] = Counter()
         self._turn = asyncio.Semaphore(1)
 
@@ -158,6 +158,7 @@ class FrontEnd:
         setattr(state, ADMITTED, admitted)
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
+        self._running.add(admitted.caller, response_of_state(state), state)
         if request.prompt_token_ids is not None and admitted.is_traffic and not continued:
             self.traffic.add_prompt(len(request.prompt_token_ids))
 
@@ -275,7 +276,7 @@ class FrontEnd:
 
     def find(self, processor: Any, request: str) -> dict[str, Any] | None:
         """How a request of the caller stands, see `torch_specexit.plugin.frontend.finding.find`."""
-        return find(processor, self._finished, request, caller.get())
+        return find(processor, self._running, self._finished, request, caller.get())
 
     def problem(self) -> str | None:
         """Why this server must not be ready, where certified exits are required of it.
