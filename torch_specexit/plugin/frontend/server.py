@@ -23,7 +23,7 @@ from torch_specexit.plugin.frontend.grammars import binds_at_once
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.inner import inner, is_read
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
-from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_forced
+from torch_specexit.plugin.frontend.own_end import BY_ITSELF, forced_by
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as
 from torch_specexit.plugin.frontend.traffic import TrafficWatch, splits_of
@@ -121,11 +121,11 @@ class FrontEnd:
         self._look_at_file()
         lora = None if request.lora_request is None else request.lora_request.lora_name
         made = covered(self.operation.file.sampling)
-        sampled = made is None or is_sampled_as(params, made)
+        sampled, forced = made is None or is_sampled_as(params, made), forced_by(params)
         who = {"lora": lora, "caller": caller.get()}
         try:
             admitted = self.operation.resolve(
-                params.extra_args, request.request_id, forced=is_forced(params), sampled=sampled, choice=choice, **who
+                params.extra_args, request.request_id, forced=bool(forced), sampled=sampled, choice=choice, **who
             )
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
@@ -137,8 +137,8 @@ class FrontEnd:
         if lora is not None and admitted.mode != "off" and lora not in self.uncertified_loras:
             self.uncertified_loras.add(lora)
             logger.warning("specexit: requests with adapter %r exit uncertified: no certificate is of it", lora)
-        if not sampled and admitted.mode != "off":
-            self._note_sampling(params, made)
+        if made is not None and (forced or not sampled) and admitted.mode != "off":
+            self._note_sampling(params, made, forced)
         if request.external_req_id is not None:
             admitted = admitted._replace(response=response_of(request.external_req_id, batch=batched.get()))
         request.sampling_params = copy.copy(params)
@@ -146,9 +146,9 @@ class FrontEnd:
         request.sampling_params.extra_args = told.extra_args(params.extra_args)
         return admitted
 
-    def _note_sampling(self, params: Any, made: Any) -> None:
+    def _note_sampling(self, params: Any, made: Any, forced: list[str]) -> None:
         if not self.other_sampling:
-            asked = {key: getattr(params, key) for key in made}
+            asked = ", ".join([str({key: getattr(params, key) for key in made}), *forced])
             logger.warning("specexit: requests with %s exit uncertified: calibrated was %s", asked, made)
         self.other_sampling += 1
 
