@@ -3,7 +3,7 @@
 `SpecExitDraft` is for programs of your own; it is imported when it is asked for, as this package is part of processes
 that must not load torch before their environment is set.
 
-Rooms: `plugin` is what runs inside of vLLM, `collecting` has a target write traces, `bench` measures. To be read first:
+Rooms: `plugin` is what runs inside of vLLM, `collecting` has a target write traces, `bench` measures. Read first
 `draft`, the draft in plain PyTorch, and `generate`, speculation with exits. Commands: `serve`, `score`, and
 `hidden_states`, which is ``specexit features``.
 

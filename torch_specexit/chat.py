@@ -15,7 +15,7 @@ from specexit.method.splits import FastTokenizer, misread, unmet
 from specexit.schemas.target import TargetConfig
 
 OURS = ("conversation", "add_generation_prompt", "tokenize")
-"""Arguments of the chat template that a prompt of a trace needs as they are."""
+"""Arguments of the chat template that are set here, and that a target may not give."""
 
 
 def load_chat_tokenizer(target: TargetConfig) -> Any:
@@ -23,8 +23,8 @@ def load_chat_tokenizer(target: TargetConfig) -> Any:
     Code that its folder brings is not run.
 
     Raises:
-      InputError: its files are damaged, or name a class of the folder's own code; or beside a ``tekken.json`` they are
-        not read.
+      InputError: its files are damaged, or name a class of the folder's own code; or a ``tekken.json`` beside them
+        keeps them from being read.
     """
     from transformers import AutoTokenizer
 
@@ -72,10 +72,10 @@ def check_read(target: TargetConfig, extra: Mapping[str, Any]) -> None:
 
     Args:
       target: the target.
-      extra: further arguments of the engine; one that is told a tokenizer of its own is not looked at.
+      extra: further arguments of the engine; where they name a tokenizer, nothing is checked.
 
     Raises:
-      ConfigError: it would.
+      ConfigError: the engine would read the text otherwise.
       InputError: the tokenizer cannot be loaded.
     """
     if extra.keys().isdisjoint(_OWN_TOKENIZER) and (why := misread_by_transformers(target)) is not None:
@@ -91,14 +91,14 @@ def prompt_ids(
     appended, so that a trace always begins inside the thinking.
 
     Args:
-      chat: of `load_chat_tokenizer`.
+      chat: what `load_chat_tokenizer` returns.
       tokenizer: the target's own.
-      target: whose arguments and markers they are.
-      messages: the conversation.
+      target: gives the arguments of the template, and the markers.
+      messages: the conversation, each with ``role`` and ``content``.
 
     Raises:
-      InputError: the tokenizer has no template, or the template refuses the conversation or the arguments, does not
-        know one of them or gets it from here, or closes the thinking.
+      InputError: the tokenizer has no template; the template refuses the conversation or the arguments, does not use
+        one of these, or closes the thinking; or the target gives one of `OURS`.
     """
     if ours := [key for key in target.chat if key in OURS]:
         raise InputError(
@@ -127,7 +127,7 @@ def _rendered(chat: Any, target: TargetConfig, messages: Sequence[Mapping[str, s
 
 
 def doubts(target: TargetConfig) -> list[str]:
-    """What a target can be collected with, and hardly anybody wants, in a sentence each.
+    """What hardly anybody wants of a target, though traces can be collected with it, in a sentence each.
 
     Raises:
       InputError: its tokenizer or markers cannot be used.
@@ -152,9 +152,9 @@ def doubts(target: TargetConfig) -> list[str]:
 
 
 def _check_options(target: TargetConfig, chat: Any) -> None:
-    """jinja passes over what a template does not use, so that a slip of the pen would change nothing, silently.
+    """Refuse arguments that the template does not use: jinja ignores them, so a slip of the pen would go unnoticed.
 
-    What a shipped target gives stays allowed: a YAML that began as a copy of one may carry it on.
+    Those of shipped targets stay allowed, as a YAML that began as a copy of one may still have them.
     """
     if strange := target.chat.keys() - _shipped_options():
         words = set(re.findall(r"\w+", chat.get_chat_template()))

@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connecto
 
 
 class Done:
-    """Stands for a CUDA event that has happened: on a CPU a copy is made when it is asked for."""
+    """Stands for a CUDA event that has happened: on a CPU, a copy is complete when the call returns."""
 
     def synchronize(self) -> None:
         """Nothing to wait for."""

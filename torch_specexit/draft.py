@@ -120,7 +120,7 @@ class Attention(nn.Module):
     def _by_rows(
         self, q: Heads, cache: list[tuple[Tensor, Tensor]], at: Int[Tensor, " rows"], block: Int[Tensor, " block"]
     ) -> Float[Tensor, "batch heads block dim"]:
-        """What some rows mix: the first pass up to their own row, and their own key of each step since; in a window."""
+        """Attention of some rows over the first pass up to their own, and over their own later steps; in a window."""
         (first_k, first_v), n, q = cache[0], cache[0][0].shape[2], q[:, :, block]
         first, own = torch.arange(n, device=q.device), at[block, None]
         later = [(key[:, :, block], value[:, :, block]) for key, value in cache[1:]]
@@ -225,7 +225,7 @@ class Draft(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, embedding: Float[Tensor, "target_vocab hidden"]) -> Draft:
-        """Load a draft directory, in the dtype of the target's embedding, which is read where it has none of its own.
+        """Load a draft directory, in the dtype of the target's embedding, which a draft without its own one reads.
 
         Raises:
           DraftError: the directory is unusable, or the embedding is not of the target it was made for.
@@ -245,7 +245,7 @@ class Draft(nn.Module):
     def of(
         cls, config: DraftConfig, weights: dict[str, Tensor], embedding: Float[Tensor, "target_vocab hidden"]
     ) -> Draft:
-        """A draft of these weights, which are shared and not copied, in the dtype of the embedding that it reads.
+        """A draft of these weights, in the dtype of the embedding that it reads; weights of that dtype are not copied.
 
         Without ``d2t`` a draft token is the target's token of that id.
         """
@@ -306,7 +306,7 @@ class Draft(nn.Module):
         return self._signals(fused, self.norm(self.midlayer(F.embedding(tokens[:, 1:], self.embedding), h, [])))
 
     def _normed(self, aux: Float[Tensor, "batch time aux_hidden"]) -> Float[Tensor, "batch time aux_hidden"]:
-        """What ``fc`` reads: the aux hidden states, in drafts that were trained so behind a norm."""
+        """What ``fc`` reads: the aux hidden states, normed in drafts that were trained so."""
         if self.input_norm is not None:
             return self.input_norm(aux)
         if self.fc_norm is None:

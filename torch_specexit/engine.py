@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 KV_CACHE_GIB = 2
-"""Of an engine on a CPU, and of each of several that share a GPU."""
+"""Size of the KV cache of an engine on a CPU, and of each of several engines that share a GPU, unless it is given."""
 
 
 def set_environment(config: EngineConfig) -> None:
@@ -63,7 +63,7 @@ def start_engine(
 ) -> LLM:
     """Start vLLM on a target, with an EAGLE-3 draft where one is given.
 
-    The process gets its environment set first; import nothing of vllm before `set_environment`.
+    Sets the environment of the process first, so nothing of vllm may be imported before this or `set_environment`.
 
     Args:
       target: the model.
@@ -131,9 +131,14 @@ def whole_prompts(config: EngineConfig, target: TargetConfig) -> dict[str, Any]:
 
 
 def one_of_several(config: EngineConfig, target: TargetConfig, **changes: Any) -> EngineConfig:
-    """Settings of an engine that shares its machine with others of its kind: a KV cache of a certain size.
+    """Settings of an engine that shares its machine with others of its kind: its KV cache has a fixed size.
 
-    Unless it is given, two GiB, or what the longest request and its draft need, with a quarter to spare.
+    Unless the config gives one, that is two GiB, or 1.25 times what the longest request needs if that is more.
+
+    Args:
+      config: settings of an engine that has the machine to itself.
+      target: the model.
+      changes: other fields of the config to set.
     """
     gib = config.kv_cache_gib or max(KV_CACHE_GIB, math.ceil(1.25 * longest_request_bytes(target) / 2**30))
     return config.model_copy(update={"kv_cache_gib": gib, **changes})

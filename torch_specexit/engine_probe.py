@@ -43,13 +43,13 @@ class Run(NamedTuple):
     text: list[int]
     prompt: int
     logits: Float[np.ndarray, "passes vocab"]
-    """Of every draft pass in order, `steps` of them for each engine step; over the target's vocabulary."""
+    """Of every draft pass in order, as many for each engine step as it drafts tokens; over the target's vocabulary."""
     signals: Float[np.ndarray, "_n signals"]
     """Raw, one row for each engine step."""
 
 
 def watch(worker: Any) -> None:
-    """Have the draft of a worker note what it computes; runs in the worker, where its runner is the V1 one."""
+    """Have the draft of a worker note what it computes. Runs in the worker, and expects its model runner to be V1."""
     model = worker.model_runner.drafter.model
     seen = worker.model_runner.specexit_seen = {"logits": [], "signals": []}
     source = model.block.source if hasattr(model, "block") else None
@@ -82,7 +82,7 @@ def watch(worker: Any) -> None:
 
 
 def collect(worker: Any) -> dict[str, list[np.ndarray]]:
-    """What has been noted since the last time."""
+    """Take what the draft has noted since the last call: ``logits`` and ``signals``. Runs in the worker."""
     seen = worker.model_runner.specexit_seen
     taken = {name: list(values) for name, values in seen.items()}
     for values in seen.values():
@@ -91,7 +91,16 @@ def collect(worker: Any) -> dict[str, list[np.ndarray]]:
 
 
 def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str | None) -> tuple[str, list[Run]]:
-    """Start an engine, have it go on from the traces, and end it."""
+    """Start an engine and have it go on from the traces.
+
+    Args:
+      arguments: of the command.
+      target: the model.
+      source: of the draft's signals; None for a plain draft.
+
+    Returns:
+      vLLM's version, and a run for each trace.
+    """
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what is watched is that of `RUNNER`
     longest = min(target.max_model_len, read_config(arguments.draft).max_position_embeddings)
     length = min(longest, arguments.tokens + NEW_TOKENS)
@@ -155,8 +164,12 @@ def compare_run(run: Run, features: TargetFeatures, draft: Draft, steps: int) ->
 
 
 def compare(arguments: argparse.Namespace, target: TargetConfig, runs: Sequence[Run]) -> dict[str, Any]:
-    """How far logits and signals are apart, the largest in float32 and else the root mean square of the worst text;
-    greedy drafts; acceptance by both."""
+    """Compare all runs with the reference.
+
+    Returns:
+      ``differences`` of logits and signals, by name: in float32 the largest, else the root mean square of the worst
+      text; ``greedy_drafts``, how many were compared and are the same; ``acceptance`` by vLLM and by the reference.
+    """
     config = read_config(arguments.draft)
     check_target(config, arguments.draft, target.hf_config(), target.name)
     dtype = getattr(torch, arguments.dtype)

@@ -34,10 +34,10 @@ class Generation:
     ids: list[int]
     """Tokens behind the prompt."""
     thinking_tokens: int
-    """Of them, those that the target thought: behind the marker that opens the thinking, where the prompt has not, and
-    in front of the end marker and of a transition text; 0 where it never began."""
+    """How many of these the target thought: those between the marker that opens the thinking, or the prompt where that
+    opens it, and the end marker or a transition text; 0 where thinking never began."""
     exited: bool
-    """Whether thinking was ended, and not by the target itself: the whole end marker is among the tokens."""
+    """Whether the policy ended the thinking, and the whole end marker is among the tokens."""
     accepted: list[int]
     """Drafted tokens that each pass of the target has accepted."""
 
@@ -47,7 +47,7 @@ class SpecExitDraft:
 
     Args:
       target: the model.
-      draft: reads its states; markers and split tokens are its own, the target's where it is plain.
+      draft: reads the target's states, and says markers and split tokens; where it is plain, the target does.
       features: of the target, with its LM head.
       policy: when thinking ends; None for a draft without signals, and for one whose mode is not `exit`.
       transition: text in front of the end marker where thinking is ended.
@@ -97,7 +97,7 @@ class SpecExitDraft:
 
         Raises:
           InputError: the prompt is empty, a text, or holds an id that the target does not have; or a number of tokens
-            is none.
+            is not a whole number of at least 0.
         """
         _check_ids(prompt, self.features.embedding.shape[0])
         _check_numbers(max_new_tokens=max_new_tokens, draft_tokens=draft_tokens)
@@ -146,7 +146,7 @@ class SpecExitDraft:
         return activate(raw[0, :known].numpy())
 
     def _drafts(self, text: list[int], aux: Float[Tensor, "1 time aux"], n: int) -> list[int]:
-        """What the draft expects behind a text, each token read by the next step; row ``len(text) - 2`` says it."""
+        """What the draft expects behind a text, by row ``len(text) - 2``; each step reads the last one's token."""
         row, guesses = torch.tensor([len(text) - 2]), list[int]()
         for step in range(n):
             read = text + guesses
@@ -157,7 +157,7 @@ class SpecExitDraft:
 
     @staticmethod
     def _padded(aux: Float[Tensor, "1 time aux"], length: int) -> Float[Tensor, "1 length aux"]:
-        """With zeros for tokens that the target has not read; no row that counts looks at them."""
+        """Aux hidden states with zeros for tokens that the target has not read; no row that counts looks at these."""
         return torch.cat([aux, aux.new_zeros(1, length - aux.shape[1], aux.shape[2])], dim=1)
 
 

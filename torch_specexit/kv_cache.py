@@ -27,7 +27,7 @@ class KVCacheError(InputError):
 
 
 def bytes_per_token(target: Mapping[str, Any], dtype: str) -> int:
-    """Keys and values of one token, in all layers of a target and the one of its draft.
+    """Bytes of keys and values of one token, in all layers of a target and the one of its draft.
 
     Example:
       >>> shape = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 192}
@@ -53,7 +53,7 @@ def kv_cache_gib(
       least: tokens that must find room; by default one request of full length.
 
     Raises:
-      KVCacheError: they do not.
+      KVCacheError: these tokens find no room.
     """
     one, tokens = bytes_per_token(target, dtype), max_model_len if least is None else least
     room = int((free - weights) / GIB - PROGRAMS_GIB)
@@ -69,12 +69,12 @@ def kv_cache_gib(
 
 
 def weight_bytes(*folders: Path) -> int:
-    """Size of the weights in some model folders."""
+    """Bytes of the weights in some model folders."""
     return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
 
 
 def free_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that nobody uses, within the limit of this container.
+    """Bytes of memory that nobody uses, within the limit of this container.
 
     Args:
       cgroup: where the kernel says what the container may use, in version 2 of its control groups or in version 1.

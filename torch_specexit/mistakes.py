@@ -1,7 +1,7 @@
 """The classic mistakes of a converted draft: each is undone on the same traces, and acceptance says whether it was one.
 
-Two frameworks that read the same directory share its mistakes, so that they agree says nothing of these. What does is
-the text: a draft whose aux layers are off by one guesses badly, and well again with the layers that it was trained on.
+Two frameworks that read the same directory share its mistakes, so their agreement says nothing about these. The text
+does: a draft whose aux layers are off by one guesses badly, and well again with the layers that it was trained on.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ THETAS = (10_000.0, 100_000.0, 500_000.0, 1_000_000.0, 5_000_000.0, 10_000_000.0
 """Bases that published targets and drafts have."""
 
 WORTH = 0.03
-"""Tokens per step that a repair has to be worth, beside being no chance."""
+"""Tokens per step that a repair has to gain, and more than chance explains."""
 READS = 0.05
-"""Tokens per step that the target's states have to be worth to a draft that reads them."""
+"""Tokens per step that a draft has to gain by reading the target's states, over those of other positions."""
 BEGINNING = 1024
-"""Tokens of a trace on which repairs are tried. A mistake shows there; and further on than a draft was trained, another
-RoPE may do better than its own without a mistake."""
+"""Tokens of a trace on which repairs are tried. A mistake shows there; beyond the length that a draft was trained on,
+another RoPE may do better than its own without a mistake."""
 
 OUTPUT = "midlayer.self_attn.o_proj.weight"
 
@@ -55,7 +55,7 @@ class Repair:
     config: DraftConfig
     layers: tuple[int, ...]
     weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda _: {}
-    """Some in the place of the directory's; made when they are needed, so that no two repairs' are held."""
+    """Makes the weights that replace the directory's when they are needed, so that no two repairs' are held at once."""
     embedding: Tensor | None = None
     aux: Change = as_they_are
 
@@ -163,7 +163,7 @@ def _heads(config: DraftConfig) -> Iterator[Repair]:
         columns = weights[OUTPUT].unflatten(1, (*sides, dim)).transpose(1, 2).reshape(weights[OUTPUT].shape)
         return found | {OUTPUT: columns}
 
-    # Of one head or one key there is one order, and of as many keys as a group has heads the way back is the same.
+    # One head or one key has one order; with as many keys as a group has heads, the way back is the same.
     for sides in sorted({(group, kv), (kv, group)}) if min(group, kv) > 1 else ():
         for parts, what in (("qo", "q's rows and o's columns"), ("o", "o's columns")):
             remedy = f"heads of {what} rearranged: first one in {sides[1]}, then the rest"
@@ -172,8 +172,8 @@ def _heads(config: DraftConfig) -> Iterator[Repair]:
 
 
 def _changed_over(config: DraftConfig) -> Iterator[Repair]:
-    """Two tensors of the same shape under each other's names. Those of ``q_norm`` and ``k_norm`` are not tried: but for
-    RoPE a score has their product in it, which is the same."""
+    """Two tensors of the same shape under each other's names. Those of ``q_norm`` and ``k_norm`` are not tried: RoPE
+    aside, a score depends on their product alone, which stays the same."""
     layers = config.eagle_aux_hidden_state_layer_ids
     for one, other in (("mlp.gate_proj", "mlp.up_proj"), ("input_layernorm", "hidden_norm")):
         names = (f"midlayer.{one}.weight", f"midlayer.{other}.weight")
@@ -309,10 +309,11 @@ class Mistakes:
         return accepted(drafts, np.stack([tokens[rows + 2 + k] for k in range(self.steps)], axis=1))
 
     def result(self) -> dict[str, Any]:
-        """What was found.
+        """What was found on all traces.
 
         Returns:
-          ``acceptance`` of the directory as it is: rows, length, by_position; ``mistakes``: in words, none as a rule.
+          ``acceptance`` of the directory as it is: rows, length, by_position, or None where no row was read;
+          ``mistakes``: at most one, in words, and as a rule none.
         """
         if not self._found:
             return {"acceptance": None, "mistakes": []}
@@ -326,7 +327,7 @@ class Mistakes:
             mistakes.append(
                 f"{repair.mistake}: acceptance length is {now.length:.2f}, and {length:.2f} with {repair.remedy}"
             )
-        elif now.length < 1 + READS:  # which no states could be worth more to
+        elif now.length < 1 + READS:  # so short that no states can have been worth READS
             mistakes.append(
                 f"hardly a token is accepted, with whatever is read: acceptance length is {now.length:.2f}; "
                 "lm_head.weight, d2t or the embedding may be another draft's, or the weights are random"

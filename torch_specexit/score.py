@@ -108,7 +108,7 @@ def _scored(config: ScoreConfig, draft: str, target: str | None, data: str) -> i
 
 
 def _check_finite(config: ScoreConfig, key: str, signals: Float[np.ndarray, "_think signals"]) -> None:
-    """One value that is none would spoil the file for every command that reads it."""
+    """Refuse a value that is not finite: it would spoil the file for every command that reads it."""
     if not np.isfinite(signals).all():
         at = int(np.argmin(np.isfinite(signals).all(axis=1)))
         raise ScoreError(
@@ -118,7 +118,7 @@ def _check_finite(config: ScoreConfig, key: str, signals: Float[np.ndarray, "_th
 
 
 def load_pair(config: ScoreConfig, target: TargetConfig, draft_config: DraftConfig) -> tuple[TargetFeatures, Draft]:
-    """Load target and draft: on a GPU, where there is one, in the target's dtype, else in float32.
+    """Load target and draft: by default on a GPU in the target's dtype, or without one in float32.
 
     Raises:
       DraftError: see `Draft.load`; also where the two do not belong together.
@@ -133,7 +133,7 @@ def load_pair(config: ScoreConfig, target: TargetConfig, draft_config: DraftConf
 def score_block(
     block: pa.RecordBatch, features: TargetFeatures, draft: Draft, batch_tokens: int
 ) -> Iterator[tuple[str, Float[np.ndarray, "_think signals"]]]:
-    """Key and signals of the traces of a block, in their order."""
+    """Key and activated signals of each trace of a block, in their order."""
     ids, samples = block["id"].to_pylist(), block["sample"].to_pylist()
     tokens = (values_of(block[name], np.int64) for name in ("prompt_ids", "think_ids"))
     texts = [Text(sample_key(*row[:2]), *row[2:]) for row in zip(ids, samples, *tokens, strict=True)]

@@ -82,7 +82,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     own = (
         TOKENIZER,
         "--trust-remote-code",
-    )  # with which the engine's tokenizer is another than would be looked at here
+    )  # with either of these the engine's tokenizer is not the one that would be checked
     if draft.specexit is not None and not any(_spelled(argument).startswith(own) for argument in config.arguments):
         check_read(target, {})
     speculation = {
@@ -108,7 +108,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
 
 
 def _say_doubt(draft: Path, target: TargetConfig) -> None:
-    """Say that a draft is not verified: it serves, and a draft that was converted wrongly is merely slow."""
+    """Warn where a draft is not verified: one that was converted wrongly serves all the same, and is merely slow."""
     doubt = doubt_of(draft, target.folder)
     if doubt is not None:
         said = f"{draft}: verified: {printable(doubt)}"  # which may repeat what a stranger's file says
@@ -116,7 +116,7 @@ def _say_doubt(draft: Path, target: TargetConfig) -> None:
 
 
 def _say_unwatched(folder: Path, draft: DraftConfig) -> None:
-    """Say of a draft without signals, as imports are, that it is served without the plug-in's alarm."""
+    """Warn that a draft without signals, as imports are, is served without the plug-in's alarm."""
     if draft.specexit is None:
         Console(stderr=True).print(
             f"{folder}: has no signals, so the server has no metrics of exits, nor their alarm where acceptance stays "
@@ -128,7 +128,7 @@ def _say_unwatched(folder: Path, draft: DraftConfig) -> None:
 
 
 def _say_length(folder: Path, draft: DraftConfig, target: TargetConfig) -> None:
-    """Say that requests are shorter than the target's, whose thinking may need all of it."""
+    """Warn that the draft allows shorter requests than the target, whose thinking may need its full length."""
     length, asked, most = draft.max_position_embeddings, target.max_model_len, draft.most_positions
     longest = asked if most is None else min(asked, most)
     remedy = end = "RoPE has no end" if most is None else f"its rope_scaling 'yarn' ends at {most}"
@@ -145,7 +145,7 @@ def _say_length(folder: Path, draft: DraftConfig, target: TargetConfig) -> None:
 
 
 def _say_what_is_overruled(ours: Sequence[str]) -> None:
-    """Say which options of a file of vLLM's ``--config`` do not count: vLLM puts what is in it before the others."""
+    """Warn which options in a file of ``--config`` do not count: vLLM puts them in front of ours, which win."""
     options = ", ".join(word for word in ours if word.startswith("--"))
     Console(stderr=True, soft_wrap=True).print(
         f"arguments has --config: what its file says of {options} does not count, expected in arguments themselves",
@@ -156,8 +156,8 @@ def _say_what_is_overruled(ours: Sequence[str]) -> None:
 
 
 def _leave_memory(target: TargetConfig, draft: Path, length: int, asked: int) -> None:
-    """Say how large the KV cache is to be, unless somebody has: for requests of the length that is asked for, or, where
-    that is negative, of the length that finds room."""
+    """Set the size of the KV cache, unless the environment has one: for requests of the length ``asked``; or, where
+    that is negative, as much for those of ``length`` as there is room."""
     if not os.environ.get(KV_CACHE_SPACE):
         weights = weight_bytes(target.folder, draft)
         longest, least = (length, 1) if asked < 0 else (asked, asked)
@@ -166,7 +166,7 @@ def _leave_memory(target: TargetConfig, draft: Path, length: int, asked: int) ->
 
 
 def _asked_length(arguments: Sequence[str], default: int) -> int:
-    """The longest request that `vllm serve` is told in its own words, such as ``8k``; -1 for ``auto``."""
+    """The longest request in tokens that `vllm serve` is told in its own words, such as ``8k``; -1 for ``auto``."""
     from vllm.utils.argparse_utils import human_readable_int_or_auto
 
     words = [word for argument in arguments for word in _spelled(argument).split("=", 1)]

@@ -24,7 +24,7 @@ def load_in_speculators(
       draft: draft directory whose hidden size is the target's.
       embedding: the target's token embedding; it is its LM head as well.
       scratch: folder for what the converter wants to read and write.
-      attention: ``eager`` or ``sdpa``. Its default, flex attention, has no backward pass on a CPU.
+      attention: ``eager`` or ``sdpa``. The default of speculators, flex attention, has no backward pass on a CPU.
     """
     from speculators.convert.eagle.eagle3_converter import Eagle3Converter
     from speculators.models.attention import create_float_mask

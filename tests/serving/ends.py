@@ -43,6 +43,11 @@ def core_output(request, finish_reason=None, stop_reason=None):
     )
 
 
+def admitted_state(external="chatcmpl-1"):
+    """What is read of vLLM's ``RequestState`` as its request is admitted."""
+    return SimpleNamespace(external_req_id=external, parent_req=None)
+
+
 class Engine:
     """The two ends of vLLM between which a report travels: the engine core's requests, the front end's states."""
 

@@ -15,12 +15,14 @@ def certificate(epsilon, risk="answer_changed"):
     return {"risk": risk, "epsilon": epsilon, "delta": 0.1, "n": 400, "errors": 0, "bound": epsilon, "data_sha256": "0"}
 
 
-def point(name, threshold, epsilon=None, **changes):
+def point(name, threshold, epsilon=None, risk="answer_changed", **changes):
     policy = POLICY.model_copy(update={"thresholds": {"validity": threshold}} | changes)
     return {
         "name": name,
         "policy": policy.model_dump(),
-        "certificate": None if epsilon is None else certificate(epsilon) | {"policy_sha256": policy_sha256(policy)},
+        "certificate": None
+        if epsilon is None
+        else certificate(epsilon, risk) | {"policy_sha256": policy_sha256(policy)},
     }
 
 

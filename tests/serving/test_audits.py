@@ -15,7 +15,7 @@ from specexit.drafts.policy import PolicyFile, Population, Serving
 from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import binomial_interval
 from specexit.schemas.target import load_target_config
-from tests.serving.ends import front_end, incoming
+from tests.serving.ends import admitted_state, front_end, incoming
 from tests.serving.points import operation
 from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.frontend import audit as audits
@@ -383,7 +383,7 @@ def test_audits_with_an_adapter_are_counted_by_adapter_and_move_nothing():
             request.lora_request = None if lora is None else SimpleNamespace(lora_name=lora)
             decided = front.admit(request)
             assert decided.audited
-            front.keep(SimpleNamespace(), request, decided)
+            front.keep(admitted_state(), request, decided)
             audit.consider(finished(f"r{i}"), decided, {"outcome": "natural_end", "would_exit": 2})
         while audit.summary()["waiting"]:
             await asyncio.sleep(0)

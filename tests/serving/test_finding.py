@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.serving.ends import NAMED, REQUEST, Engine, front_end, incoming, row
+from tests.serving.ends import NAMED, REQUEST, Engine, admitted_state, front_end, incoming, row
 from torch_specexit.plugin.frontend import finished as remembered
 from torch_specexit.plugin.frontend.arguments import RESOLVED
 from torch_specexit.plugin.frontend.callers import BATCH, MOST_ID, MarkCallers, caller
@@ -72,11 +72,12 @@ def test_a_response_is_found_by_its_id_with_all_its_parts_in_their_order(respons
 def test_who_asks_for_one_request_goes_through_no_others():
     front, engine = front_end(), Engine(external="cmpl-1-0")
     processor, looked_up = engine.processor, []
+    front.keep(*processor.request_states.values(), SimpleNamespace(**REQUEST), front.operation.resolve(None))
 
     class Ids(dict):
-        def __contains__(self, key):
+        def get(self, key, default=None):
             looked_up.append(key)
-            return super().__contains__(key)
+            return super().get(key, default)
 
         def __iter__(self):
             raise AssertionError("all requests were looked at")
@@ -85,7 +86,74 @@ def test_who_asks_for_one_request_goes_through_no_others():
 
     processor.external_req_ids = Ids({f"cmpl-{i}-0": [] for i in range(500)} | dict(processor.external_req_ids))
     assert front.find(processor, "cmpl-1")["choices"] == [None]
-    assert len(looked_up) <= 3
+    assert 0 < len(looked_up) <= 3
+
+
+class Completion:
+    """A completion of several prompts, each of which vLLM makes a request of."""
+
+    def __init__(self, n, choices=1):
+        self.front = front_end()
+        self.processor = SimpleNamespace(request_states={}, external_req_ids={}, **{KEY: self.front})
+        self.engines = [Engine(n=choices, external=f"cmpl-c-{i}") for i in range(n)]
+        for engine in self.engines:
+            setattr(engine.processor, KEY, self.front)
+            for state in engine.processor.request_states.values():
+                self.front.keep(state, SimpleNamespace(**REQUEST), self.front.operation.resolve(None))
+            self.processor.request_states |= engine.processor.request_states
+            self.processor.external_req_ids |= engine.processor.external_req_ids
+
+    def end(self, i, thoughts):
+        choices = range(len(self.engines[i].requests))
+        names = list(self.engines[i].processor.request_states)
+        self.engines[i].step(
+            {choice: row(OVER, thoughts) for choice in choices}, finished=dict.fromkeys(choices, "stop")
+        )
+        for name in names:
+            del self.processor.request_states[name]
+        del self.processor.external_req_ids[f"cmpl-c-{i}"]
+
+    def found(self):
+        found = self.front.find(self.processor, "cmpl-c")
+        return found and (found["finished"], [choice and choice["thinking_tokens"] for choice in found["choices"]])
+
+
+def test_all_parts_are_found_in_whatever_order_they_end():
+    """Where the second of four prompts was the first to end, the last two were missing, and then it was `finished`."""
+    completion = Completion(4)
+    told = [None] * 4
+    for i in (1, 3, 2):
+        completion.end(i, i)
+        told[i] = i
+        assert completion.found() == (False, told)
+    completion.end(0, 9)
+    assert completion.found() == (True, [9, 1, 2, 3])
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_a_response_that_runs_is_found_however_many_others_have_ended(choices, monkeypatch):
+    """Its own parts that had ended were forgotten, and by their number its running one was looked for: it was called
+    finished, then unknown."""
+    monkeypatch.setattr(remembered, "MOST_FINISHED", 2)
+    completion = Completion(3, choices)
+    for i in (0, 1):
+        completion.end(i, 5)
+    for i in range(2):
+        completion.front.finish(admitted_state(f"chatcmpl-{i}"), {"outcome": "exit"})
+        reports = [5 if i == 0 and part == 1 else None for part in range(3) for _ in range(choices)]
+        assert completion.found() == (False, reports)
+    completion.end(2, 7)
+    assert completion.found() == (True, [7] * choices)
+
+
+def test_nothing_is_kept_of_a_response_that_vllm_has_dropped():
+    """Of an aborted request there is no last output."""
+    completion = Completion(2)
+    del completion.engines[:]
+    completion.processor.request_states.clear()
+    completion.processor.external_req_ids.clear()
+    assert completion.found() is None
+    assert not completion.front._running._of
 
 
 def test_an_id_is_first_of_all_that_of_a_response():

@@ -13,7 +13,7 @@ import pytest
 from specexit.config import ConfigError
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.schemas.target import load_target_config
-from tests.serving.ends import Engine, front_end, incoming, row
+from tests.serving.ends import GREEDY, Engine, admitted_state, front_end, incoming, row
 from tests.serving.points import POINTS, operation, point
 from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
@@ -103,12 +103,12 @@ def test_of_requests_without_exits_adapters_and_further_choices_are_no_traffic_n
     def prompts():
         return front.summary()["traffic"]["prompt_tokens"]["requests"]
 
-    front.keep(SimpleNamespace(), request, resolve(None, lora="raw"))
+    front.keep(admitted_state(), request, resolve(None, lora="raw"))
     assert prompts() == 0
     for choice in range(3):
-        front.keep(SimpleNamespace(), request, resolve(None, caller=mark_of("cut off"), choice=choice))
+        front.keep(admitted_state(), request, resolve(None, caller=mark_of("cut off"), choice=choice))
     assert prompts() == 1
-    state = SimpleNamespace()
+    state = admitted_state()
     for _ in range(3):  # inputs of one request, as vLLM's streaming sessions have them
         front.keep(state, request, resolve(None))
     assert prompts() == 2
@@ -337,11 +337,10 @@ def test_a_request_that_is_sampled_otherwise_is_served_the_same_and_called_uncer
     assert front.problem() is None
     said = front.summary()["covers"]
     assert said["sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
-    if "logit_bias" not in sampling:  # which is no sampling, but a say in the tokens
-        assert said["other_requests"] == 2
-        (line,) = [line.getMessage() for line in caplog.records]
-        assert line.startswith("specexit: requests with {")
-        assert "exit uncertified: calibrated was {" in line
+    assert said["other_requests"] == 2
+    (line,) = [line.getMessage() for line in caplog.records]
+    assert line.startswith("specexit: requests with {")
+    assert "exit uncertified: calibrated was {" in line
 
 
 @pytest.mark.parametrize(
@@ -358,6 +357,22 @@ def test_what_draws_the_same_tokens_is_sampled_alike(calibrated, asked):
     front = calibrated_at(calibrated)
     assert front.admit(incoming("chatcmpl-1", **asked)).certified
     assert front.summary()["covers"]["other_requests"] == 0
+
+
+@pytest.mark.parametrize(
+    "say", [{"min_tokens": 5}, {"ignore_eos": True}, {"logit_bias": {5: 100.0}}, {"bad_words": ["Wait"]}], ids=str
+)
+def test_a_say_of_the_client_in_the_tokens_is_counted_as_sampled_otherwise(say, caplog):
+    """It was called uncertified and not audited, and appeared nowhere: a server without audits did not say why."""
+    front = calibrated_at(GREEDY)
+    for i, sampling in enumerate((say, {}, say)):
+        front.admit(incoming(f"chatcmpl-{i}", **sampling))
+    assert front.summary()["covers"]["other_requests"] == 2
+    (line,) = [line for line in caplog.messages if "exit uncertified" in line]
+    assert f"{next(iter(say))} exit uncertified: calibrated was " in line
+    uncovered = calibrated_at(None)
+    uncovered.admit(incoming("chatcmpl-1", **say))
+    assert uncovered.summary()["covers"] == {"sampling": None, "other_requests": 0}
 
 
 def test_settings_of_the_server_override_those_of_the_draft():

@@ -217,11 +217,25 @@ def test_a_bolder_point_of_an_effort_steps_alone_and_under_a_ceiling_with_all():
 
 def test_a_server_never_moves_to_a_point_whose_certificate_audits_cannot_judge():
     """It used to, and was watched no more from there on."""
-    points = [point("usual", 0.9, 0.02), point("careful", 0.97) | {"certificate": certificate(0.005, "accuracy_lost")}]
+    points = [point("usual", 0.9, 0.02), point("careful", 0.97, 0.005, "accuracy_lost")]
     file = PolicyFile.model_validate({"points": points, "default": "usual"})
     operation = Operation(SpecExitBlock(target="t"), file, Serving(audit_rate=1.0))
     feed(Hold(operation), operation, True)
     assert (operation.served().name, operation.mode) == ("usual", "shadow")
+
+
+@pytest.mark.parametrize("left", ["another policy's", "an older version's"])
+def test_a_server_never_moves_to_a_point_whose_certificate_it_calls_void(left):
+    """One whose threshold had been edited down to 0.1 served in place of a certified one that was shown too bold."""
+    careful = point("careful", 0.1) | {"certificate": POINTS[2]["certificate"]}
+    if left == "an older version's":
+        careful = POINTS[2] | {"certificate": certificate(0.005)}
+    strictest = point("strictest", 0.99, 0.001)
+    for others, served in (([], ("usual", "shadow")), ([strictest], ("strictest", "exit"))):
+        file = PolicyFile.model_validate({"points": [POINTS[1], careful, *others], "default": "usual"})
+        operation = Operation(BLOCK, file, Serving(audit_rate=1.0))
+        feed(Hold(operation), operation, True)
+        assert (operation.served().name, operation.mode) == served
 
 
 def test_a_server_may_be_told_not_to_move():

@@ -8,7 +8,7 @@ import pytest
 
 from specexit.drafts.hold import FILE
 from specexit.drafts.policy import PolicyError
-from tests.serving.points import BLOCK, POINTS, certificate
+from tests.serving.points import BLOCK, POINTS, certificate, point
 from tests.serving.test_opening import config_with, engine_with, starting
 from tests.serving.test_watch import draft as draft
 from tests.serving.test_watch import written
@@ -171,7 +171,7 @@ def test_where_no_audit_can_be_made_no_request_thinks_on_for_one(draft, monkeypa
         ({"default": "careful"}, True),
         # Another calibration of the point: audits have shown nothing of it.
         ({"points": [POINTS[0], POINTS[1] | {"certificate": certificate(0.03)}, *POINTS[2:]]}, True),
-        ({"points": [*POINTS[:2], POINTS[2] | {"certificate": certificate(0.004)}]}, False),
+        ({"points": [*POINTS[:2], point("careful", 0.97, 0.004)]}, False),
     ],
 )
 def test_an_edit_lifts_what_it_speaks_of_and_nothing_else(change, lifts, down, draft):

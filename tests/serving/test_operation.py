@@ -15,7 +15,7 @@ from specexit.drafts.certified import doubts
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy, exit_position
 from specexit.method.splits import ThinkTokens
-from tests.serving.points import BLOCK, POINTS, certificate, operation, point
+from tests.serving.points import BLOCK, POINTS, operation, point
 from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError
 from torch_specexit.plugin.frontend.callers import mark_of
 from torch_specexit.plugin.frontend.efforts import with_effort
@@ -175,13 +175,26 @@ def test_a_point_is_chosen_by_risk_effort_tenant_or_adapter():
 
 def test_a_risk_is_of_the_kind_that_the_server_is_certified_for():
     """Another answer and a wrong one are two risks: a client that asks for less of the one is not given the other."""
-    other = point("accurate", 0.6) | {"certificate": certificate(0.03, "accuracy_lost")}
+    other = point("accurate", 0.6, 0.03, "accuracy_lost")
     file = PolicyFile.model_validate({"points": [*POINTS, other], "default": "bold"})
     server = Operation(BLOCK, file, Serving())
     assert get(server, risk=0.04).point == "usual"
     server.switch(point="accurate")
     assert get(server, risk=0.03).point == "accurate"
     with pytest.raises(ArgumentError, match=r"specexit_risk is 0.02, .*: 0.03$"):
+        get(server, risk=0.02)
+
+
+def test_no_risk_leads_to_a_point_whose_certificate_is_void_nor_away_from_one():
+    """Who asked for half a per cent got a threshold of 0.1, which nothing had been calibrated with."""
+    edited = point("careful", 0.1) | {"certificate": POINTS[2]["certificate"]}
+    file = PolicyFile.model_validate({"points": [*POINTS[:2], edited], "default": "usual"})
+    server = Operation(BLOCK, file, Serving())
+    assert get(server, risk=0.02).point == "usual"
+    with pytest.raises(ArgumentError, match=r"specexit_risk is 0.005, .*: 0.02, 0.05$"):
+        get(server, risk=0.005)
+    server.switch(point="careful")
+    with pytest.raises(ArgumentError, match=r"expected none, as nothing says how large the risk of .* careful is"):
         get(server, risk=0.02)
 
 

@@ -12,6 +12,7 @@ import pytest
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import TRAFFIC_LEVELS, PolicyFile, Population, Serving, Traffic
 from specexit.method.splits import ThinkTokens
+from tests.serving.ends import admitted_state
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
@@ -197,7 +198,7 @@ def test_whole_thinking_is_what_nothing_could_have_cut(mode, outcome, by_itself,
 def test_an_audits_own_request_is_none_of_the_traffic():
     front = FrontEnd(operation(policies()), Activity())
     request = SimpleNamespace(external_req_id="r", prompt_token_ids=[1] * 7, cache_salt=None, priority=0)
-    front.keep(SimpleNamespace(), request, front.operation.resolve(None, "r")._replace(counted=False))
+    front.keep(admitted_state(), request, front.operation.resolve(None, "r")._replace(counted=False))
     embeds = SimpleNamespace(external_req_id="r", prompt_token_ids=None, cache_salt=None, priority=0)
-    front.keep(SimpleNamespace(), embeds, front.operation.resolve(None, "r"))
+    front.keep(admitted_state(), embeds, front.operation.resolve(None, "r"))
     assert front.summary()["traffic"]["prompt_tokens"]["requests"] == 0

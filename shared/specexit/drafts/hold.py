@@ -69,9 +69,13 @@ class HoldFile(Config):
 
 def words_of(file: PolicyFile) -> tuple[str, ...]:
     """What an operator says in ``policy.json`` about which exits are made. Changing it lifts what is imposed."""
-    switched = (f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
     said = {"default": file.default, "mode": file.serving.mode, "hold": file.serving.hold}
-    return (*(f"{key}={value}" for key, value in said.items()), *switched)
+    return (*(f"{key}={value}" for key, value in said.items()), *switches_of(file))
+
+
+def switches_of(file: PolicyFile) -> tuple[str, ...]:
+    """What operators have said by the route of an API server that shares the file with others, each with its time."""
+    return tuple(f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
 
 
 def claim_of(point: OperatingPoint) -> str:

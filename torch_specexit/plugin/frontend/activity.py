@@ -1,4 +1,4 @@
-"""Whether exits are active in a server, and why not: said once in the log, and to whoever asks."""
+"""Whether exits are active in a server, and why they are not. Each change is logged once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Activity:
     """The state of one server.
 
     Args:
-      tell: told of each change: whether exits are active, and the kind of reason, ``ok``, ``misfit``, ``failed`` or
+      tell: called at each change with whether exits are active, and the kind of reason: ``misfit``, ``failed`` or
         ``weights``.
     """
 
@@ -33,22 +33,22 @@ class Activity:
 
     @property
     def ended(self) -> bool:
-        """Whether exits are not active until a restart."""
+        """Whether exits stay inactive until a restart."""
         return self._failed is not None
 
     @property
     def awaiting(self) -> bool:
-        """Whether exits are not active until the draft's weights are whole, as far as requests have told."""
+        """Whether exits are inactive because the draft's weights are not whole, as far as outputs have said."""
         return self._awaiting is not None
 
     def fail(self, kind: str, reason: str) -> None:
-        """Exits are not active until a restart. One line in the log, of JSON, however often it is said."""
+        """Make exits inactive until a restart. Only the first call counts; it logs a line of JSON."""
         if self._failed is None:
             self._failed = f"{kind}: {reason}"
             self._say(False, kind, reason)
 
     def awaits(self, reason: str | None) -> None:
-        """Exits are not active until the draft's weights are whole again, which None says. One line for each change."""
+        """Make exits inactive while the draft's weights are not whole, until called with None. Changes are logged."""
         if self._failed is None and (reason is None) != (self._awaiting is None):
             self._awaiting = None if reason is None else f"weights: {reason}"
             self._say(reason is None, "weights", reason or "the draft's weights are whole again")
@@ -60,5 +60,5 @@ class Activity:
 
 
 def misfit_of(vllm_config: Any) -> str | None:
-    """Why this vLLM would serve without exits; None where all hooks fit that exits need."""
+    """Why this vLLM would serve without exits; None where every hook that exits need fits."""
     return misfits(needed(v2=getattr(vllm_config, "use_v2_model_runner", True)))

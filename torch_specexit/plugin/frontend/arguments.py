@@ -46,7 +46,7 @@ class ArgumentError(ValueError):
 
 
 class RequestArguments(Config):
-    """The keys. Giving any threshold replaces all of the server's, where a server lets requests do as they like."""
+    """The keys. A threshold replaces all of the policy's, but is added to them where exits may only become rarer."""
 
     specexit: bool | None = Field(
         default=None, description="whether this request may exit; as the server does if unset"
@@ -98,7 +98,7 @@ class RequestPolicy(NamedTuple):
     mode: Literal["exit", "shadow"] | None = None
     """None for the server's."""
     resolved: Mode | None = None
-    """What a front end has made of all this; None where none has."""
+    """The mode that a front end has decided on; None where none has."""
 
     def mode_under(self, server: Mode) -> Mode:
         """How this request is treated by a server. What an operator has switched off stays off.
@@ -117,7 +117,7 @@ class RequestPolicy(NamedTuple):
 
 
 def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
-    """Check a request's arguments. Keys of others are passed over.
+    """Check a request's arguments. Keys that are not ours are ignored.
 
     Raises:
       ArgumentError: an unknown ``specexit`` key, or a value of the wrong type or out of range.
@@ -135,7 +135,7 @@ def parse(extra_args: Mapping[str, Any] | None) -> RequestArguments:
 
 
 def names_ours(key: str) -> bool:
-    """Whether a key of a request's arguments is meant for us: ``specexit-validity`` is a slip, and not another's."""
+    """Whether a key of a request's arguments is meant for us: ``specexit-validity`` is a slip of the pen."""
     return key.lower().startswith(PREFIX)
 
 
@@ -150,7 +150,7 @@ def shown(text: str) -> str:
 
 
 def request_policy(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> RequestPolicy:
-    """What a request gets of a draft.
+    """What a request gets where there is no front end: its arguments over the draft's defaults.
 
     Raises:
       ArgumentError: see `parse`, `check_splits` and `policy_of`; also for a risk, by which only a server chooses.
@@ -218,7 +218,7 @@ def policy_of(arguments: RequestArguments, default: Policy, *, keep_thresholds: 
 
 
 def _early_for(thresholds: Mapping[str, float], early: Mapping[str, float]) -> dict[str, float]:
-    """Early thresholds that fit other thresholds: of their signals alone, and none asks for more than they do."""
+    """Early thresholds to go with given thresholds: for the same signals only, and none stricter than its threshold."""
     return {
         name: (min if SIGNALS[column(name)].exits_above else max)(limit, thresholds[name])
         for name, limit in early.items()
@@ -240,7 +240,7 @@ def vouch(request: Any) -> None:
 
 
 def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
-    """Check a request's arguments where it is admitted, and no server says what requests may ask for.
+    """Check a request's arguments at its admission, where no front end says what requests may ask for.
 
     Raises:
       ArgumentError: see `request_policy`; where this engine has no SpecExit draft, see `parse`.
@@ -263,10 +263,10 @@ def _block_of(model: str, revision: str | None) -> SpecExitBlock | None:
 
 
 def admit(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
-    """`check` where a request enters.
+    """`check`, with an error that vLLM's servers answer with HTTP 400.
 
     Raises:
-      ArgumentError: of the kind that `refusal` names.
+      ArgumentError: of the class that `refusal` returns.
     """
     with _refusing():
         check(extra_args, vllm_config)
@@ -276,7 +276,7 @@ def admit_beams(extra_args: Mapping[str, Any] | None) -> None:
     """`parse` for a beam search, whose steps reach the engine without these arguments.
 
     Raises:
-      ArgumentError: of the kind that `refusal` names.
+      ArgumentError: of the class that `refusal` returns.
     """
     with _refusing():
         parse(extra_args)
@@ -293,8 +293,12 @@ def _refusing() -> Iterator[None]:
 def admit_sampling(temperature: float, problem: str | None) -> None:
     """Refuse to sample where an engine would do it wrongly.
 
+    Args:
+      temperature: of the request; 0 is never refused.
+      problem: what is wrong with this engine's sampling, None for nothing.
+
     Raises:
-      ArgumentError: of the kind that `refusal` names.
+      ArgumentError: of the class that `refusal` returns.
     """
     if temperature > 0 and problem is not None:
         raise refusal()(f"temperature is {temperature}, expected 0: {problem}", "temperature")
@@ -303,8 +307,12 @@ def admit_sampling(temperature: float, problem: str | None) -> None:
 def admit_reading(tokens: Sequence[int] | None, problem: str | None) -> None:
     """Refuse to say how likely given tokens are, as ``/generative_scoring`` asks, where an engine would die of it.
 
+    Args:
+      tokens: the tokens asked for.
+      problem: why this engine would die, None where it would not.
+
     Raises:
-      ArgumentError: of the kind that `refusal` names.
+      ArgumentError: of the class that `refusal` returns.
     """
     if tokens and problem is not None:
         said = f"logprob_token_ids has {len(tokens)} tokens, expected none (label_token_ids of /generative_scoring)"
@@ -313,8 +321,8 @@ def admit_reading(tokens: Sequence[int] | None, problem: str | None) -> None:
 
 @cache
 def refusal() -> type[ArgumentError]:
-    """`ArgumentError` as the installed vLLM's servers want it for an HTTP 400: older ones answer any ValueError with
-    that, newer ones errors of their own kind alone."""
+    """The kind of `ArgumentError` that the installed vLLM's servers answer with HTTP 400: older ones do so for any
+    ValueError, newer ones for errors of their own kind alone."""
     try:
         from vllm.exceptions import VLLMValidationError
     except ImportError:

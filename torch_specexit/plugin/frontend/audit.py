@@ -38,14 +38,14 @@ from torch_specexit.plugin.worker.openings import opens_thinking
 logger = logging.getLogger("vllm.specexit")
 
 PREFIX = "specexit-audit-"
-"""Of the ids of the requests that audits make, for who reads vLLM's log."""
+"""Prefix of the ids of the requests that audits make, for whoever reads vLLM's log."""
 
 MOST_WAITING = 256
-"""Audits that may wait for their turn; behind that one is skipped, so that a busy server does not fall behind."""
+"""Audits that may wait for their turn; further ones are skipped, so that a busy server does not fall behind."""
 
 MOST_BYTES = 64 << 20
-"""Of their tokens, four each: an audit keeps a whole prompt and a whole output. And of ids and salts, which clients
-choose."""
+"""Bytes that waiting audits may hold: each keeps a whole prompt and a whole output, at four bytes a token, and id
+and cache salt, which clients choose."""
 
 MOST_READ = 4096
 """Tokens at the end of a prompt in which the options of a question are looked for."""
@@ -57,8 +57,8 @@ CACHE_SALT, PRIORITY = "specexit_cache_salt", "specexit_priority"
 """Attributes of a `RequestState`, which the front end keeps there when it admits a request."""
 
 MOST_HERE = 4096
-"""Characters of an answer that is looked through while requests wait: its text is whatever a client could have written,
-and each character may cost microseconds."""
+"""Characters of the longest answer that is read in this process, while requests wait; a process of its own reads longer
+ones. Clients may have any text written, and each character may cost microseconds."""
 
 SECONDS_APART = 30
 LOWEST_PRIORITY = 1 << 30
@@ -66,7 +66,7 @@ LOWEST_PRIORITY = 1 << 30
 
 
 class CutOffError(Exception):
-    """What an audit asks was aborted before its end, or is not taken any more: the server ends, or its engine has."""
+    """The request that an audit makes was aborted, or is refused as the server is ending or its engine has ended."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,14 @@ class Audit:
     """The audits of one server, one at a time.
 
     Args:
-      generate: ``(prompt_ids, max_tokens, case) -> text``, greedily.
+      generate: coroutine function ``(prompt_ids, max_tokens, case) -> text`` that decodes greedily, exits off.
       decode: token ids to text, without special tokens, as ``generate`` has it.
       tokens: of ``<think>`` and ``</think>``, and those at which a step of the thinking ends.
       max_model_len: of the engine.
-      settled: told the operating point of each without an adapter, its result (see `judge`; or ``unfinished``,
-        ``skipped``, ``failed``), and the policy that it ran under, as the point may have another by then.
-      kinds: tells those of the answers that the calibration had, which another policy file may change; none where they
-        may not be compared.
+      settled: called for each audit without an adapter, with its operating point, its result (see `judge`; or
+        ``unfinished``, ``skipped``, ``failed``), and the policy that it ran under: the point may have another by then.
+      kinds: returns the kinds of answers that the calibration had, which another policy file may change; empty where
+        they may not be compared.
       transition: what is written before ``</think>`` at an exit.
     """
 
@@ -155,7 +155,7 @@ class Audit:
         self._bytes = 0
 
     def consider(self, state: Any, admitted: Admitted, report: dict[str, Any]) -> None:
-        """Audit a finished request, in the background, if it is to be audited."""
+        """Audit a finished request in the background, if it was chosen for that when it was admitted."""
         if not admitted.audited or admitted.point is None or state.prompt_token_ids is None:
             return
         if report["outcome"] in ("off", HANDED_OVER):
@@ -193,9 +193,16 @@ class Audit:
         self.settled(admitted.point, result, admitted.policy)
 
     async def judge(self, case: Case) -> str:
-        """``same`` or ``changed``; ``no_exit`` where nothing could have changed; ``no_answer`` where the whole thinking
-        leads to none that could change, or to a program, as only tests tell two of them apart; ``no_boundary`` where
-        there was nowhere to exit."""
+        """Compare the answer behind the exit that was not made with that of the whole thinking.
+
+        Returns:
+          ``same`` or ``changed``; ``no_exit`` where no exit would have been made; ``no_boundary`` where there was
+          nowhere to exit; ``no_answer`` where the whole thinking leads to no answer, or to a program, as only tests
+          tell two programs apart.
+
+        Raises:
+          CutOffError, TimeoutError, RuntimeError: see `generator_of` and `stated_apart`.
+        """
         output, end, options, kinds = case.output_ids.tolist(), self.tokens.end_marker, None, self.kinds()
         if "choice" in kinds:  # which a request does not say, but its prompt
             options = listed_options(self.decode(case.prompt_ids[-MOST_READ:].tolist()))
@@ -219,14 +226,15 @@ class Audit:
         return "same" if await same_answer_apart(full, early, kind) else "changed"
 
     def summary(self) -> dict[str, Any]:
-        """Counts; the share of exits that change the answer with its 95 % interval (Clopper-Pearson), and of requests,
-        which is what a certificate bounds. The same of each adapter in ``loras``, which is in none of the others."""
+        """Counts, and two shares of changed answers: among exits, ``changed_share`` with its 95 % interval
+        (Clopper-Pearson), and among requests, ``risk``, which a certificate bounds. ``loras`` has the same by adapter;
+        audits with an adapter are counted there alone."""
         loras = {name: shares(results) for name, results in self.loras.items()}
         return shares(self.results) | {"waiting": len(self._tasks), "loras": loras}
 
 
 def shares(results: Counter[str]) -> dict[str, Any]:
-    """See `Audit.summary`; of the audits with one adapter, or with none.
+    """Counts and shares of the audits with one adapter, or with none; see `Audit.summary`.
 
     Example:
       >>> shares(Counter(same=3, changed=1, no_exit=4))["risk"]
@@ -261,8 +269,8 @@ def behind(tokens: list[int], marker: Sequence[int]) -> list[int]:
 
 
 async def _stated(text: str, kinds: Sequence[str], options: Sequence[str] | None) -> tuple[str | None, str | None]:
-    """The kind of an answer, which no request says, and the answer: of the first kind of which there is one. Of
-    multiple choice where the prompt lists options, else where nothing else is stated."""
+    """The kind of an answer, which no request says, and the answer, by the first kind that finds one; else two None.
+    Multiple choice comes first where the prompt lists options, and last where it does not."""
     for kind in sorted(kinds, key=lambda kind: (kind == "choice") == (options is None)):
         if (answer := await stated_apart(text, kind, options)) is not None:
             return kind, answer

@@ -1,6 +1,6 @@
 """Who is asking, and for which response: nobody reads another one's reports, or ends another one's thinking.
 
-Who it is says a mark of the API key that an HTTP request came with.
+A caller is known by a mark of the API key that comes with an HTTP request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from torch_specexit.plugin.frontend.inner import inner
 
 caller: ContextVar[str | None] = ContextVar("specexit_caller", default=None)
-"""Of the HTTP request that is being answered; None without an API key, and outside of a server."""
+"""Mark of the API key of the HTTP request that is being answered; None without a key, and outside of a server."""
 
 batched: ContextVar[bool] = ContextVar("specexit_batched", default=False)
 """Whether the HTTP request that is being answered holds several conversations; its id does not say it."""
@@ -23,7 +23,7 @@ BATCH = "/v1/chat/completions/batch"
 """End of vLLM's path for such requests."""
 
 MOST_ID = 4096
-"""Characters of an id by which a request is asked for, or ended. Its client may have chosen it, and megabytes of it."""
+"""Characters of the longest id by which a request can be asked for, or ended: clients choose ids, of any length."""
 
 WHOLE = ("chatcmpl-", "generate-tokens-")
 """Beginnings of ids whose request is the whole response."""
@@ -56,9 +56,9 @@ def caller_of(scope: Scope) -> str | None:
 def response_of(request: str, *, batch: bool = False) -> str:
     """The id of the response that a request is part of, as its client gets it.
 
-    vLLM numbers the prompts of a completion (``-0``), the turns of a response and the conversations of a batch
-    (``_0``), the only one, too. Another chat is one request. Clients choose the rest of an id, so nothing else that
-    looks like a number is one.
+    vLLM numbers the prompts of a completion (``-0``), and the turns of a response and the conversations of a batch
+    (``_0``), even where there is only one. Any other chat is one request. Clients choose the rest of an id, so whatever
+    else looks like a number there is not one of vLLM's.
 
     Args:
       request: the id under which an API server hands the request to its engine (``external_req_id``).

@@ -23,7 +23,7 @@ class Drafting:
 
     def __init__(self) -> None:
         self.length: float | None = None
-        """Of the last whole window; None before the first."""
+        """Acceptance length in the last whole window; None before the first has ended."""
         self._steps = self._accepted = 0
 
     @property
@@ -39,8 +39,8 @@ class Drafting:
           accepted: drafted tokens accepted, of all of them.
 
         Returns:
-          Whether a window has ended. Where it is the first with acceptance near 1, or the first without, the log has a
-          line of JSON.
+          Whether a window has ended. Where acceptance has come near 1 with it, or has left 1 again, a line of JSON is
+          logged.
         """
         self._steps, self._accepted = self._steps + steps, self._accepted + accepted
         if self._steps < WINDOW:

@@ -37,7 +37,7 @@ def effort_of(request: Any) -> str | None:
 
 
 def with_effort(extra_args: Mapping[str, Any] | None, request: Any) -> dict[str, Any] | None:
-    """A request's arguments with its effort among them; what it says by our own key goes first.
+    """A request's arguments with its effort among them; an effort under our own key takes precedence.
 
     Example:
       >>> from types import SimpleNamespace

@@ -1,43 +1,83 @@
 """How a request stands, by the id that its client knows: that of a response, or of one of its parts.
 
-Parts are what vLLM makes requests of: the prompts of a completion, the turns of a response. Only ids that may be parts
-are looked up, for clients ask often, and there may be many requests.
+Parts are the prompts of a completion, the turns of a response, the conversations of a batch: vLLM makes a request of
+each. Which these are is kept with the parts that run, as clients ask often, and there may be many requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterable, Iterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch_specexit.plugin.frontend.callers import response_of
 from torch_specexit.plugin.frontend.finished import Choices, Finished
 from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 
+PARTS = "specexit_parts"
+"""Attribute of a `RequestState`: the `Parts` of its response."""
 
-def find(processor: Any, finished: Finished, request: str, caller: str | None) -> dict[str, Any] | None:
+
+class Parts(dict[str, int]):
+    """The parts of a response that have been admitted, by their ids: how many choices each has."""
+
+
+class Running:
+    """The parts of each response of which one runs: vLLM forgets some without a word, so its own states keep them.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> running, state = Running(), SimpleNamespace(external_req_id="cmpl-1-0", parent_req=None)
+      >>> running.add("a caller", "cmpl-1", state)
+      >>> running.of("a caller", "cmpl-1"), running.of("another", "cmpl-1")
+      ({'cmpl-1-0': 1}, {})
+      >>> del state
+      >>> running.of("a caller", "cmpl-1")
+      {}
+    """
+
+    def __init__(self) -> None:
+        self._of: WeakValueDictionary[tuple[str | None, str], Parts] = WeakValueDictionary()
+
+    def add(self, caller: str | None, response: str, state: Any) -> None:
+        """Take in a part of a caller's response, given its `RequestState`."""
+        parts = self._of.setdefault((caller, response), Parts())
+        parts[state.external_req_id] = 1 if state.parent_req is None else state.parent_req.n
+        setattr(state, PARTS, parts)
+
+    def of(self, caller: str | None, response: str) -> dict[str, int]:
+        """The parts of a caller's response; empty where none of them runs."""
+        return dict(self._of.get((caller, response), {}))
+
+
+def find(
+    processor: Any, running: Running, finished: Finished, request: str, caller: str | None
+) -> dict[str, Any] | None:
     """How a caller's request stands.
 
     Args:
-      processor: vLLM's `OutputProcessor`, which has the running ones.
-      finished: the others.
+      processor: vLLM's `OutputProcessor`, which has the running requests.
+      running: which parts each of their responses has.
+      finished: the requests that have lately finished.
       request: exactly the id of a response, or of one of its parts.
-      caller: who asks.
+      caller: mark of who asks.
 
     Returns:
-      None for one that is unknown, or another caller's.
+      ``request_id``, ``finished``, and in ``choices`` a report for each choice, None where nothing is known of it yet,
+      or any more; None for a request that is unknown, or another caller's.
     """
-    ended = finished.of(caller, request)
-    running = dict(_running_parts(processor, request, caller, len(ended)))
-    if not ended and not running:
+    parts = running.of(caller, request)
+    run, ended = dict(_running_parts(processor, parts, request, caller)), finished.of(caller, request)
+    if not ended and not run:
         one = _running(processor, request, caller)
-        running = {} if one is None else {request: choices_of(one)}
+        parts, run = {}, {} if one is None else {request: choices_of(one)}
         ended = finished.one(caller, request)
-    known = ended | running
+    forgotten: dict[str, Choices] = {part: [None] * n for part, n in parts.items()}
+    known = forgotten | ended | run
     in_order = sorted(known, key=lambda part: (len(part), part))  # they differ in the number at their end
     choices = [choice for part in in_order for choice in known[part]]
-    return {"request_id": request, "finished": not running, "choices": choices} if known else None
+    return {"request_id": request, "finished": not run, "choices": choices} if known else None
 
 
 def response_of_state(state: Any) -> str:
@@ -47,20 +87,17 @@ def response_of_state(state: Any) -> str:
     return known or response_of(state.external_req_id)
 
 
-def _running_parts(processor: Any, response: str, caller: str | None, n_ended: int) -> Iterator[tuple[str, Choices]]:
-    """The running parts of a response: the one of its own id, or those that vLLM has numbered."""
-    mark = "-" if response.startswith("cmpl-") else "_"
-    for number in count(-1):
-        part = response if number < 0 else f"{response}{mark}{number}"
-        if part not in processor.external_req_ids and number >= n_ended:
-            return
+def _running_parts(
+    processor: Any, parts: Iterable[str], response: str, caller: str | None
+) -> Iterator[tuple[str, Choices]]:
+    for part in parts:
         state = _running(processor, part, caller)
         if state is not None and response_of_state(state) == response:
             yield part, choices_of(state)
 
 
 def _running(processor: Any, request: str, caller: str | None) -> Any:
-    """The state of a caller's running request, that of one of its choices; None where there is none."""
+    """The state of a caller's running request, or of one of its choices where there are several; None for no such."""
     states = (processor.request_states[name] for name in processor.external_req_ids.get(request, ()))
     for state in states:
         admitted: Admitted | None = getattr(state, ADMITTED, None)

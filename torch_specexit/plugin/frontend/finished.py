@@ -16,7 +16,7 @@ Choices = list[dict[str, Any] | None]
 class Finished:
     """The latest finished requests, by caller and id: clients choose ids, and two may choose the same.
 
-    Where there are too many, the oldest goes of the caller who has most of them, so that nobody pushes out another's.
+    Where there are too many, the caller who has most of them loses the oldest, so that nobody pushes out another's.
 
     Example:
       >>> finished = Finished()
@@ -33,7 +33,7 @@ class Finished:
         self._size = 0
 
     def add(self, caller: str | None, request: str, response: str, choices: Choices) -> None:
-        """Remember a request, or what is new about it; but none whose id is too long to be asked for."""
+        """Remember a request, or what is new about it; one whose id is too long to be asked for is left out."""
         if len(response) > MOST_ID:
             return
         self._forget(caller, request)

@@ -24,14 +24,15 @@ def binds_at_once(request: Any, taken_for_over: Callable[[Any], bool] | None) ->
 
 
 def parser_of(engine: Any) -> Callable[[Any], bool] | None:
-    """Whether the reasoning of a request is over at its start, as vLLM's engine finds it where no route has said so
-    (`/v1/responses`): it asks a reasoning parser that believes the arguments of the chat template.
+    """A function that says whether the reasoning of a request is over at its start, as vLLM's engine judges where no
+    route has said so (`/v1/responses`): by a reasoning parser, which believes the arguments of the chat template.
 
     Args:
       engine: vLLM's `AsyncLLM`.
 
     Returns:
-      None where there is no tokenizer. Without a reasoning parser grammars always bind, as the workers know.
+      The function, of an `EngineCoreRequest`; None where there is no tokenizer. Without a reasoning parser it says
+      False: grammars always bind then, which the workers know.
     """
     tokenizer = engine.output_processor.tokenizer
     if tokenizer is None:

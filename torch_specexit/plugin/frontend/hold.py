@@ -1,16 +1,17 @@
 """Whether the risk that a server takes is the one that its certificate allows, judged after every audit.
 
-The claim "at most epsilon of the requests change their answer" is betted against with each audit's result
-(`specexit.method.statistics.Capital`); as long as it is true, it is ever rejected with probability at most delta,
-however often one looks, and where it ceases to be true after a long good time, that is seen, too. Each operating point
-that requests are served under is judged by its own audits. Once its claim is rejected the next stricter point serves in
-its place, and in place of the strictest shadow mode. From there, audits of that point bet on the opposite, "the risk is
-at least epsilon": when that is rejected at the same level, the point serves again. To a bolder one than that, only an
-operator goes back, no restart and no edit that speaks of something else (`torch_specexit.plugin.frontend.imposed`);
-and what an operator has put into shadow mode, or switched off, stays so, whatever audits show.
+Each audit's result bets against the claim "at most epsilon of the requests change their answer"
+(`specexit.method.statistics.Capital`). While the claim is true, the probability that it is ever rejected is at most
+delta, however often one looks; where it ceases to be true after a long good time, that is seen, too. Each operating
+point that requests are served under is judged by its own audits. Once its claim is rejected, the next stricter point
+serves in its place, and for the strictest one shadow mode begins. In shadow mode the point's audits bet against the
+opposite claim, "the risk is at least epsilon": once that is rejected at the same level, the point serves again. Only an
+operator goes back to a bolder point than that: a restart does not, nor an edit that is about something else
+(`torch_specexit.plugin.frontend.imposed`). What an operator has put into shadow mode, or switched off, stays so,
+whatever audits show.
 
-What the default point's audits show concerns the whole server: nothing bolder is served any more, or nothing is cut.
-What another one's show (of an effort, a tenant, a risk) concerns those who ask for that point.
+Audits of the default point concern the whole server: nothing bolder is served any more, or nothing is cut. Those of
+another point (of an effort, a tenant, a risk) concern the requests for that point.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Seen:
     point: OperatingPoint
     capital: Capital
     below: bool
-    """Whether they bet that the risk is at least epsilon, which lets the point serve again."""
+    """Whether they bet that the risk is below epsilon, which lets the point serve again; else that it is above."""
     audits: int = 0
     changed: int = 0
 
@@ -43,7 +44,7 @@ class Hold:
     """Watches the audits of one server's operating points.
 
     Args:
-      operation: of the server; what serves in place of a point, and its mode, are moved.
+      operation: of the server; audits move which of its points serve, and its mode.
       moved: told of each move: ``stricter``, ``shadow`` or ``back``.
       api_servers: processes that watch the same traffic, each by audits of its own: delta is shared out among them,
         so that with probability at least ``1 - delta`` none of them moves without need.
@@ -86,13 +87,13 @@ class Hold:
 
     @property
     def seen(self) -> dict[str, Seen]:
-        """What the audits of each point have shown since an operator's word has lifted what they had imposed."""
+        """What the audits of each point have shown since an operator last lifted what they had imposed."""
         if self._lifted != self.operation.lifted:
             self._lifted, self._seen = self.operation.lifted, {}
         return self._seen
 
     def _move(self, point: OperatingPoint, seen: Seen) -> None:
-        """Go one step."""
+        """Go one step, now that a claim is rejected: hold the point back, or let it serve again."""
         shown = f"{seen.changed} of {seen.audits} audits changed their answer"
         stricter = self.operation.stricter(point)
         if seen.below:

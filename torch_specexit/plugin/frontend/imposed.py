@@ -1,19 +1,20 @@
 """What audits have imposed on a server, and ``hold.json``, which keeps it.
 
-Neither a restart, nor an edit of ``policy.json`` that speaks of something else, nor another server with the same draft
-brings exits back. An operator's word does, and another policy or another certificate of the point in question: what was
-shown was shown of these.
+Neither a restart, nor an edit of ``policy.json`` that is about something else, nor another server with the same draft
+brings exits back. An operator's word does, and so does another policy or certificate of the point in question, as
+audits have judged these two.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from specexit.config import write_text
-from specexit.drafts.hold import FILE, SWITCH, HoldFile, Imposed, read_hold, words_of
+from specexit.drafts.hold import FILE, SWITCH, HoldFile, Imposed, read_hold, switches_of, words_of
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 
@@ -40,13 +41,27 @@ def said_since(words: tuple[str, ...], later: tuple[str, ...]) -> list[tuple[str
       True
     """
     (default, mode, *rest), new = words, later[len(words) :]
-    said = []
-    for word in new:
-        named = word.partition(SWITCH)[2].removeprefix("mode=").partition(" point=")
-        said.append((_unless_left(named[0]), _unless_left(named[2])))
-        mode = mode if said[-1][0] is None else f"mode={said[-1][0]}"
-        default = default if said[-1][1] is None else f"default={said[-1][1]}"
+    said = [_said(word) for word in new]
+    for other_mode, other_default in said:
+        mode = mode if other_mode is None else f"mode={other_mode}"
+        default = default if other_default is None else f"default={other_default}"
     return said if said and later == (default, mode, *rest, *new) else None
+
+
+def switched_since(file: PolicyFile, later: PolicyFile) -> tuple[bool, bool]:
+    """Whether an operator has said a mode, and whether a point, by the route between two states of a policy file.
+
+    It may have been the mode that the file has had already, so the history alone tells.
+    """
+    new = Counter(switches_of(later)) - Counter(switches_of(file))
+    said = [_said(word) for word in new]
+    return any(mode is not None for mode, _ in said), any(point is not None for _, point in said)
+
+
+def _said(word: str) -> tuple[str | None, str | None]:
+    """Mode and point of an operator's word by the route."""
+    mode, _, point = word.partition(SWITCH)[2].removeprefix("mode=").partition(" point=")
+    return _unless_left(mode), _unless_left(point)
 
 
 def _unless_left(said: str) -> str | None:
@@ -54,7 +69,7 @@ def _unless_left(said: str) -> str | None:
 
 
 def settings_of(serving: Serving) -> tuple[str, ...]:
-    """What of an operator's words is in force in a server, as its own settings go over those of ``policy.json``."""
+    """The operator's words that are in force in a server: its own settings override those of ``policy.json``."""
     return f"mode={serving.mode}", f"hold={serving.hold}"
 
 
@@ -64,7 +79,7 @@ def nothing(file: PolicyFile, serving: Serving) -> Imposed:
 
 
 class Kept:
-    """``hold.json`` of a server, which all of its API server processes write.
+    """``hold.json`` of a server, which all of its API server processes write. Where that fails, they log it and go on.
 
     Args:
       folder: of the draft.
@@ -75,7 +90,7 @@ class Kept:
 
     @property
     def writable(self) -> bool:
-        """Whether what audits impose from now on is there after a restart."""
+        """Whether what audits impose from now on outlasts a restart."""
         return os.access(self.path.parent, os.W_OK)
 
     def read(self) -> tuple[Imposed, ...]:
@@ -87,12 +102,12 @@ class Kept:
         return read_hold(self.path)
 
     def write(self, imposed: Imposed, *, cleared: str = "") -> None:
-        """Keep what is imposed beside what other processes have seen, but for a claim that audits have cleared."""
+        """Keep what is imposed, with what other processes have seen, except a claim that audits have cleared."""
         under = imposed.under
         self._change(lambda found: found | {under: imposed.also(found.get(under)).without(cleared)})
 
     def carry(self, before: Imposed, imposed: Imposed) -> None:
-        """Keep what is imposed, and what other processes have seen, under other words and settings than before."""
+        """Keep what was imposed before, by other processes as well, under the words and settings of now."""
         self._change(
             lambda found: (
                 _without(found, before)
@@ -101,7 +116,7 @@ class Kept:
         )
 
     def forget(self, imposed: Imposed) -> None:
-        """Keep nothing any more of what was imposed under the same words and settings."""
+        """Forget all that was imposed under the same words and settings."""
         self._change(lambda found: _without(found, imposed))
 
     def _change(self, change: Callable[[Entries], Entries]) -> None:

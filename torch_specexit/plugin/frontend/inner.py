@@ -1,8 +1,8 @@
 """Requests to the engine that no client has sent: those of audits, the steps of a beam search, and what vLLM makes of
 each item of a call that scores.
 
-They run without exits and are counted nowhere. What the first two are is known where they are made; an id does not say
-it, for clients choose theirs.
+They run without exits and are counted nowhere. The first two kinds are marked where they are made: an id does not tell
+them from others, as clients choose theirs.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from contextvars import ContextVar
 from typing import Any
 
 inner: ContextVar[bool] = ContextVar("specexit_inner", default=False)
-"""Whether requests that are admitted now are such."""
+"""Whether requests that are admitted in this context are of the first two kinds."""
 
 
 def is_read(params: Any) -> bool:
-    """Whether a request only reads how likely certain tokens are, as each item of ``/generative_scoring``, by vLLM's
-    `SamplingParams`.
+    """Whether a request with these `SamplingParams` only reads how likely certain tokens are, as each item of
+    ``/generative_scoring`` does.
 
     Example:
       >>> from types import SimpleNamespace

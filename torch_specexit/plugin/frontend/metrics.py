@@ -99,8 +99,8 @@ class ExitMetrics:
         )
 
     def _declare_state(self, logger: Any) -> None:
-        # Of several API server processes the value is told that an operator has to know of: of one that still
-        # makes exits, or bolder ones than the others; of one that does not, or not as certified.
+        # Where API server processes differ, an operator has to know the worse value: of the one that still makes
+        # exits, or bolder ones than the others; or of the one that makes none, or none that are certified.
         def gauge(name: str, documentation: str, *labels: str, mode: str = "min") -> Any:
             return logger._gauge_cls(
                 f"vllm:specexit_{name}", documentation, labelnames=["model_name", *labels], multiprocess_mode=mode
@@ -150,8 +150,8 @@ class ExitMetrics:
         self.active(True, "ok")
 
     def active(self, active: bool, kind: str) -> None:
-        """Say whether exits are active; where not, the kind of reason gets a series of its own, which is 1 when it is
-        gone."""
+        """Say whether exits are active. The kind of reason has a series of its own: 0 while it keeps exits inactive, 1
+        when it is gone."""
         for reason in ("ok", kind):
             self.activity.labels(self.model_name, reason).set(float(active))
 
@@ -162,7 +162,7 @@ class ExitMetrics:
         self.serving()
 
     def moved(self, move: str) -> None:
-        """Count a move of the hold, and say what is served behind it."""
+        """Count a move of the hold, and say what is served after it."""
         self.moves.labels(self.model_name, move).inc()
         self.serving()
 
@@ -185,7 +185,7 @@ class ExitMetrics:
             self.traffic_moved.labels(self.model_name, feature).set(float(traffic.moved[feature]))
 
     def _begin_at_zero(self) -> None:
-        """A rate over a counter that appears with its first event misses that event."""
+        """Create the series: a rate over a counter that appears with its first event misses that event."""
         for move in MOVES:
             self.moves.labels(self.model_name, move)
         for labels in self.engines.values():
@@ -200,7 +200,7 @@ class ExitMetrics:
                 self.shadow_tokens.labels(*labels, part)
 
     def _begin_points(self, file: PolicyFile) -> None:
-        """The same of audits, and what they are held against: a point's own certificate."""
+        """Create those of the audits, by point, and say what they are held against: each point's own certificate."""
         self._begun = file
         for point in file.points:
             judged = risk_of(point) == "answer_changed"
@@ -237,7 +237,7 @@ class ExitMetrics:
             self.shadow_tokens.labels(*labels, "behind").inc(behind)
 
     def _seen_at(self, point: str | None) -> Counter[str]:
-        """See `seen`; other policies begin anew, whatever their names."""
+        """What was `seen` at a point. Another policy file begins anew, whatever its points are called."""
         file = None if self.front is None else self.front.operation.file
         if file is not self._file:
             self.seen.clear()

@@ -37,8 +37,8 @@ from torch_specexit.plugin.settings import draft_config
 logger = logging.getLogger("vllm.specexit")
 
 FUNCTIONS = "SPECEXIT_ANSWER_FUNCTIONS"
-"""Environment variable: the answer kinds ``function:module:name`` that audits may call, between spaces. Not a setting,
-nor `policy.json`'s to say, as those may be a stranger's, and the function gets what clients have had written."""
+"""Environment variable: the answer kinds ``function:module:name`` that audits may call, separated by spaces. Neither a
+setting nor a field of `policy.json`: those may be a stranger's, and the function gets what clients have had written."""
 
 
 IN_THE_CACHE = (
@@ -59,11 +59,12 @@ class Opening(NamedTuple):
     watch: PolicyWatch
     """Of the file, since before it was read: what is written while the engine starts is news to it."""
     doubts: list[str]
-    """Without that about a target by its id on the Hub, whose weights vLLM may have to fetch first."""
+    """Why no certificate holds; not yet because of a target that is named by its id on the Hub, whose weights vLLM may
+    have to fetch first."""
     misfit: str | None
     kept: Kept
     imposed: tuple[Imposed, ...]
-    """What audits have imposed, on any server with this draft, as this start began."""
+    """What audits had imposed, on any server with this draft, when this start began."""
 
 
 def settings_of(vllm_config: Any) -> Opening | None:
@@ -82,8 +83,8 @@ def settings_of(vllm_config: Any) -> Opening | None:
     served = served_fingerprints(folder, vllm_config)
     watch = PolicyWatch(folder, config.specexit, vllm_config.additional_config, served)
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)
-    # Of a target by its id on the Hub, some of the weights may be yet to be fetched, by the engine, or all; what lies
-    # there says nothing, and `open_front_end` asks again behind that.
+    # Of a target that is named by its id on the Hub the engine may have to fetch weights, so what lies there by now
+    # says nothing; `open_front_end` asks again when it has.
     made, to_fetch = file.fingerprints.target, not Path(vllm_config.model_config.model).is_dir()
     known = served | ({"target": made} if to_fetch and made is not None else {})
     doubted = doubts(file, known, serving.transition)
@@ -105,10 +106,10 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     block, serving = opening.block, opening.serving
     metrics = _metrics_of(engine)
     served = opening.watch.served
-    served["target"] = served_target(engine.vllm_config)  # of which the engine has fetched what was missing
+    served["target"] = served_target(engine.vllm_config)  # the engine has fetched what was missing
     operation = Operation(block, opening.file, serving, doubts(opening.file, served, serving.transition), opening.kept)
-    with suppress(PolicyError, ConfigError):  # of which the first request has the log told
-        opening.watch.reload(operation)  # words of the time at which what is imposed under them is read, below
+    with suppress(PolicyError, ConfigError):  # which the first request logs
+        opening.watch.reload(operation)  # for words as new as what is imposed under them, which is read below
     if (reason := opening.watch.changed_in_start(serving)) is not None:
         operation.doubt(reason)
     resume(operation, opening._replace(imposed=_imposed_by_now(opening, operation.imposed.words)))
@@ -149,8 +150,8 @@ def _tokens_of(engine: Any, operation: Operation) -> ThinkTokens | None:
 
 
 def _imposed_by_now(opening: Opening, words: tuple[str, ...]) -> tuple[Imposed, ...]:
-    """What audits have imposed: those of other servers with this draft go on while the engine of this one starts. Under
-    words that this one has not read yet it is theirs, and not to be lifted by it."""
+    """What audits have imposed by now: those of other servers with this draft go on while this one's engine starts. New
+    entries under words that this server has not read are left out: they are the others', and not for it to lift."""
     try:
         found, known = opening.kept.read(), {one.under for one in opening.imposed}
     except PolicyError as error:
@@ -160,7 +161,7 @@ def _imposed_by_now(opening: Opening, words: tuple[str, ...]) -> tuple[Imposed, 
 
 
 def resume(operation: Operation, opening: Opening) -> None:
-    """Go on with what audits had imposed before a restart, and say so; and where a restart would end it, say that."""
+    """Go on with what audits had imposed before this start; log that, and where the next restart would end it."""
     path = opening.kept.path
     if opening.serving.audit_rate > 0 and opening.serving.hold and not opening.kept.writable:
         logger.warning("specexit: %s cannot be written: what audits impose ends with a restart (%s)", path, FOLDER)
@@ -215,7 +216,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
 
 
 def _kinds_of(file: PolicyFile) -> tuple[str, ...]:
-    """Of the answers that a file was calibrated on."""
+    """Kinds of the answers that a file was calibrated on."""
     return (file.population.answer_kinds if file.population else ()) or ("math",)
 
 

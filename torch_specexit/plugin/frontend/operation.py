@@ -25,7 +25,7 @@ from torch_specexit.plugin.frontend.arguments import (
     policy_of,
 )
 from torch_specexit.plugin.frontend.efforts import point_for
-from torch_specexit.plugin.frontend.imposed import Kept, nothing, said_since
+from torch_specexit.plugin.frontend.imposed import Kept, nothing, said_since, switched_since
 from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
 
 
@@ -81,7 +81,7 @@ class Operation:
       block: of the draft.
       file: the draft's policies.
       serving: settings of the server.
-      doubts: why no certificate of the file holds for what is served; empty where they do.
+      doubts: why no certificate of the file holds for what is served; empty where they hold.
       kept: where what audits impose outlasts a restart; None where it does not.
     """
 
@@ -105,9 +105,9 @@ class Operation:
         self._ordered_point: str | None = None
         self.name = file.default
         self.imposed = nothing(file, serving)
-        """By audits."""
+        """What audits have imposed."""
         self.lifted = 0
-        """How often an operator's word has lifted it."""
+        """How often an operator's word has lifted that."""
 
     def _take(self, file: PolicyFile, serving: Serving, doubts: Sequence[str]) -> None:
         self.file, self.serving, self.doubts = file, serving, (*doubts, *self.lasting)
@@ -116,26 +116,26 @@ class Operation:
 
     @property
     def in_shadow(self) -> bool:
-        """Audits have put the server into shadow mode, where an operator has not switched exits off anyway."""
+        """Whether audits have put the server into shadow mode; an operator may have switched exits off all the same."""
         return any(self.stricter(point) is None for point in self._among(self.imposed.for_all))
 
     @property
     def ceiling(self) -> str | None:
-        """Audits have shown what is bolder than this point to change too many answers; in shadow mode this one, too."""
+        """Name of the boldest point that audits let serve, the strictest in shadow mode; None without a limit."""
         instead = [self.stricter(point) or point for point in self._among(self.imposed.for_all)]
         found = min(instead, key=epsilon_of, default=None)
         return None if found is None else found.name
 
     @property
     def stepped(self) -> dict[str, str]:
-        """Points, beside the one that serves by default, whose audits have shown them to change too many answers -> the
-        next stricter one, which stands in for them."""
+        """Points whose audits, while others served by default, have shown them to change too many answers -> the next
+        stricter one, which stands in for them. By name."""
         instead = {point.name: self.stricter(point) for point in self._among(self.imposed.for_some)}
         return {name: point.name for name, point in instead.items() if point is not None}
 
     @property
     def shadowed(self) -> set[str]:
-        """Such points where there is none stricter: what asks for them is not cut."""
+        """Names of such points that have no stricter one: requests for them are not cut."""
         return {point.name for point in self._among(self.imposed.for_some) if self.stricter(point) is None}
 
     @property
@@ -158,19 +158,19 @@ class Operation:
             self.kept.write(self.imposed)
 
     def accept(self, point: OperatingPoint) -> None:
-        """Audits have shown a point in shadow mode to change few enough answers."""
+        """Audits have shown a point in shadow mode to change few enough answers: it serves again."""
         self.imposed = self.imposed.without(self._claims[point.name])
         if self.kept is not None:
             self.kept.write(self.imposed, cleared=self._claims[point.name])
 
     def resume(self, found: Sequence[Imposed]) -> bool:
-        """Go on with what audits had imposed before a restart; an operator's word since then has lifted it.
+        """Go on with what audits had imposed before a restart, but for what an operator's word has lifted since.
 
         Args:
           found: what is kept. What was imposed under the same words and other settings is another server's, and stays.
 
         Returns:
-          Whether none has.
+          Whether nothing has been lifted.
         """
         self.imposed = next((one for one in found if one.under == self.imposed.under), self.imposed)
         lifted = [one for one in found if one.words != self.imposed.words]
@@ -195,16 +195,19 @@ class Operation:
     def load(self, file: PolicyFile, serving: Serving, doubts: Sequence[str] = ()) -> None:
         """Go on with other policies and settings.
 
-        What audits have imposed stays, on points whose policy and certificate do, where the operator's words are those
-        that they were (see `Imposed`), or the new ones have come by the route and lift nothing (see `switch`). A mode
-        or a point that an operator has set by `switch` stays: another policy does not mean that what was switched off
-        is to be on again. It goes where mode or default are now others than they were before, or where there is no
-        such point any more. A mode that the file now says is heard also where the server's own settings say the same
-        already.
+        What audits have imposed stays on points whose policy and certificate stay, as long as the operator's words are
+        the same (see `Imposed`), or the new ones have come by the route and lift nothing (see `switch`).
+
+        A mode or a point that an operator has set by `switch` stays, too: another policy does not mean that what was
+        switched off is to be on again. The mode goes where the file or the server's settings now say another one; the
+        point goes where the file has another default, or no such point any more. Either goes by a word to another API
+        server process, which has come through the file: it is newer, and whoever gave it was told that it reaches all.
         """
-        if (serving.mode, file.serving.mode) != (self.serving.mode, self.file.serving.mode):
+        new_mode, new_point = switched_since(self.file, file)
+        if new_mode or (serving.mode, file.serving.mode) != (self.serving.mode, self.file.serving.mode):
             self._ordered_mode = None
-        if file.default != self.file.default or self._ordered_point not in {point.name for point in file.points}:
+        names = {point.name for point in file.points}
+        if new_point or file.default != self.file.default or self._ordered_point not in names:
             self._ordered_point = None
         self._take(file, serving, doubts)
         self.name = self._ordered_point or file.default
@@ -224,17 +227,21 @@ class Operation:
             self.kept.carry(before, self.imposed)
 
     def doubt(self, reason: str) -> bool:
-        """From now on no certificate holds, until a restart; returns whether that is new."""
+        """Have no certificate hold from now on, until a restart; return whether the reason is new."""
         if reason in self.lasting:
             return False
         self.lasting, self.doubts = (*self.lasting, reason), (*self.doubts, reason)
         return True
 
     def switch(self, mode: Mode | None = None, point: str | None = None) -> None:
-        """An operator's word: another mode, another point.
+        """Set another mode or another point, by an operator's word.
 
-        It lifts what audits have imposed, where it asks for exits, or for a point that they hold back. A kill switch
+        It lifts what audits have imposed where it asks for exits, or for a point that they hold back. A kill switch
         lifts nothing: a restart forgets the word, and must not forget with it what was shown.
+
+        Args:
+          mode: from now on, or None for the one that holds.
+          point: served by default from now on, or None for the one that is.
 
         Raises:
           PolicyError: there is no such point.
@@ -265,9 +272,13 @@ class Operation:
         return [*self.doubts, *([] if own is None else [own])]
 
     def stricter(self, point: OperatingPoint) -> OperatingPoint | None:
-        """The next stricter point whose certificate is of the same risk; None where there is none."""
-        below = [p for p in self.file.points if risk_of(p) == risk_of(point) and epsilon_of(p) < epsilon_of(point)]
+        """The next stricter point with a certificate of its own for the same risk; None where there is none."""
+        below = [p for p in self._certified() if risk_of(p) == risk_of(point) and epsilon_of(p) < epsilon_of(point)]
         return max(below, key=epsilon_of, default=None)
+
+    def _certified(self) -> list[OperatingPoint]:
+        """Points whose certificate is of their policy: any other epsilon says nothing of what would be served."""
+        return [point for point in self.file.points if self._of_points[point.name] is None]
 
     def serves(self, point: OperatingPoint) -> bool:
         """Whether those who ask for a point get it, audits having imposed nothing stricter."""
@@ -338,7 +349,7 @@ class Operation:
         return self.mode if self.mode == "off" else arguments.specexit_mode or self.mode
 
     def _offered(self, arguments: RequestArguments, lora: str | None, caller: str | None) -> OperatingPoint | None:
-        """What a request gets that asks for nothing but an effort; None for no exits."""
+        """The point of a request that asks for nothing, or for an effort alone; None for no exits."""
         assigned = [self.serving.loras.get(lora or ""), self.serving.tenants.get(caller or "")]
         if "off" in assigned:
             return None
@@ -356,14 +367,13 @@ class Operation:
 
     def _of_risk(self, risk: float, offered: OperatingPoint) -> OperatingPoint:
         """The boldest point with at most this risk, of the kind that the point on offer is certified for."""
-        certified = [point for point in self.file.points if point.certificate is not None]
-        certified = [point for point in certified if risk_of(offered) in (None, risk_of(point))]
+        certified = [point for point in self._certified() if risk_of(offered) in (None, risk_of(point))]
         fitting = [point for point in certified if epsilon_of(point) <= risk]
         if not fitting:
             known = ", ".join(f"{epsilon_of(point):g}" for point in sorted(certified, key=epsilon_of))
             raise ArgumentError(
                 f"extra_args: specexit_risk is {risk}, expected at least the epsilon of an operating point: "
-                f"{known or 'there is none with a certificate'}",
+                f"{known or 'there is none whose certificate is of its policy'}",
                 "specexit_risk",
             )
         return self._at_most(max(fitting, key=epsilon_of))

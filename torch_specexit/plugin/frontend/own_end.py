@@ -50,15 +50,15 @@ def is_by_itself(output: Any, end_tokens: Container[int]) -> bool:
     return str(output.finish_reason) == "stop" and (output.stop_reason is None or output.stop_reason in end_tokens)
 
 
-def is_forced(params: Any) -> bool:
-    """Whether a client has a say in the tokens of a request, by vLLM's `SamplingParams`.
+def forced_by(params: Any) -> list[str]:
+    """Names of vLLM's `SamplingParams` by which a client has a say in the tokens of a request.
 
     Example:
       >>> from types import SimpleNamespace
-      >>> is_forced(SimpleNamespace(logit_bias={5: 100.0}, bad_words=[])), is_forced(SimpleNamespace(bad_words=[]))
-      (True, False)
-      >>> is_forced(SimpleNamespace(ignore_eos=True))
-      True
+      >>> forced_by(SimpleNamespace(logit_bias={5: 100.0}, bad_words=[])), forced_by(SimpleNamespace(bad_words=[]))
+      (['logit_bias'], [])
+      >>> forced_by(SimpleNamespace(ignore_eos=True, min_tokens=0))
+      ['ignore_eos']
     """
-    forbids_the_end = (getattr(params, "min_tokens", None) or 0) > 0 or getattr(params, "ignore_eos", False)
-    return forbids_the_end or any(getattr(params, name, None) not in (None, [], {}) for name in FORCED)
+    found = [name for name in FORCED if getattr(params, name, None) not in (None, [], {})]
+    return found + [name for name in ("min_tokens", "ignore_eos") if getattr(params, name, None)]

@@ -23,7 +23,7 @@ def check_permitted(arguments: RequestArguments, rule: Requests) -> None:
 
     Args:
       arguments: of the request; what it says about its effort is the operator's own offer, and always allowed.
-      rule: the server's.
+      rule: what the server lets requests change.
 
     Raises:
       ArgumentError: names the key, the value, what was expected, and the rule.
@@ -39,7 +39,7 @@ def check_rarer(arguments: RequestArguments, offered: OperatingPoint, point: Ope
     Args:
       arguments: of the request.
       offered: the point that it gets where it says nothing.
-      point: the one that it asks for by its risk; all else that it says is compared with this one.
+      point: the one that it asks for by its risk, else `offered`; all else that it says is compared with this one.
       mode: the server's.
 
     Raises:
@@ -75,7 +75,7 @@ def _not_permitted(key: str, value: Any, expected: str, rule: Requests) -> Argum
 
 def _less_risk(risk: float, offered: OperatingPoint) -> str | None:
     """What was expected, where a risk is not at most that of the point on offer; None where it is."""
-    if offered.certificate is None:
+    if offered.certificate is None or offered.uncertified_because() is not None:
         return f"none, as nothing says how large the risk of the server's point {offered.name} is"
     return None if risk <= offered.certificate.epsilon else f"at most {offered.certificate.epsilon:g}"
 
@@ -96,7 +96,7 @@ def _rarer(key: str, value: Any, policy: Policy, mode: Mode) -> str | None:
         return None if value >= least else f"at least {least}"
     if field == "alpha":
         return None if value == policy.alpha else f"the server's {policy.alpha:g}"
-    if field == "splits" and policy.patience > 1:  # without a boundary that would not pass, others come in a row
+    if field == "splits" and policy.patience > 1:  # without one that fails, others come in a row
         return f"none, as the server wants {policy.patience} boundaries in a row"
     if field == "mode":
         return "shadow" if value == "exit" and mode != "exit" else None

@@ -25,7 +25,7 @@ LATEST = "specexit_latest"
 """Attribute of an `OutputProcessor`: what outputs of each running request say while there is no news of it, by id."""
 
 MOST_GONE = 64
-"""Requests that vLLM has forgotten without an output, by an abort, before they are forgotten here."""
+"""Aborted requests, which vLLM forgets without an output, that may pile up here before they are forgotten, too."""
 
 LABELS = ("point", "certified")
 """Fields of a report that say which policy it is of."""
@@ -33,7 +33,7 @@ LABELS = ("point", "certified")
 RUNNING = ("thinking", "answering")
 
 NOTHING_KNOWN = {"outcome": "off", "thinking_tokens": 0, "signals": {}}
-"""Report of a request that no worker tells of, as exits have ended before it came."""
+"""Report of a request that no worker tells of, as exits had failed before it came."""
 
 
 def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
@@ -69,7 +69,7 @@ def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
 
 
 def _take_in(processor: Any, state: Any, output: Any) -> None:
-    """What is new about a request."""
+    """Keep with a request what an output says of it, and tell the front end what it says of exits as a whole."""
     params = output.kv_transfer_params or {}
     front: FrontEnd | None = getattr(processor, KEY, None)
     if front is not None and output.finish_reason is not None:
@@ -95,9 +95,10 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
 
 
 def _labelled(report: dict[str, Any], admitted: Admitted | None) -> dict[str, Any]:
-    """A report that says which policy it is of: an operating point, or null for the request's own.
+    """A report with the policy that its request ran under: an operating point, or null for one of the request's own.
 
-    It is of none where exits were off, in the worker, too (a grammar that binds the thinking), or nothing was thought.
+    There is none to name where exits were off, be it in the worker alone (a grammar that binds the thinking), or where
+    thinking never began.
     """
     if admitted is None or admitted.mode == "off" or report["outcome"] == "off":
         return report
@@ -125,8 +126,8 @@ def choices_of(state: Any) -> list[dict[str, Any] | None]:
 
 
 def cut(state: Any) -> None:
-    """Bring the report on a request that has ended down to the tokens that its client gets: behind a stop string vLLM
-    drops what the step has brought, be it the end of the thinking."""
+    """Cut the report on a request that has ended down to the tokens that its client gets: vLLM drops what a step has
+    brought behind a stop string, even the end of the thinking."""
     report = getattr(state, KEY, None) or {}
     start, n_output = report.pop(UNCUT, (0, 0))
     sent = len(state.detokenizer.output_token_ids) if n_output else 0
@@ -145,7 +146,7 @@ def cut(state: Any) -> None:
 
 
 def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
-    """Draw conclusions behind vLLM's processing of a step.
+    """Finish the reports of a step that vLLM has processed: those of requests that end are counted and remembered.
 
     Args:
       processor: vLLM's `OutputProcessor`.

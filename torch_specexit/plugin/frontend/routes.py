@@ -1,7 +1,7 @@
 """Routes of the API server, below ``/v1``, where vLLM's ``--api-key`` guards them.
 
-``GET /v1/specexit`` says how the server treats exits and what it has seen; nothing in it is of a single request. What
-else there is an operator opens by name, in ``serving.routes``:
+``GET /v1/specexit`` says how the server treats exits and what it has seen; nothing in it is of a single request. An
+operator opens the others by name, in ``serving.routes``:
 
 * ``reports``: ``GET /v1/specexit/requests/ID``, how a request of the same caller stands, running or lately finished;
 * ``interrupt``: ``POST /v1/chat/completions/control``, which ends the thinking of a running request of the same caller;
@@ -26,7 +26,7 @@ from torch_specexit.plugin.outcome import KEY
 PATH = "/v1/specexit"
 CONTROL = "/v1/chat/completions/control"
 OPERATOR_KEY = "SPECEXIT_OPERATOR_KEY"
-"""Environment variable of the server, and what the header `OPERATOR_HEADER` must hold."""
+"""Environment variable of the server; the header `OPERATOR_HEADER` must hold its value."""
 OPERATOR_HEADER = "X-SpecExit-Operator"
 
 
@@ -66,12 +66,12 @@ class Endpoints:
         return getattr(self.processor, KEY)
 
     def _not_found(self) -> str:
-        """What a request may be of which this process knows nothing."""
+        """What an error says of a request that this process does not know."""
         others, mine = self.front.api_servers - 1, "unknown, another's, or finished long ago"
         return f"{mine}; or that of another API server process, of which there are {others} more" if others else mine
 
     def attach_router(self, app: Any) -> None:
-        """Add the routes; which of them are open is known when the engine is."""
+        """Add all routes. Which of them are open is looked up with each request: only the engine knows it."""
         from fastapi import Header, HTTPException
 
         app.add_middleware(MarkCallers)

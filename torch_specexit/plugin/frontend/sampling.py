@@ -10,7 +10,7 @@ GREEDY_BELOW = 1e-5
 """Temperature below which vLLM takes the likeliest token."""
 
 KEYS = ("temperature", "top_p", "top_k")
-"""What traces say of their sampling, as far as it is about which tokens are drawn."""
+"""Fields of the traces' sampling that decide which tokens are drawn."""
 
 NEUTRAL = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 """Parameters that traces are collected without, and their values then."""
@@ -32,14 +32,14 @@ def covered(calibrated: Mapping[str, Any] | None) -> dict[str, float] | None:
 
 
 def is_sampled_as(params: Any, calibrated: Mapping[str, float]) -> bool:
-    """Whether vLLM's `SamplingParams` draw as it is said by `covered`. Seeds and lengths make no difference."""
+    """Whether vLLM's `SamplingParams` draw tokens as `covered` says. Seeds and lengths make no difference."""
     plain = all(math.isclose(getattr(params, name), value) for name, value in NEUTRAL.items())
     asked, made = _drawn(**{key: getattr(params, key) for key in KEYS}), _drawn(**calibrated)
     return plain and all(math.isclose(a, b) for a, b in zip(asked, made, strict=True))
 
 
 def _drawn(temperature: float, top_p: float, top_k: float) -> tuple[float, float, float]:
-    """The three, where different values of them do the same made one."""
+    """The three, with values that do the same made equal."""
     if temperature < GREEDY_BELOW or top_k == 1:
         return 0.0, 1.0, 0.0
     return temperature, top_p, max(top_k, 0)

@@ -17,13 +17,13 @@ from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError, refusal
 from torch_specexit.plugin.frontend.audit import CACHE_SALT, PRIORITY, Audit
 from torch_specexit.plugin.frontend.callers import batched, caller, response_of
-from torch_specexit.plugin.frontend.finding import find, response_of_state
+from torch_specexit.plugin.frontend.finding import Running, find, response_of_state
 from torch_specexit.plugin.frontend.finished import Finished
 from torch_specexit.plugin.frontend.grammars import binds_at_once
 from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.inner import inner, is_read
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
-from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_forced
+from torch_specexit.plugin.frontend.own_end import BY_ITSELF, forced_by
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as
 from torch_specexit.plugin.frontend.traffic import TrafficWatch, splits_of
@@ -34,7 +34,7 @@ from torch_specexit.plugin.worker.weights import WHY_LOST
 logger = logging.getLogger("vllm.specexit")
 
 MOST_INTERRUPTS = 16
-"""Of one caller, that may wait for their turn. Each stops all engines between two steps, so they take turns."""
+"""Interrupts of one caller that may be under way. Each stops all engines between two steps, so they take turns."""
 
 
 class TooManyError(Exception):
@@ -78,7 +78,7 @@ class FrontEnd:
         """Requests that may have exited, and were sampled otherwise than the traces of the calibration."""
         self.outcomes: Counter[str] = Counter()
         self.shadow: Counter[str] = Counter()
-        self._finished = Finished()
+        self._running, self._finished = Running(), Finished()
         self._interrupts: Counter[str | None] = Counter()
         self._turn = asyncio.Semaphore(1)
 
@@ -98,16 +98,19 @@ class FrontEnd:
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
 
-    def _look_at_file(self) -> None:
-        if self.watch is not None and self.watch.changed(self.operation):
+    def _look_at_file(self, *, at_once: bool = False) -> None:
+        if self.watch is not None and self.watch.changed(self.operation, at_once=at_once):
             self.changed()
 
     def admit(self, request: Any, *, choice: int = 0) -> Admitted | None:
-        """Decide about a request that is about to be admitted, and have it tell the workers.
+        """Decide about a request that is about to be admitted, and have its parameters tell the workers.
 
         Args:
           request: vLLM's `EngineCoreRequest`, whose parameters may be shared with others and are replaced.
           choice: its place among the choices for one prompt.
+
+        Returns:
+          What is decided; None for a request that writes nothing, such as one for an embedding.
 
         Raises:
           ArgumentError: see `check`.
@@ -118,24 +121,24 @@ class FrontEnd:
         self._look_at_file()
         lora = None if request.lora_request is None else request.lora_request.lora_name
         made = covered(self.operation.file.sampling)
-        sampled = made is None or is_sampled_as(params, made)
+        sampled, forced = made is None or is_sampled_as(params, made), forced_by(params)
         who = {"lora": lora, "caller": caller.get()}
         try:
             admitted = self.operation.resolve(
-                params.extra_args, request.request_id, forced=is_forced(params), sampled=sampled, choice=choice, **who
+                params.extra_args, request.request_id, forced=bool(forced), sampled=sampled, choice=choice, **who
             )
         except ArgumentError as error:
             raise refusal()(str(error), error.parameter) from error
         bound = binds_at_once(request, self.taken_for_over)
-        if bound:  # by a grammar that takes no end marker: vLLM would end it in an error
+        if bound:  # the grammar takes no end marker: vLLM would end the request in an error
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False)
         if inner.get() or is_read(params):
             admitted = admitted._replace(mode="off", point=None, certified=False, audited=False, counted=False)
         if lora is not None and admitted.mode != "off" and lora not in self.uncertified_loras:
             self.uncertified_loras.add(lora)
             logger.warning("specexit: requests with adapter %r exit uncertified: no certificate is of it", lora)
-        if not sampled and admitted.mode != "off":
-            self._note_sampling(params, made)
+        if made is not None and (forced or not sampled) and admitted.mode != "off":
+            self._note_sampling(params, made, forced)
         if request.external_req_id is not None:
             admitted = admitted._replace(response=response_of(request.external_req_id, batch=batched.get()))
         request.sampling_params = copy.copy(params)
@@ -143,9 +146,9 @@ class FrontEnd:
         request.sampling_params.extra_args = told.extra_args(params.extra_args)
         return admitted
 
-    def _note_sampling(self, params: Any, made: Any) -> None:
+    def _note_sampling(self, params: Any, made: Any, forced: list[str]) -> None:
         if not self.other_sampling:
-            asked = {key: getattr(params, key) for key in made}
+            asked = ", ".join([str({key: getattr(params, key) for key in made}), *forced])
             logger.warning("specexit: requests with %s exit uncertified: calibrated was %s", asked, made)
         self.other_sampling += 1
 
@@ -155,11 +158,12 @@ class FrontEnd:
         setattr(state, ADMITTED, admitted)
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
+        self._running.add(admitted.caller, response_of_state(state), state)
         if request.prompt_token_ids is not None and admitted.is_traffic and not continued:
             self.traffic.add_prompt(len(request.prompt_token_ids))
 
     def finish(self, state: Any, report: dict[str, Any]) -> None:
-        """Remember a finished request, and audit it if it is one to be audited."""
+        """Count and remember a finished request, and audit it if it was chosen for that."""
         admitted: Admitted | None = getattr(state, ADMITTED, None)
         self.outcomes[report["outcome"]] += 1
         if "would_exit" in report:
@@ -186,7 +190,8 @@ class FrontEnd:
     def audited(self, point: str, result: str, policy: Policy) -> None:
         """Take in the result of an audit of a request that ran under a policy of a point.
 
-        Audits wait, and requests run, while an operator changes the file; they say nothing about the new one.
+        Audits wait, and requests run, while an operator may change the file; what ran under the point's old policy says
+        nothing about the new one.
         """
         self._look_at_file()  # its words go before what is shown now
         known = any((p.name, p.policy) == (point, policy) for p in self.operation.file.points)
@@ -194,13 +199,19 @@ class FrontEnd:
             self.hold.add(point, changed=result == "changed")
 
     def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> dict[str, Any]:
-        """An operator's word. Whether it lifts what audits have imposed, `Operation.switch` says; of a file that is
-        read again, `Operation.load`.
+        """Do what an operator says. Whether it lifts what audits have imposed, `Operation.switch` says, and
+        `Operation.load` for a file that is read again.
 
-        Where several API server processes serve, it is written into the policy file, as each of them watches that.
+        Where several API server processes serve, mode and point are written into the policy file, which each watches.
+
+        Args:
+          mode: see `Operation.switch`.
+          point: see `Operation.switch`.
+          reload: read the policy file again first.
 
         Returns:
-          ``api_servers`` that it reaches, ``of`` how many, and how the ``others`` come to it, or why they do not.
+          ``api_servers``, the number of processes that are reached, and ``of`` how many; where there are several, in
+          ``others`` how the word comes to the others, or why it does not.
 
         Raises:
           PolicyError, ConfigError: there is no such point, the policy file cannot be used, or the server's settings go
@@ -212,6 +223,7 @@ class FrontEnd:
             alone = self.watch.order(self.operation, mode, point) if self.watch else "no policy file is watched"
         read = (reload or alone is None) and self.watch is not None and self.watch.reload(self.operation, point)
         if said:
+            self._look_at_file(at_once=True)  # its words are older, and must not go over this one later
             self.operation.switch(mode, point)
             logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
         if said or read:
@@ -233,7 +245,7 @@ class FrontEnd:
           Whether there was one that thinks.
 
         Raises:
-          TooManyError: `MOST_INTERRUPTS` of this caller's wait already.
+          TooManyError: `MOST_INTERRUPTS` of this caller are under way already.
         """
         who = caller.get()
         running = (getattr(state, ADMITTED, None) for state in engine.output_processor.request_states.values())
@@ -251,8 +263,8 @@ class FrontEnd:
             self._interrupts += Counter()  # without the callers who wait for nothing
 
     async def look_at_weights(self, engine: Any) -> None:
-        """Ask the workers whether the draft is whole again, where it was not when a request was last heard of: a server
-        that is not ready gets none.
+        """Ask the workers whether the draft is whole again, where the last output said that it was not: a server that
+        is not ready gets no requests, whose outputs would tell.
 
         Args:
           engine: vLLM's `AsyncLLM`.
@@ -263,12 +275,8 @@ class FrontEnd:
                 self.activity.awaits(None)
 
     def find(self, processor: Any, request: str) -> dict[str, Any] | None:
-        """How a request stands, by exactly the id that the client knows: of a response, or of one of its parts.
-
-        Returns:
-          None for one that is unknown, or another caller's.
-        """
-        return find(processor, self._finished, request, caller.get())
+        """How a request of the caller stands, see `torch_specexit.plugin.frontend.finding.find`."""
+        return find(processor, self._running, self._finished, request, caller.get())
 
     def problem(self) -> str | None:
         """Why this server must not be ready, where certified exits are required of it.
@@ -313,7 +321,7 @@ class FrontEnd:
 
 
 async def _ask_workers(client: Any, method: str, given: tuple[Any, ...]) -> list[list[Any]]:
-    """Call a method of all workers of all engines; what they answer, by engine."""
+    """Call a method of all workers of all engines; return their answers, a list for each engine."""
     # Of several engines `AsyncLLM.collective_rpc` asks all, and returns the answers of the first alone.
     asked = (method, None, given, None)
     cores = client.core_engines

@@ -19,12 +19,12 @@ import psutil
 
 
 class _Told(BaseException):
-    """What a signal's handler has raised as KeyboardInterrupt, on its way past those who swallow that."""
+    """A KeyboardInterrupt of a signal's handler, as a class that nothing on its way swallows."""
 
 
 @contextmanager
 def heard_at_once() -> Iterator[None]:
-    """In this block, a signal whose handler interrupts or cancels is heard at once; what other handlers do is theirs.
+    """In this block, a signal whose handler interrupts or cancels is heard at once; other handlers run as they would.
 
     Raises:
       KeyboardInterrupt, CancelledError: as the handler has it. Processes that were begun in the block are gone then.
@@ -64,7 +64,7 @@ def _listening() -> Iterator[None]:
 
 
 def _raise_if_cancelled() -> None:
-    """What the task that runs would be told at its next `await`."""
+    """Raise now what the running task would be told at its next `await`."""
     with suppress(RuntimeError):  # no event loop runs
         task = asyncio.current_task()
         if task is not None and task.cancelling():

@@ -1,8 +1,8 @@
 """Reports in streamed responses: the chunk that ends a choice carries its outcome, in the same place as a response that
-is not streamed, and a chunk behind each new verdict how the thinking goes.
+is not streamed, and after each new verdict a chunk carries how the thinking goes.
 
-vLLM's servers make their chunks as text, from outputs that they take one by one; so what is known is read off on the
-way in, and added on the way out to those chunks, and only those, that have something new to say.
+vLLM's servers write their chunks as text, from outputs that they take one by one. So the reports are read off the
+outputs on their way in, and added on the way out to those chunks alone that have something new to say.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Reports:
             yield result
 
     def annotate(self, chunk: str) -> str:
-        """A chunk with the report of its choice, where that has not been sent yet or the chunk is the choice's last.
+        """Add the report of its choice to a chunk, where that has not been sent yet or the chunk is the choice's last.
 
-        vLLM streams one choice a chunk, and since 0.33 says what it knows in the same place, of last chunks alone.
+        vLLM streams one choice a chunk. Since 0.33 it fills the same field itself, in last chunks alone.
         """
         news = self._latest != self._sent or ENDS in chunk
         if not news or not chunk.startswith(DATA + "{"):

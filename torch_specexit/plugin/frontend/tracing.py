@@ -28,7 +28,7 @@ def attributes_of(report: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def of_request(report: Mapping[str, Any] | None) -> Iterator[None]:
-    """Within, spans are of a request with this report, or with none."""
+    """In this block, spans are those of a request with this report; None for no report."""
     token = _report.set(report)
     try:
         yield

@@ -23,9 +23,9 @@ logger = logging.getLogger("vllm.specexit")
 
 FEATURES: tuple[str, ...] = ("prompt_tokens", "thinking_tokens", "boundaries", "split_tokens")
 WINDOW = 1000
-"""Requests that count, the latest."""
+"""How many of the latest requests are compared."""
 LEAST = 100
-"""Requests before which nothing is said."""
+"""Requests that it takes before anything is said."""
 EVERY = 50
 """Requests between two looks."""
 LEVEL = 1e-4
@@ -74,12 +74,12 @@ class TrafficWatch:
         self._add("prompt_tokens", tokens)
 
     def add_thinking(self, tokens: int, splits: Sequence[int] | None) -> None:
-        """Take in whole thinking.
+        """Take in the thinking of a request that came to its end without an exit.
 
         Args:
-          tokens: how many.
-          splits: see `splits_of`; None where nobody knows. Without any there was nowhere to exit, which a calibration
-            leaves out, too.
+          tokens: its length.
+          splits: see `splits_of`; None where nobody knows. Thinking that has none is left out, as in a calibration:
+            there was nowhere to exit.
         """
         if splits is not None and not splits:
             return
@@ -127,7 +127,7 @@ class TrafficWatch:
 
 
 def _compare_lengths(feature: str, seen: Iterable[int], traffic: Traffic, prompts: int) -> tuple[float, float, str]:
-    """Distance, what chance explains of it, and what has changed."""
+    """The distance, the largest that chance explains, and in words what has changed."""
     values, quantiles = np.array(list(seen), np.float64), getattr(traffic, feature)
     distance = quantile_distance(values, quantiles, TRAFFIC_LEVELS)
     how = f"median {np.median(values):.0f}, calibrated at {quantiles[len(TRAFFIC_LEVELS) // 2]:.0f}"

@@ -61,7 +61,11 @@ def policies_for(folder: Path, block: SpecExitBlock, additional_config: Any) -> 
 
 
 def _check_unchanged(serving: Serving, started: Serving, path: Path) -> None:
-    """Check that settings differ from those of the start in nothing that is made or read at the start alone."""
+    """Check that settings differ from those of the start in nothing that is made or read at the start alone.
+
+    Raises:
+      PolicyError: they do.
+    """
     for key in AT_START:
         given, kept = getattr(serving, key), getattr(started, key)
         if given != kept:
@@ -97,10 +101,15 @@ class PolicyWatch:
             return None
         return found.st_mtime_ns, found.st_ino
 
-    def changed(self, operation: Operation) -> bool:
-        """Take a changed file in, and say whether that was done. One that cannot be used is logged and left."""
+    def changed(self, operation: Operation, *, at_once: bool = False) -> bool:
+        """Take a changed file in, and say whether that was done. One that cannot be used is logged and left.
+
+        Args:
+          operation: takes it in.
+          at_once: look, however short a time ago that was done.
+        """
         now = time.monotonic()
-        if now - self._looked < SECONDS:
+        if now - self._looked < SECONDS and not at_once:
             return False
         self._looked, stamp = now, self._stamp()
         if stamp == self._seen:
@@ -126,7 +135,7 @@ class PolicyWatch:
             change. Nothing has been changed then.
         """
         stamp, path = self._stamp(), self.folder / FILE
-        if stamp is None:  # a directory of before the file had its policy in config.json, which nobody has changed
+        if stamp is None:  # an older directory, whose policy is in config.json and has not changed
             raise PolicyError(f"{path}: is not there, expected the file to read again")
         file, serving = policies_for(self.folder, self.block, self.additional_config)
         file.point(point)
@@ -142,7 +151,7 @@ class PolicyWatch:
         return True
 
     def changed_in_start(self, started: Serving) -> str | None:
-        """Why nobody knows which settings the workers have, which read them at some time of the start.
+        """Why it is unknown which settings the workers have: they read them at some time of the start.
 
         Args:
           started: settings that the front end has read first.
@@ -153,7 +162,7 @@ class PolicyWatch:
         try:
             _, serving = policies_for(self.folder, self.block, self.additional_config)
         except (PolicyError, ConfigError):
-            return None  # the first request has it logged
+            return None  # which the first request logs
         keys = [f"serving.{key}" for key in AT_START if getattr(serving, key) != getattr(started, key)]
         return f"{', '.join(keys)} of {FILE} changed while the engine started: restart the server" if keys else None
 
@@ -200,7 +209,7 @@ class PolicyWatch:
         return None
 
     def _say_what_is_overruled(self, own: Serving, merged: Serving, operation: Operation) -> None:
-        """What the file says anew, and is in force as it was: the server was started with something else."""
+        """Log what is new in the file and has no effect, as the server was started with something else."""
         for key in Serving.model_fields:
             is_new = getattr(own, key) != getattr(operation.file.serving, key)
             if is_new and getattr(merged, key) == getattr(operation.serving, key) != getattr(own, key):
