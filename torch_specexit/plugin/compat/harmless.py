@@ -12,7 +12,7 @@ _complaints: set[str] = set()
 
 
 def harmless(action: Callable[[], Any]) -> Any:
-    """Run an action; where it fails, requests go on without it. The same failure is logged once, not at every step."""
+    """Run an action and return its result; None where it fails. The same failure is logged once, not at every step."""
     try:
         return action()
     except Exception as error:
