@@ -1,4 +1,4 @@
-"""What is used of vLLM's own objects, with the names and types that vLLM gives it: nothing else may be touched.
+"""What the plug-in uses of vLLM's own objects, with vLLM's names and types: nothing else of them may be touched.
 
 `torch_specexit.plugin.compat.hooks` holds the same as facts that are checked against the installed vLLM before
 anything is wrapped; this is for the reader and the type checker.
@@ -198,15 +198,15 @@ class Draft(Protocol):
     weights: Weights
 
     def remember_weights(self) -> None:
-        """Take the weights as they are for right."""
+        """Remember the weights as they are."""
         ...
 
     def check_weights(self) -> None:
-        """See whether a sleep has left the weights as they were."""
+        """Check whether a sleep has left the weights as they were."""
         ...
 
     def record(self, passes: int, last_rows: Int[Tensor, " batch"] | None = None) -> None:
-        """Have the next passes leave their signals, at these rows and those before."""
+        """Have the next passes leave their signals, at these rows and the rows before them."""
         ...
 
     def leave_signals(self, hidden_states: Float[Tensor, "rows hidden"]) -> None:
