@@ -1,7 +1,7 @@
 """Whether a draft's weights are all in place.
 
-vLLM loads a draft whole when it starts. Later, weights may come one by one, from a trainer; and a deep sleep leaves
-them behind. For the tokens that is harmless, they are verified; a verdict read off half a draft is not.
+vLLM loads a draft whole when it starts. Later, weights may come one by one, from a trainer, and a deep sleep loses
+them. That does no harm to tokens, which the target verifies, but a verdict read off half a draft is wrong.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class Weights:
         return not self.awaited
 
     def start_without(self) -> None:
-        """The engine stands, and has not loaded them: what may still arrive need not be the draft of the directory."""
+        """The engine has started without loading the tensors: those that arrive later need not be the directory's."""
         self.lose("vLLM has not loaded the draft's tensors from its directory, as with load_format ipc_cache or dummy")
         self.loaded = True
 
     def begin(self) -> None:
-        """Some tensors are about to arrive."""
+        """Some tensors are about to arrive: a whole draft is lost until all of them have."""
         if self.loaded and self.whole:
             self.lose("an update of the draft's weights has begun")
 
     def arrived(self, name: str) -> None:
-        """A tensor is in place."""
+        """A tensor is in place; the draft is whole when all that are awaited are."""
         if name not in self.awaited:  # one that is never sent, or there already
             return
         self.awaited.discard(name)
@@ -69,12 +69,12 @@ class Weights:
             self.loaded, self.lost, self._mark = True, None, None
 
     def lose(self, why: str) -> None:
-        """The draft is not what it was; nothing exits until all of its tensors have arrived."""
+        """The draft is not whole any more: nothing exits until all of its tensors have arrived."""
         logger.warning("specexit: %s; nothing exits until all of them have arrived", why)
         self.awaited, self.lost = set(self.names), why
 
     def remember(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Take the weights as they are for right, where they are whole and nothing is remembered yet."""
+        """Remember the weights as they are, where they are whole and nothing is remembered yet."""
         if not self.whole or self._mark is not None:
             return
         own = own_of(parameters)
@@ -85,14 +85,14 @@ class Weights:
             self.replaced = not torch.equal(self._mark, self._first)
 
     def check(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Whether the weights are still what is remembered, behind a sleep."""
+        """Compare the weights with what is remembered, after a sleep; the draft is lost where they differ."""
         if self.whole and self._mark is not None and not torch.equal(self._mark, fingerprint(own_of(parameters))):
             self.lose("the draft's weights have not survived a sleep")
 
 
 def own_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
     """The draft's own parameters. Embedding and head are left out: they may be the target's, which has updates of its
-    own. One is empty where vLLM has packed it for a CPU, and nothing can be seen of it."""
+    own. A parameter that vLLM has packed for a CPU is empty: its values cannot be seen."""
     named = ((name, value) for name, value in parameters if "embed_tokens" not in name and "lm_head" not in name)
     return [torch.atleast_1d(value.detach()).contiguous() for _, value in named]
 
