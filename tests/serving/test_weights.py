@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.layouts import LAYOUTS
@@ -20,7 +21,7 @@ from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.worker.model import SignalHead, WithSignals
-from torch_specexit.plugin.worker.weights import NEVER_SENT, Weights, why_lost
+from torch_specexit.plugin.worker.weights import NEVER_SENT, Weights, fingerprint, why_lost
 
 pytestmark = pytest.mark.vllm
 
@@ -229,3 +230,20 @@ def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are
     assert exits.draft.weights.whole == survives
     assert (why_lost(worker) is None) == survives
     assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[END if survives else 5]]
+
+
+def test_a_fingerprint_is_taken_in_blocks_and_is_that_of_the_whole(monkeypatch):
+    """Torch sums bytes up in a copy of them as integers: eight times a parameter, in the memory of the KV cache."""
+    generator = torch.Generator().manual_seed(0)
+    own = [torch.randn(shape, generator=generator) for shape in [(1024, 512), (3, 5, 7), (257,), (1, 2000)]]
+    own.append(own[0][:, :9].t())
+    whole = fingerprint(own)
+    monkeypatch.setattr("torch_specexit.plugin.worker.weights.BLOCK", 1 << 12)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        assert torch.equal(fingerprint(own), whole)
+    assert profiled.profiler is not None
+    taken = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert 8 << 12 <= max(taken) <= 8 << 13
+    table = own[0].view(torch.uint8).long()
+    rows, columns = (torch.arange(1, n + 1) for n in table.shape)
+    assert whole[:2].tolist() == [(table.sum(0) * columns).sum().item(), (table.sum(1) * rows).sum().item()]

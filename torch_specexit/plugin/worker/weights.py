@@ -19,6 +19,10 @@ logger = logging.getLogger("vllm.specexit")
 WHY_LOST = "specexit_why_lost"
 """Name of the worker's method, which a front end calls."""
 
+BLOCK = 1 << 22
+"""Bytes of a parameter that are summed up at a time: as integers, of which torch makes a copy, they take eight times as
+much."""
+
 NEVER_SENT = ("d2t", "t2d", "embed_tokens.weight")
 """What an update leaves as it is: the draft's vocabulary, and what may be the target's."""
 
@@ -94,7 +98,7 @@ def own_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
     """The draft's own parameters. Embedding and head are left out: they may be the target's, which has updates of its
     own. A parameter that vLLM has packed for a CPU is empty: its values cannot be seen."""
     named = ((name, value) for name, value in parameters if "embed_tokens" not in name and "lm_head" not in name)
-    return [torch.atleast_1d(value.detach()).contiguous() for _, value in named]
+    return [torch.atleast_1d(value.detach()) for _, value in named]
 
 
 def fingerprint(own: Iterable[Tensor]) -> Int[Tensor, " sums"]:
@@ -104,8 +108,14 @@ def fingerprint(own: Iterable[Tensor]) -> Int[Tensor, " sums"]:
 
 
 def _sums(value: Tensor) -> list[Tensor]:
-    table = value.view(torch.uint8).reshape(len(value), -1)
-    sums = [table.sum(dim=dim, dtype=torch.int64) for dim in (0, 1)]
+    rows = max(BLOCK // (value[0].numel() * value.element_size()), 1)
+    columns = torch.zeros((), dtype=torch.int64, device=value.device)
+    by_row: list[Tensor] = []
+    for part in value.split(rows):
+        table = part.contiguous().view(torch.uint8).reshape(len(part), -1)
+        columns = columns + table.sum(dim=0, dtype=torch.int64)
+        by_row.append(table.sum(dim=1, dtype=torch.int64))
+    sums = (columns, torch.cat(by_row))
     return [(part * torch.arange(1, len(part) + 1, device=part.device)).sum() for part in sums]
 
 
