@@ -134,6 +134,7 @@ class Exits:
     @torch.inference_mode()
     def _make_rule(self) -> Float[Tensor, "last signals"]:
         assert self.empty is not None
+        self.draft.remember_weights()  # a sleep may come before the first step
         smooth = self.draft.block.policy.smoothing == "ewma"
         version = _fused() if runs_triton(self.slots.device) else Twin
         self.rule = version(self.slots, self.markers, self.source, smooth=smooth)
