@@ -78,7 +78,7 @@ def ready(**settings: Any) -> Exits:
 
 
 def new(name: str, prompt=(START,), prefill=None, **params: Any) -> Any:
-    wanted = {"extra_args": None, "logprobs": None, "structured_outputs": None} | params
+    wanted = {"extra_args": None, "num_logprobs": None, "structured_outputs": None} | params
     return SimpleNamespace(
         req_id=name,
         prompt_token_ids=list(prompt),

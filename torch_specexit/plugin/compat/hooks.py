@@ -92,7 +92,7 @@ def _runner_hooks(
                 Has(f"{_SCHEDULED}:NewRequestData", ("req_id", "prompt_token_ids", "prompt_embeds", "sampling_params")),
                 Has(f"{_SCHEDULED}:NewRequestData", ("prefill_token_ids",)),
                 Has(f"{_SCHEDULED}:CachedRequestData", ("resumed_req_ids", "all_token_ids")),
-                Has("vllm.sampling_params:SamplingParams", ("extra_args", "logprobs", "structured_outputs")),
+                Has("vllm.sampling_params:SamplingParams", ("extra_args", "num_logprobs", "structured_outputs")),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("reasoning_parser",)),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("enable_in_reasoning",)),
                 Has(f"{_WORKER}:Worker", ("model_runner",)),

@@ -23,7 +23,8 @@ class SamplingParams(Protocol):
     """`vllm.sampling_params.SamplingParams`."""
 
     extra_args: dict[str, Any] | None
-    logprobs: int | None
+    num_logprobs: int | None
+    """None where no logprobs are wanted, neither of the most likely tokens nor of given ones."""
     structured_outputs: object | None
 
 

@@ -110,7 +110,7 @@ class Requests:
         )
         if not bound:
             self.owners[new.req_id] = owner_of(params)
-        if params is not None and params.logprobs is not None:
+        if params is not None and params.num_logprobs is not None:
             self.logprobs.add(new.req_id)
             self.asking |= {new.req_id} if policy is not None else set()
 
@@ -123,7 +123,7 @@ class Requests:
         token's logprob, as vLLM hands on processed ones only of the tokens that it has drawn."""
         if params is None:
             return False
-        processed = params.logprobs is not None and self._processed_logprobs
+        processed = params.num_logprobs is not None and self._processed_logprobs
         refused = params.structured_outputs is not None and self._grammar_binds_thinking
         closed = self._budget_has_text and getattr(params, "thinking_token_budget", None) is not None
         return processed or refused or closed or forbids(params, self.closing)
