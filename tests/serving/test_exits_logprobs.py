@@ -48,10 +48,18 @@ def test_logits_are_kept_where_they_are_computed_anyway():
     assert "compute_logits" not in vars(model)
 
 
-@pytest.mark.parametrize("mode", ["processed_logprobs", "processed_logits"])
-def test_whom_nobody_could_tell_the_logprob_of_a_forced_token_has_no_exits(mode):
-    """They used to get one of the raw logits, on another scale than those around it."""
-    exits = ready(logprobs_mode=mode)
+@pytest.mark.parametrize(
+    "served",
+    [
+        {"logprobs_mode": "processed_logprobs"},
+        {"logprobs_mode": "processed_logits"},
+        {"batch_sharder": object()},
+    ],
+)
+def test_whom_nobody_could_tell_the_logprob_of_a_forced_token_has_no_exits(served):
+    """They used to get one of the raw logits, on another scale than those around it; of a batch whose ranks sample each
+    for a part of it, that of another token."""
+    exits = ready(**served)
     exits.track(scheduled(new("a", num_logprobs=1), new("b"), of_given_tokens("c")))
     assert [exits.slots.admissions[name].policy is None for name in ("a", "b", "c")] == [True, False, True]
     assert text_of(exits, *boundary_and_more()) == [[2], [5]]

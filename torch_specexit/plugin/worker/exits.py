@@ -95,7 +95,8 @@ class Exits:
         self.slots = Slots(runner.device, ring=loops.ring if loops else 0)
         self.markers = Markers.of(self.ids, draft.vocab_size, runner.device, transition=draft.transition, loops=loops)
         self.checker = Checker(self.slots, self.markers) if is_checking() else None
-        self.requests = Requests(draft, config, self.slots, Reader(self.markers), self.checker)
+        sharded = getattr(runner, "batch_sharder", None) is not None  # of V2, since 0.32
+        self.requests = Requests(draft, config, self.slots, Reader(self.markers), self.checker, sharded=sharded)
         self.copies = Copies()
         self.rule: Rule | None = None
         self.empty: Sampled | None = None

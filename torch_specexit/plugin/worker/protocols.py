@@ -182,6 +182,8 @@ class RunnerV2(Runner, Protocol):
 
     model: TargetV2
     pcp_manager: ContextParallel | None
+    batch_sharder: object | None
+    """Where there is one, each rank samples for a part of the batch."""
     req_states: RequestStateV2
 
 

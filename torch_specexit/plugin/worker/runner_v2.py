@@ -61,7 +61,7 @@ def keep_logits(model: TargetV2, sample: Callable[[], Any]) -> tuple[Any, Tensor
     """Sample, and keep the logits that are sampled from: V2 computes them within.
 
     Returns:
-      What ``sample`` returns, and the logits; None where each rank has sampled for a part of the batch.
+      What ``sample`` returns, and the logits; None where they were not computed, see `RunnerV2.batch_sharder`.
     """
     kept: list[Tensor | None] = []
     compute = model.compute_logits
