@@ -210,10 +210,11 @@ V1_HOOKS = (
         wraps.propose_v1,
         why="marks the draft's first pass, and makes sure that there is one",
         relies_on="the first pass of a call reads the step's tokens, the last accepted at token_indices_to_sample, or "
-        "at the end of each request's rows",
+        "at the end of each request's rows; data-parallel ranks wait for each other before the first and second pass",
         since="0.24",
         facts=(
-            Has(f"{_PROPOSER}:SpecDecodeBaseProposer", ("model", "_last_draft_probs")),
+            Has(f"{_PROPOSER}:SpecDecodeBaseProposer", ("model", "_last_draft_probs", "num_speculative_tokens")),
+            Takes(f"{_PROPOSER}:SpecDecodeBaseProposer._determine_batch_execution_and_padding", ("num_tokens",)),
             Uses(
                 f"{_PROPOSER}:SpecDecodeBaseProposer.propose",
                 ("model", "set_inputs_first_pass", "last_hidden_states", "_sample_draft_tokens"),

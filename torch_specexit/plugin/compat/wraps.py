@@ -127,13 +127,17 @@ def propose_v1(original: Method) -> Method:
         if draft is None:
             return original(self, num_speculative_tokens, *args, **kwargs)
         draft.record(1, _last_rows(**kwargs))
-        if draft.first_pass.alone:
-            draft.first_pass.alone = False
-            drafts = original(self, 1, *args, **kwargs)
-            self._last_draft_probs = None  # they have one column; without any, vLLM verifies by the tokens alone
-            return drafts.new_zeros(drafts.shape[0], num_speculative_tokens)
-        drafts = original(self, max(num_speculative_tokens, 1), *args, **kwargs)
-        return drafts if num_speculative_tokens else drafts[:, :0]
+        alone, draft.first_pass.alone = draft.first_pass.alone, False
+        try:
+            drafts = original(self, 1 if alone else max(num_speculative_tokens, 1), *args, **kwargs)
+        finally:
+            self.num_speculative_tokens = num_speculative_tokens  # vLLM keeps it for its dummy runs
+        if not alone:
+            return drafts if num_speculative_tokens else drafts[:, :0]
+        if num_speculative_tokens > 1:  # data-parallel peers wait here for this rank, before their second pass
+            self._determine_batch_execution_and_padding(len(drafts))
+        self._last_draft_probs = None  # they have one column; without any, vLLM verifies by the tokens alone
+        return drafts.new_zeros(drafts.shape[0], num_speculative_tokens)
 
     return propose
 
