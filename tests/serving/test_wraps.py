@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.compat import harmless, wraps
 from torch_specexit.plugin.worker.weights import Weights
 
 
@@ -152,3 +152,14 @@ def test_an_outcome_that_cannot_be_reported_fails_no_request():
     outputs = {0: SimpleNamespace(outputs=[SimpleNamespace(request_id="a", finish_reason="stop")])}
     wrapped = wraps.update_from_output(lambda self, scheduled, output: outputs)
     assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
+
+
+def test_a_failure_that_names_a_request_is_logged_once(monkeypatch, caplog):
+    """It was logged with each request, and remembered of each."""
+    monkeypatch.setattr(harmless, "_complaints", set())
+    known: dict[str, int] = {}
+    for name in ("a", "b", "c"):
+        assert harmless.harmless(lambda name=name: known[name]) is None
+    assert harmless.harmless(lambda: [][3]) is None
+    assert [record.exc_info[0] for record in caplog.records] == [KeyError, IndexError]
+    assert len(harmless._complaints) == 2
