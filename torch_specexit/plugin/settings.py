@@ -14,7 +14,7 @@ from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
 from specexit.drafts.policy import FILE
-from torch_specexit.plugin.compat.checks import draft_folder
+from torch_specexit.plugin.compat.checks import draft_cache, draft_folder
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -41,7 +41,7 @@ def draft_config(vllm_config: Any) -> DraftConfig | None:
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
     if draft is None or not is_ours(draft):
         return None
-    return read_config(draft_folder(draft.model, draft.revision))
+    return read_config(draft_folder(draft.model, draft.revision, draft_cache(vllm_config)))
 
 
 def serving_over(below: Serving, additional_config: Any) -> Serving:

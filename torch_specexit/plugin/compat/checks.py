@@ -30,10 +30,21 @@ def folder_of(model: str, revision: str | None, file: str, cache: str | None = N
     return Path(str(cached_file(model, file, revision=revision, cache_dir=cache))).parent
 
 
-def draft_folder(model: str, revision: str | None) -> Path:
+def draft_cache(vllm_config: Any) -> str | None:
+    """Where vLLM keeps the weights of a draft that is named as on the Hub; None for the Hub client's own cache."""
+    own = getattr(vllm_config.speculative_config, "draft_load_config", None)
+    return (own or vllm_config.load_config).download_dir
+
+
+def draft_folder(model: str, revision: str | None, cache: str | None) -> Path:
     """Folder of the draft that an engine is configured with. One that is named as on the Hub is fetched whole.
 
     vLLM itself fetches no ``policy.json``, and without it exits would come at a default that nobody has calibrated.
+
+    Args:
+      model: the folder, or the name on the Hub.
+      revision: on the Hub.
+      cache: see `draft_cache`.
 
     Raises:
       DraftError: no such folder, and it cannot be had from the Hub.
@@ -43,7 +54,7 @@ def draft_folder(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, revision=revision))
+        return Path(snapshot_download(model, revision=revision, cache_dir=cache))
     except (OSError, ValueError) as error:
         raise DraftError(
             f"speculative_config.model is {model!r}, expected a folder, or a draft's name on the Hub: {error}"

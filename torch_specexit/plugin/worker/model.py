@@ -18,7 +18,14 @@ from vllm.config import VllmConfig
 from specexit.drafts.directory import read_config
 from specexit.method.signals import NAMES
 from specexit.method.splits import load_tokenizer
-from torch_specexit.plugin.compat.checks import as_in_directory, check_draft, checked, draft_folder, folder_of
+from torch_specexit.plugin.compat.checks import (
+    as_in_directory,
+    check_draft,
+    checked,
+    draft_cache,
+    draft_folder,
+    folder_of,
+)
 from torch_specexit.plugin.compat.hooks import install_worker_hooks
 from torch_specexit.plugin.settings import check_transition, serving_over
 from torch_specexit.plugin.worker.weights import Weights
@@ -83,7 +90,7 @@ class WithSignals(Eagle3):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         assert vllm_config.speculative_config is not None
         draft, target = vllm_config.speculative_config.draft_model_config, vllm_config.model_config
-        folder = draft_folder(draft.model, draft.revision)
+        folder = draft_folder(draft.model, draft.revision, draft_cache(vllm_config))
         config = read_config(folder)
         block = check_draft(config, folder, target, getattr(vllm_config.cache_config, "sliding_window", None))
         super().__init__(vllm_config=vllm_config, prefix=prefix)
