@@ -245,8 +245,8 @@ def test_a_fingerprint_is_taken_in_blocks_and_is_that_of_the_whole(monkeypatch):
     monkeypatch.setattr("torch_specexit.plugin.worker.weights.BLOCK", 1 << 12)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         assert torch.equal(fingerprint(own), whole)
-    assert profiled.profiler is not None
-    taken = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    recorded: Any = profiled.profiler
+    taken = [event.nbytes() for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     assert 8 << 12 <= max(taken) <= 8 << 13
     table = own[0].view(torch.uint8).long()
     rows, columns = (torch.arange(1, n + 1) for n in table.shape)

@@ -246,8 +246,9 @@ def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
       ArgumentError: see `request_policy`; where this engine has no SpecExit draft, see `parse`.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
-    ours = draft is not None and is_ours(draft)
-    block = _block_of(draft.model, draft.revision, draft_cache(vllm_config)) if ours else None
+    block = None
+    if draft is not None and is_ours(draft):
+        block = _block_of(draft.model, draft.revision, draft_cache(vllm_config))
     if block is None:
         parse(extra_args)
     else:
