@@ -162,7 +162,9 @@ def test_a_worker_takes_what_a_front_end_has_resolved_as_it_is():
 def test_the_front_end_checks_against_the_draft_where_there_is_one(write_random_draft, tmp_path):
     named = SimpleNamespace(architectures=["SpecExitLlamaForCausalLMEagle3"])
     draft = SimpleNamespace(model=str(write_random_draft(tmp_path / "d", "draft")), revision=None, hf_config=named)
-    ours = SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=draft))
+    ours = SimpleNamespace(
+        speculative_config=SimpleNamespace(draft_model_config=draft), load_config=SimpleNamespace(download_dir=None)
+    )
     check({"specexit_splits": ["\n\n"]}, ours)
     with pytest.raises(ArgumentError, match="specexit_splits has 'Wait'"):
         check({"specexit_splits": ["Wait"]}, ours)

@@ -31,6 +31,15 @@ class Model(torch.nn.Module):
         return 4 * hidden_states
 
 
+def of_given_tokens(name: str) -> Any:
+    """A request that asks for the logprobs of given tokens, beside those of the sampled ones."""
+    from vllm import SamplingParams
+
+    request = new(name)
+    request.sampling_params = SamplingParams(logprob_token_ids=[5, 6])
+    return request
+
+
 def test_logits_are_kept_where_they_are_computed_anyway():
     model = Model()
     result, logits = keep_logits(model, lambda: model.compute_logits(torch.ones(2, 3)).argmax(dim=1).tolist())
@@ -39,19 +48,29 @@ def test_logits_are_kept_where_they_are_computed_anyway():
     assert "compute_logits" not in vars(model)
 
 
-@pytest.mark.parametrize("mode", ["processed_logprobs", "processed_logits"])
-def test_whom_nobody_could_tell_the_logprob_of_a_forced_token_has_no_exits(mode):
-    """They used to get one of the raw logits, on another scale than those around it."""
-    exits = ready(logprobs_mode=mode)
-    exits.track(scheduled(new("a", logprobs=1), new("b")))
-    assert [exits.slots.admissions[name].policy is None for name in ("a", "b")] == [True, False]
+@pytest.mark.parametrize(
+    "served",
+    [
+        {"logprobs_mode": "processed_logprobs"},
+        {"logprobs_mode": "processed_logits"},
+        {"batch_sharder": object()},
+    ],
+)
+def test_whom_nobody_could_tell_the_logprob_of_a_forced_token_has_no_exits(served):
+    """They used to get one of the raw logits, on another scale than those around it; of a batch whose ranks sample each
+    for a part of it, that of another token."""
+    exits = ready(**served)
+    exits.track(scheduled(new("a", num_logprobs=1), new("b"), of_given_tokens("c")))
+    assert [exits.slots.admissions[name].policy is None for name in ("a", "b", "c")] == [True, False, True]
     assert text_of(exits, *boundary_and_more()) == [[2], [5]]
 
 
+@pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits"])
-def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_others(mode):
+def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_others(mode, given):
+    """Who asked for those of given tokens was taken for one who does not ask."""
     exits = ready(logprobs_mode=mode)
-    exits.track(scheduled(new("a", logprobs=1), new("b")))
+    exits.track(scheduled(of_given_tokens("a") if given else new("a", num_logprobs=1), new("b")))
     names = ["b", "a"]
     exits.step(given_step(names, [[2], [2]]))
     step = given_step(names, [[5], [5]], at=[1, 1])
@@ -76,7 +95,7 @@ def test_what_an_interrupt_forces_is_named_though_exits_are_off(monkeypatch):
     off = SimpleNamespace(mode_under=lambda _: "off", splits=None)
     monkeypatch.setattr(requests, "request_policy_or_default", lambda *_: off)
     exits, told = ready(), {RESOLVED: {"caller": None, "response": "chat"}}
-    exits.track(scheduled(new("a", logprobs=1, extra_args=told), new("b", extra_args=told)))
+    exits.track(scheduled(new("a", num_logprobs=1, extra_args=told), new("b", extra_args=told)))
     exits.step(given_step(["a", "b"], [[5], [5]]))
     assert exits.requests.asking == set()
     assert exits.end_thinking("chat", None, now=True)
@@ -86,7 +105,7 @@ def test_what_an_interrupt_forces_is_named_though_exits_are_off(monkeypatch):
 @pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits"])
 def test_a_step_of_v1_without_drafts_names_forced_tokens_though_it_samples_in_place_and_reads_one_row(mode):
     exits, vocab = ready(logprobs_mode=mode), 1000
-    exits.track(scheduled(new("a", logprobs=1), *(new(f"b{i}") for i in range(7))))
+    exits.track(scheduled(new("a", num_logprobs=1), *(new(f"b{i}") for i in range(7))))
     names = [*(f"b{i}" for i in range(7)), "a"]
     exits.step(given_step(names, [[2]] * 8))
     logits = torch.randn(8, vocab, generator=torch.Generator().manual_seed(0))

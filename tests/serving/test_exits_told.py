@@ -94,7 +94,7 @@ def test_a_request_whose_grammar_binds_its_thinking_cannot_be_interrupted():
 def test_a_request_whose_prompt_is_continued_is_what_it_asks_for_now():
     """vLLM takes other parameters with each piece of a streamed prompt, under the same id."""
     exits = ready(reasoning_parser="")
-    exits.track(scheduled(interruptible("a-0123abcd", None, "a", logprobs=1)))
+    exits.track(scheduled(interruptible("a-0123abcd", None, "a", num_logprobs=1)))
     exits.step(given_step(["a-0123abcd"], [[5]]))
     grammar = {"structured_outputs": object(), "prompt": [START, 5, START]}
     exits.track(scheduled(interruptible("a-0123abcd", None, "a", **grammar)))

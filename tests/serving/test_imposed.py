@@ -137,7 +137,7 @@ def test_a_draft_in_the_hubs_cache_is_said_to_lose_what_is_written_beside_it(
 ):
     """Another revision on the Hub, be it of the model card alone, is another folder of the cache: the next restart made
     the very exits again that a kill switch, or audits, had ended."""
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: str(draft))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, cache_dir: str(draft))
     monkeypatch.setattr(opening, "served_fingerprints", lambda folder, config: {})
     monkeypatch.setattr(opening, "misfit_of", lambda config: None)
     monkeypatch.delenv(FOLDER, raising=False)

@@ -143,10 +143,30 @@ def engine_with(config):
 def test_a_draft_by_its_hub_id_is_fetched_whole(draft, monkeypatch):
     """vLLM fetches its config and weights, and no policy.json: exits came at a default that nobody had calibrated."""
     write_policy(draft, PolicyFile.model_validate({"points": POINTS, "default": "careful"}))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: f"{draft.parent}/{name[5:]}")
+
+    def fetched(name, revision, cache_dir):
+        return f"{draft.parent}/{name[5:]}"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
     found = draft_config(config_with(f"user/{draft.name}"))
     assert found == draft_config(config_with(draft))
     assert found.specexit.policy.thresholds == {"validity": 0.97}
+
+
+def test_a_draft_by_its_hub_id_is_fetched_to_where_vllm_keeps_it(draft, monkeypatch):
+    """It was fetched a second time, to the Hub's own cache, and the copy that was not served had the fingerprint."""
+    caches = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, revision, cache_dir=None: caches.append(cache_dir) or str(draft),
+    )
+    config = config_with("user/draft")
+    config.load_config.download_dir = "weights"
+    draft_config(config)
+    config.speculative_config.draft_load_config = SimpleNamespace(download_dir="of drafts")
+    draft_config(config)
+    starting("user/draft", monkeypatch)
+    assert caches == ["weights", "of drafts", None, None]
 
 
 def test_a_draft_that_is_neither_a_folder_nor_to_be_had_is_refused_by_name(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.layouts import LAYOUTS
@@ -20,7 +21,7 @@ from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.worker.model import SignalHead, WithSignals
-from torch_specexit.plugin.worker.weights import NEVER_SENT, Weights, why_lost
+from torch_specexit.plugin.worker.weights import NEVER_SENT, Weights, fingerprint, why_lost
 
 pytestmark = pytest.mark.vllm
 
@@ -189,8 +190,7 @@ def test_whether_an_update_has_brought_another_draft_is_told_with_every_report(h
     for at in (0, 1):
         text_of(exits, given_step(["a"], [[2]], at=[at]))
         exits.close(output := SimpleNamespace())
-        # Before the first step nobody knows what the weights were.
-        assert vars(output).get(outcome.REPLACED_KEY, False) == (how != "the same" or early)
+        assert vars(output).get(outcome.REPLACED_KEY, False) == (how != "the same")
 
 
 def test_a_draft_is_not_replaced_by_what_comes_behind_its_last_tensor(caplog):
@@ -215,10 +215,13 @@ def test_a_draft_that_a_cpu_has_packed_is_not_taken_for_the_same_behind_an_updat
 
 
 @pytest.mark.parametrize("survives", [True, False])
-def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are_back(survives):
+@pytest.mark.parametrize("early", [True, False])
+def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are_back(survives, early):
+    """Before the first step, V1 took what the sleep had left for the draft's weights."""
     exits = ready()
     exits.track(scheduled(new("a")))
-    text_of(exits, given_step(["a"], [[2]]))
+    if not early:
+        text_of(exits, given_step(["a"], [[2]]))
     worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=exits))
 
     def wakes(self: Any, tags: Any) -> None:
@@ -228,4 +231,23 @@ def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are
     wraps.wake_up(wakes)(worker)
     assert exits.draft.weights.whole == survives
     assert (why_lost(worker) is None) == survives
+    if early:
+        text_of(exits, given_step(["a"], [[2]]))
     assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[END if survives else 5]]
+
+
+def test_a_fingerprint_is_taken_in_blocks_and_is_that_of_the_whole(monkeypatch):
+    """Torch sums bytes up in a copy of them as integers: eight times a parameter, in the memory of the KV cache."""
+    generator = torch.Generator().manual_seed(0)
+    own = [torch.randn(shape, generator=generator) for shape in [(1024, 512), (3, 5, 7), (257,), (1, 2000)]]
+    own.append(own[0][:, :9].t())
+    whole = fingerprint(own)
+    monkeypatch.setattr("torch_specexit.plugin.worker.weights.BLOCK", 1 << 12)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        assert torch.equal(fingerprint(own), whole)
+    recorded: Any = profiled.profiler
+    taken = [event.nbytes() for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    assert 8 << 12 <= max(taken) <= 8 << 13
+    table = own[0].view(torch.uint8).long()
+    rows, columns = (torch.arange(1, n + 1) for n in table.shape)
+    assert whole[:2].tolist() == [(table.sum(0) * columns).sum().item(), (table.sum(1) * rows).sum().item()]

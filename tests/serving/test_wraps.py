@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_specexit.plugin.compat import wraps
+from torch_specexit.plugin.compat import harmless, wraps
 from torch_specexit.plugin.worker.weights import Weights
 
 
@@ -70,24 +70,61 @@ def test_another_draft_model_is_left_alone():
     assert calls == [{"skip_sample": True}, 0]
 
 
-def test_at_the_end_of_the_context_the_first_pass_runs_and_its_one_draft_is_dropped():
-    """The probabilities of that one draft must go, too: vLLM would look for those of all of them."""
+class Proposer:
+    """Stands for V1's; counts how often it waits for the other data-parallel ranks."""
+
+    num_speculative_tokens, _last_draft_probs, waits, fails = 3, None, 0, False
+
+    def __init__(self, *, alone):
+        self.model = Draft("draft")
+        self.model.first_pass.alone = alone
+
+    def _determine_batch_execution_and_padding(self, num_tokens):
+        self.waits += 1
 
     def propose(self, n, **rows):
+        self.num_speculative_tokens = n
+        self._determine_batch_execution_and_padding(6)
+        if self.fails:
+            raise RuntimeError("out of memory")
+        if n > 1:
+            self._determine_batch_execution_and_padding(2)
         self._last_draft_probs = torch.ones(2, n, 7)
         return torch.full((2, n), 5)
 
-    proposer = SimpleNamespace(model=Draft("draft"), _last_draft_probs=None)
-    proposer.model.first_pass.alone = True
-    starts = SimpleNamespace(query_start_loc=torch.tensor([0, 4, 6]))
-    rows = {"token_indices_to_sample": None, "common_attn_metadata": starts}
-    assert wraps.propose_v1(propose)(proposer, 3, **rows).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+STARTS = SimpleNamespace(query_start_loc=torch.tensor([0, 4, 6]))
+propose = wraps.propose_v1(Proposer.propose)
+
+
+@pytest.mark.parametrize("n", [3, 1])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_rank_at_the_end_of_its_context_waits_for_its_peers_as_often_as_they_do(n, alone):
+    """It waited once while they waited twice, in that step and in dummy runs behind it: all of them hung."""
+    proposer = Proposer(alone=alone)
+    propose(proposer, n, token_indices_to_sample=None, common_attn_metadata=STARTS)
+    assert (proposer.waits, proposer.num_speculative_tokens) == (min(n, 2), n)
+
+
+def test_a_first_pass_alone_that_fails_changes_no_later_step():
+    proposer = Proposer(alone=True)
+    proposer.fails = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        propose(proposer, 3, token_indices_to_sample=None, common_attn_metadata=STARTS)
+    assert (proposer.num_speculative_tokens, proposer.model.first_pass.alone) == (3, False)
+
+
+def test_at_the_end_of_the_context_the_first_pass_runs_and_its_one_draft_is_dropped():
+    """The probabilities of that one draft must go, too: vLLM would look for those of all of them."""
+    proposer = Proposer(alone=True)
+    rows = {"token_indices_to_sample": None, "common_attn_metadata": STARTS}
+    assert propose(proposer, 3, **rows).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert proposer._last_draft_probs is None
     rows["token_indices_to_sample"] = torch.tensor([2, 4])
-    assert wraps.propose_v1(propose)(proposer, 3, **rows).tolist() == [[5, 5, 5], [5, 5, 5]]
+    assert propose(proposer, 3, **rows).tolist() == [[5, 5, 5], [5, 5, 5]]
     kept: Any = proposer._last_draft_probs
     assert kept.shape == (2, 3, 7)
-    assert wraps.propose_v1(propose)(proposer, 0, **rows).shape == (2, 0)
+    assert propose(proposer, 0, **rows).shape == (2, 0)
     assert proposer.model.recorded == [(1, [3, 5]), (1, [2, 4]), (1, [2, 4])]
 
 
@@ -115,3 +152,14 @@ def test_an_outcome_that_cannot_be_reported_fails_no_request():
     outputs = {0: SimpleNamespace(outputs=[SimpleNamespace(request_id="a", finish_reason="stop")])}
     wrapped = wraps.update_from_output(lambda self, scheduled, output: outputs)
     assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
+
+
+def test_a_failure_that_names_a_request_is_logged_once(monkeypatch, caplog):
+    """It was logged with each request, and remembered of each."""
+    monkeypatch.setattr(harmless, "_complaints", set())
+    known: dict[str, int] = {}
+    for name in ("a", "b", "c"):
+        assert harmless.harmless(lambda name=name: known[name]) is None
+    assert harmless.harmless(lambda: [][3]) is None
+    assert [record.exc_info[0] for record in caplog.records] == [KeyError, IndexError]
+    assert len(harmless._complaints) == 2

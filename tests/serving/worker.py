@@ -53,7 +53,7 @@ class Group:
         self.world_size, self.rank_in_group = world_size, rank
 
 
-def runner(logprobs_mode: str = "raw_logprobs", **structured: Any) -> Any:
+def runner(logprobs_mode: str = "raw_logprobs", batch_sharder: object = None, **structured: Any) -> Any:
     settings = {"reasoning_parser": "deepseek_r1", "enable_in_reasoning": False} | structured
     config = SimpleNamespace(
         model_config=SimpleNamespace(logprobs_mode=logprobs_mode),
@@ -61,7 +61,7 @@ def runner(logprobs_mode: str = "raw_logprobs", **structured: Any) -> Any:
         speculative_config=SimpleNamespace(num_speculative_tokens=3),
         structured_outputs_config=SimpleNamespace(**settings),
     )
-    return SimpleNamespace(device=CPU, vllm_config=config, execute_model_state=None)
+    return SimpleNamespace(device=CPU, vllm_config=config, execute_model_state=None, batch_sharder=batch_sharder)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def ready(**settings: Any) -> Exits:
 
 
 def new(name: str, prompt=(START,), prefill=None, **params: Any) -> Any:
-    wanted = {"extra_args": None, "logprobs": None, "structured_outputs": None} | params
+    wanted = {"extra_args": None, "num_logprobs": None, "structured_outputs": None} | params
     return SimpleNamespace(
         req_id=name,
         prompt_token_ids=list(prompt),

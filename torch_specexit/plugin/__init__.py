@@ -1,9 +1,9 @@
 """The vLLM plug-in: SpecExit in an unmodified vLLM.
 
-`register` is the entry point. `worker` is what runs beside the model, `frontend` what runs beside the API server,
-`compat` the table of all places where vLLM is wrapped and whether an installed version has them as expected. `outcome`
-is what passes from one side to the other, `settings` what an operator may set, `certified` what of it certificates are
-held against; `step_cost` counts what exits cost in each decoding step.
+`register` is the entry point. `worker` runs beside the model, `frontend` beside the API server. `compat` has the table
+of all places where vLLM is wrapped, and checks whether an installed version has them as expected. `outcome` carries
+what the worker knows of a request to the front end, `settings` holds what an operator may set, and `certified` says
+what is served, for comparison with a draft's certificates. `step_cost` counts what exits cost in each decoding step.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ logger = logging.getLogger("vllm.specexit")
 def register() -> None:
     """Register the draft architecture and install the engine-side hooks.
 
-    vLLM calls this in each of its processes, possibly more than once. Nothing is raised: a plug-in that does not fit
-    must not keep an engine from starting that may not even use it.
+    vLLM calls this in each of its processes, possibly more than once. It raises nothing: a plug-in that does not fit
+    must not stop an engine that may not even use it.
     """
     try:
         from vllm import ModelRegistry

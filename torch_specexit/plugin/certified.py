@@ -1,6 +1,6 @@
-"""What an engine serves, as the fingerprints that a draft's certificates were made with say it.
+"""Fingerprints of what an engine serves, for comparison with those that a draft's certificates were made with.
 
-Anything else than what was calibrated is served, and called uncertified; with ``required`` it is not served.
+Exits of an engine whose fingerprints differ are served, and called uncertified; with ``required`` they are not served.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
 
 
 def _kv_cache_dtype(vllm_config: Any) -> str:
-    """As vLLM calls it; 'auto' where it is what the checkpoint asks for, which vLLM puts in the place of that word."""
+    """vLLM's name for the KV cache's type; 'auto' where it is the type that vLLM itself resolves 'auto' to."""
     found = vllm_config.cache_config.cache_dtype
     try:
         from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
-    except ImportError:  # of a vLLM that has it elsewhere
+    except ImportError:  # this vLLM has it elsewhere
         return found
     return "auto" if found == resolve_kv_cache_dtype_string("auto", vllm_config.model_config) else found
 
@@ -48,7 +48,7 @@ def _kv_cache_dtype(vllm_config: Any) -> str:
 def served_target(vllm_config: Any) -> str | None:
     """Fingerprint of the target that an engine serves; None where its weights are not on this machine.
 
-    Those of a target by its id on the Hub come when the engine loads them: ask again then.
+    The weights of a target on the Hub may arrive only when the engine loads them: ask again then.
 
     Args:
       vllm_config: of the engine.
@@ -61,13 +61,15 @@ def served_target(vllm_config: Any) -> str | None:
 
 
 def ends_as_calibrated(report: Mapping[str, Any], policy: Policy, margin: int | None) -> bool:
-    """Whether the thinking of a request has not been ended where no calibration ends it: for its client, in a loop, or
-    at whatever token, the margin behind its maximum being used up.
+    """Whether a request's thinking ended in a way that calibration covers.
+
+    It does not cover an end by the client, an end in a loop, or one at any token because the margin after
+    ``max_thinking_tokens`` was used up.
 
     Args:
       report: of the request.
-      policy: that it ran under.
-      margin: ``thinking_margin`` of the server.
+      policy: the one it ran under.
+      margin: ``thinking_margin`` of the server, in tokens; None where it has none.
 
     Example:
       >>> capped, policy = {"outcome": "cap", "thinking_tokens": 110}, Policy(max_thinking_tokens=100)

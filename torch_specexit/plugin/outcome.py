@@ -1,8 +1,8 @@
 """How each request ended, and how its thinking goes, from the worker's tables to the front end.
 
-A snapshot of the tables rides on the model runner's output to the engine core. That keeps it with the request, and puts
-what is new into ``EngineCoreOutput.kv_transfer_params["specexit"]``, the one field that reaches offline callers and the
-JSON of the OpenAI server alike. What becomes of it there is in `torch_specexit.plugin.frontend.reports`.
+A snapshot of the tables rides on the model runner's output to the engine core. The engine core keeps the latest record
+with each request, and puts what is new into ``EngineCoreOutput.kv_transfer_params["specexit"]``, the one field that
+reaches both offline callers and the JSON of the OpenAI server. `torch_specexit.plugin.frontend.reports` reads it there.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from torch_specexit.plugin.worker.rule import BEFORE, OVER, RECORD, THINKING
 
 KEY = "specexit"
 RECORD_KEY = "specexit_record"
-"""Attribute of the scheduler's requests: the latest record. A step may bring none, where it has only added tokens."""
+"""Attribute of the scheduler's requests: the latest record. A step that has only added tokens brings none."""
 INACTIVE_KEY = "specexit_inactive"
 """Attribute of a model runner's output: why exits have failed in it. Absent where they have not."""
 AWAITING_KEY = "specexit_awaiting"
-"""Attribute of a model runner's output: why the draft was not whole in it, so that nothing exits; absent where it was.
-Key of what an `EngineCoreOutput` says then; None in the first ones behind that."""
+"""Attribute of a model runner's output: why the draft was not whole in that step, so that nothing exits; absent where
+it was. It is also the key under which an `EngineCoreOutput` says so: the reason, and None in the first outputs after
+the draft is whole again."""
 REPLACED_KEY = "specexit_replaced"
 """Attribute of a model runner's output, present where the draft's weights are not those that the engine has started
-with; and key of what an `EngineCoreOutput` says then with each request that ends."""
+with. It is also the key under which the `EngineCoreOutput` of a request that ends says so."""
 NOW = "now"
-"""In a report that is final unless the request goes on: the outcome where it does."""
+"""Key in a report that is final unless the request goes on: the outcome if it does go on."""
 UNCUT = "uncut"
-"""In a report of a request with stop strings: at which token its thinking starts, and how many it has. Of the latter
-vLLM's front end drops those of a step that come behind such a string."""
+"""Key in a report on a request with stop strings: the output token at which its thinking starts, and how many output
+tokens it has. vLLM's front end drops those of a step that come after a stop string."""
 
 
 HANDED_OVER = "handed_over"
-"""Outcome of a request on an instance that reads its prompt, and whose thinking another one goes on with."""
+"""Outcome of a request on an instance that only reads its prompt: another one goes on with its thinking."""
 
 
 class Record(NamedTuple):
@@ -48,11 +49,11 @@ class Record(NamedTuple):
     judged: float
     on: float
     signals: tuple[float, ...]
-    """At the last verdict. With an exit, or a would-be exit, there is none behind it, so these are its signals."""
+    """At the last verdict. No verdict follows an exit or a would-be exit, so after one these are its signals."""
     would_exit: float = 0.0
     """Shadow mode: thinking tokens at the would-be exit, 0 for none."""
     kept: float = 0.0
-    """Thinking tokens at the exit; those behind it are written by the plug-in."""
+    """Thinking tokens at the exit, before those that the plug-in writes there."""
 
     @classmethod
     def from_row(cls, row: Sequence[float]) -> Record:
@@ -62,20 +63,20 @@ class Record(NamedTuple):
 
     @property
     def now(self) -> str:
-        """How a request stands that still runs: ``thinking``, ``answering``, or ``off``."""
+        """The state of a request that still runs: ``thinking``, ``answering``, or ``off``."""
         if not self.on:
             return "off"
         return "thinking" if self.phase == THINKING else "answering"
 
     def progress(self) -> dict[str, Any]:
-        """A request that still runs, in the form of `describe`."""
+        """Report on a request that still runs, in the form of `describe`."""
         return self._report(self.now, int(self.thoughts))
 
     def describe(self, n_output: int, *, cut_off: bool, handed_over: bool = False) -> dict[str, Any]:
         """The outcome of a finished request.
 
         Args:
-          n_output: tokens that the client gets. The worker may have seen a few more, behind a stop.
+          n_output: tokens that the client gets. The worker may have seen a few more, after a stop.
           cut_off: whether the request was ended from outside (its token limit, an abort).
           handed_over: whether another instance goes on with it.
 
@@ -101,7 +102,7 @@ class Record(NamedTuple):
         return self._report(outcome, tokens)
 
     def _report(self, outcome: str, tokens: int) -> dict[str, Any]:
-        """Of a request with so many tokens of thinking, those that were written at an exit among them."""
+        """Report an outcome, with ``tokens`` tokens of thinking, those that were written at an exit among them."""
         # JSON has no NaN, and a counter that takes one in is lost.
         known = zip(NAMES, self.signals, strict=True) if self.judged else ()
         signals = {name: value for name, value in known if not math.isnan(value)}
@@ -115,16 +116,16 @@ class Record(NamedTuple):
 
 
 UNKNOWN = Record.from_row([0.0] * len(RECORD))
-"""Of a request that nothing is known of: exits were off."""
+"""Record of a request of which nothing is known: `Record.describe` calls it ``off``."""
 
 MOST_GONE = 64
-"""Requests that the scheduler has forgotten without an output, by an abort, before they are forgotten here."""
+"""How many requests that ended without an output, by an abort, are kept here before they are dropped."""
 
 
 class Reporter:
     """What the engine core knows of its requests: the latest record of each.
 
-    Nearly all steps bring news of a few requests at most, and others are not looked at twice.
+    Nearly all steps bring news of a few requests at most, so all others are passed over at once.
     """
 
     def __init__(self) -> None:
@@ -133,23 +134,23 @@ class Reporter:
         self.replaced = False
         """Whether the draft's weights have been replaced."""
         self.may_stop: set[str] = set()
-        """Of these, the ones with stop strings: any of their outputs may turn out to be the last."""
+        """Those of `requests` with stop strings: any of their outputs may turn out to be the last."""
         self.awaiting: set[int] = set()
-        """Clients that know that the draft is not whole, and not yet that it is again."""
+        """Clients that have been told that the draft is not whole, and not yet that it is whole again."""
         self.failed = False
 
     def take(self, records: dict[str, Sequence[float]], requests: Mapping[str, Any]) -> None:
         """Take in news, before the scheduler takes in the step.
 
         Args:
-          records: rows for `Record.from_row`, by request id; those of requests of which more is new than their tokens.
+          records: rows for `Record.from_row` by request id, of the requests that have more news than tokens.
           requests: the scheduler's, by id.
         """
         for name, row in records.items():
             request = requests.get(name)
             if request is not None:
                 record, known = Record.from_row(row), getattr(request, RECORD_KEY, None)
-                # Of thinking that is over nothing new is told; that nothing is known any more is no news of it.
+                # How thinking has ended stays known, even where exits are lost afterwards.
                 if record.on or known is None or known.phase != OVER:
                     setattr(request, RECORD_KEY, record)
                 self.requests[name] = request
@@ -191,7 +192,7 @@ class Reporter:
                 self._forget(name)
 
     def _lose(self) -> None:
-        """Exits have failed: of thinking that goes on, nothing will be heard any more, not even where it ends."""
+        """Drop what is known of thinking that goes on: exits have failed, and nobody will report where it ends."""
         self.failed = True
         for request in self.requests.values():
             if getattr(request, RECORD_KEY).phase != OVER:
@@ -223,8 +224,8 @@ class Reporter:
 
 
 def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> dict[str, Any] | None:
-    """The report that goes with one output, if one does: a request that runs is reported when it has been judged again
-    or its phase has changed."""
+    """The report that goes with one output; None where there is no news of a running request: it has not been judged
+    again, and its phase has not changed."""
     if finish_reason is not None:
         cut_off, n_output = str(finish_reason) != "stop", request.num_output_tokens
         told = record.describe(n_output, cut_off=cut_off, handed_over=_is_handed_over(request))

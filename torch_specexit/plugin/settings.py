@@ -15,7 +15,7 @@ from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
 from specexit.drafts.policy import FILE
 from specexit.errors import dotted
-from torch_specexit.plugin.compat.checks import draft_folder
+from torch_specexit.plugin.compat.checks import draft_cache, draft_folder
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -37,23 +37,23 @@ def draft_config(vllm_config: Any) -> DraftConfig | None:
     """The SpecExit draft that an engine is configured with, or None where it has none.
 
     Raises:
-      DraftError: it is not there, see `draft_folder`, or its ``config.json`` cannot be used.
+      DraftError: the draft is not there, see `draft_folder`, or its ``config.json`` cannot be used.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
     if draft is None or not is_ours(draft):
         return None
-    return read_config(draft_folder(draft.model, draft.revision))
+    return read_config(draft_folder(draft.model, draft.revision, draft_cache(vllm_config)))
 
 
 def serving_over(below: Serving, additional_config: Any) -> Serving:
     """A draft's settings with the server's own on top.
 
-    These come from ``--additional-config '{"specexit": {"mode": "shadow"}}'``, which vLLM hashes into the key of its
-    compile cache, and over that from the environment variable `ENVIRONMENT`, an object in JSON, which it does not.
-    The strictest mode of them is in force, and a tenant or an adapter that is off in one of them has no exits.
+    The server's come from ``--additional-config '{"specexit": {"mode": "shadow"}}'`` and, on top of that, from the
+    environment variable `ENVIRONMENT`, an object in JSON. vLLM hashes the first into the key of its compile cache, and
+    not the second. The strictest mode is in force, and a tenant or an adapter that is off anywhere has no exits.
 
     Raises:
-      ConfigError: an unknown key, or a value out of range.
+      ConfigError: there is no valid JSON in `ENVIRONMENT`, or an unknown key, or a value out of range.
     """
     given = additional_config.get(KEY, {}) if isinstance(additional_config, dict) else {}
     settings, text = _on_top(below, given, COMMAND_LINE, over=FILE), os.environ.get(ENVIRONMENT, "")
@@ -70,7 +70,7 @@ def check_transition(serving: Serving, block: SpecExitBlock) -> None:
     """Check that a server's transition text leaves opening and ending the thinking to the markers.
 
     Raises:
-      ConfigError: it holds one of them. An answer would begin within it, and the end marker come twice.
+      ConfigError: it holds a marker. The answer would begin within the text, and the end marker come twice.
     """
     for marker in (block.think_start.strip(), block.think_end.strip()):
         if marker in serving.transition:

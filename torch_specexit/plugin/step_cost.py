@@ -31,11 +31,11 @@ BATCHES = (1, 32, 1024)
 WIDTH = 4
 """Tokens of a step: three drafted ones, and the target's own."""
 HIDDEN, LAYERS = 8192, 3
-"""Of a large target, and how many of its layers source ``fc`` reads."""
+"""Hidden size of a large target, and how many of its layers source ``fc`` reads."""
 
 
 class Made(TorchDispatchMode):
-    """Bytes of all tensors that operations have made, in order; views and what is written in place make none."""
+    """Bytes of each tensor that operations have made, in order; views and writes in place make none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,14 +51,14 @@ class Made(TorchDispatchMode):
 
 
 def quiet_step(batch: int) -> dict[str, int | None]:
-    """A step of thinking requests without a boundary, on the device: launches, tensors made, and rows that are sent on
-    to the engine core. The first two are null where there is no Triton."""
+    """Count a step of thinking requests without a boundary, on the device: launches, tensors made, and rows sent on to
+    the engine core. The first two are None where there is no Triton."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     version: Any = Twin
     if triton := runs_triton(device):
         from torch_specexit.plugin.worker.fused import Fused as version
     scene = cost.Scene(version, "draft", 1.0, device, batch, WIDTH)
-    scene.step(cost.PLAIN)()  # it tells of new requests
+    scene.step(cost.PLAIN)()  # the first step reports the new requests
     scene.advance()
     step = scene.step(cost.PLAIN)
     launches, made = None, None
@@ -106,7 +106,7 @@ def fc_temporary_bytes(batch: int) -> int:
 
 
 def milliseconds(prepare: Callable[[], Callable[[], object]]) -> float:
-    """CPU time of what ``prepare`` makes ready."""
+    """CPU time of the action that ``prepare`` makes ready, in ms: the least of some repetitions."""
     taken = []
     for _ in range(cost.REPETITIONS):
         action = prepare()
@@ -117,7 +117,7 @@ def milliseconds(prepare: Callable[[], Callable[[], object]]) -> float:
 
 
 def _row() -> list[float]:
-    """Of a request that thinks and has been judged."""
+    """The record of a request that thinks and has been judged."""
     values = {"phase": THINKING, "thoughts": 50, "judged": 1, "on": 1}
     return [float(values.get(column, 0)) for column in STATE[: len(RECORD)]]
 

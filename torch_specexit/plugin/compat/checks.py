@@ -18,7 +18,11 @@ from specexit.drafts.window import window_fields
 
 
 def folder_of(model: str, revision: str | None, file: str, cache: str | None = None) -> Path:
-    """Local folder of a model's file: the path itself, or where the hub client keeps it, by default in its cache."""
+    """Local folder of a model's file: the path itself, or where the Hub client keeps it, in its cache by default.
+
+    Raises:
+      OSError: there is no such folder, and the file cannot be had from the Hub.
+    """
     if Path(model).is_dir():
         return Path(model)
     from transformers.utils.hub import cached_file
@@ -26,10 +30,21 @@ def folder_of(model: str, revision: str | None, file: str, cache: str | None = N
     return Path(str(cached_file(model, file, revision=revision, cache_dir=cache))).parent
 
 
-def draft_folder(model: str, revision: str | None) -> Path:
-    """Folder of a draft that an engine is configured with; of one that is named as on the Hub, where all of it is then.
+def draft_cache(vllm_config: Any) -> str | None:
+    """Where vLLM keeps the weights of a draft that is named as on the Hub; None for the Hub client's own cache."""
+    own = getattr(vllm_config.speculative_config, "draft_load_config", None)
+    return (own or vllm_config.load_config).download_dir
+
+
+def draft_folder(model: str, revision: str | None, cache: str | None) -> Path:
+    """Folder of the draft that an engine is configured with. One that is named as on the Hub is fetched whole.
 
     vLLM itself fetches no ``policy.json``, and without it exits would come at a default that nobody has calibrated.
+
+    Args:
+      model: the folder, or the name on the Hub.
+      revision: on the Hub.
+      cache: see `draft_cache`.
 
     Raises:
       DraftError: no such folder, and it cannot be had from the Hub.
@@ -39,7 +54,7 @@ def draft_folder(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, revision=revision))
+        return Path(snapshot_download(model, revision=revision, cache_dir=cache))
     except (OSError, ValueError) as error:
         raise DraftError(
             f"speculative_config.model is {model!r}, expected a folder, or a draft's name on the Hub: {error}"
@@ -53,7 +68,7 @@ def check_draft(config: DraftConfig, folder: Path, target: Any, window: int | No
       config: of the draft.
       folder: of the draft.
       target: vLLM's ``ModelConfig`` of the target.
-      window: sliding window that vLLM gives to a layer which says none, the target's; None where it gives none.
+      window: the target's sliding window, which vLLM gives to a draft's layer that states none; None for none.
 
     Returns:
       The draft's ``specexit`` block.
@@ -61,7 +76,7 @@ def check_draft(config: DraftConfig, folder: Path, target: Any, window: int | No
     Raises:
       DraftError: it was made for another target, is shorter than the engine's context, names the class of another model
         type, has no ``specexit`` block, a policy that cannot be served (one of another smoothing, or without any
-        threshold), or signals that would be read in a window which it does not say.
+        threshold), or signals that would be read in a window that its ``config.json`` does not state.
     """
     path = folder / "config.json"
     names = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -96,7 +111,7 @@ def check_draft(config: DraftConfig, folder: Path, target: Any, window: int | No
 
 
 def _check_window(config: DraftConfig, path: Path, window: int | None, length: int) -> None:
-    """What scores and certificates are of is computed with the window that ``config.json`` says."""
+    """Check that vLLM reads signals in the window of ``config.json``: scores and certificates were made with that."""
     if config.sliding_window is None and window is not None and window < length:
         said = json.dumps(window_fields(window))
         raise DraftError(
@@ -107,7 +122,7 @@ def _check_window(config: DraftConfig, path: Path, window: int | None, length: i
 
 
 def _longer(config: DraftConfig) -> str:
-    """How a draft that is shorter than an engine's context becomes longer, if it can, for the message about it."""
+    """How a draft that is shorter than an engine's context can be made longer, for the message about it."""
     most = config.most_positions
     if most is not None and most <= config.max_position_embeddings:
         return f": its rope_scaling 'yarn' ends at {most}"
@@ -118,14 +133,15 @@ def _longer(config: DraftConfig) -> str:
 def as_in_directory(
     weights: Iterable[tuple[str, Tensor]], config: DraftConfig, apart: dict[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors under the names of a draft directory, where they have those of an export for speculators: its layer is
-    named otherwise, signal rows of source ``fc`` are a tensor of their own, and embeddings of a draft that has none are
-    the target's, which vLLM shares with it.
+    """Give tensors the names of a draft directory, where they have those of an export for speculators.
+
+    Such an export names its layer differently, and has the signal rows of source ``fc`` as a tensor of their own. It
+    holds embeddings for a draft that has none: these are dropped, as vLLM lets the draft use the target's.
 
     Args:
       weights: the tensors by name.
       config: of the draft.
-      apart: kept between calls: a copy of the one half of ``fc.weight`` that waits for the other.
+      apart: memory between calls: a copy of one half of ``fc.weight`` while it waits for the other.
     """
     fc = config.specexit is not None and config.specexit.source == "fc"
     for theirs, tensor in weights:
@@ -133,7 +149,7 @@ def as_in_directory(
         if name == "embed_tokens.weight" and not config.own_embeddings:
             continue
         if fc and (name == "signal_head.weight" or (name == "fc.weight" and len(tensor) == config.hidden_size)):
-            apart[name] = tensor.clone()  # whoever sends one at a time may use its memory again
+            apart[name] = tensor.clone()  # a sender of single tensors may reuse the memory of this one
             if len(apart) == 2:
                 halves = (apart.pop(half).to(tensor.device) for half in ("fc.weight", "signal_head.weight"))
                 yield "fc.weight", torch.cat(list(halves))
@@ -150,7 +166,7 @@ def checked(
       weights: the tensors by name.
       config: of the draft.
       folder: of the draft.
-      whole: whether they have to be all of them.
+      whole: whether all tensors of the draft have to be among them.
 
     Raises:
       DraftError: the file is truncated, a tensor is missing, misshapen or not finite, or the draft's vocabulary points

@@ -21,7 +21,7 @@ _MARK = "specexit"
 
 @dataclass(frozen=True)
 class Takes:
-    """A method has these first parameters behind ``self``; others may follow."""
+    """A method has these first parameters after ``self``; others may follow."""
 
     place: str
     parameters: tuple[str, ...]
@@ -53,7 +53,7 @@ class Has:
 
 @dataclass(frozen=True)
 class Uses:
-    """A method's body uses these names, first uses in this order: what is called before or behind the hook."""
+    """A method's body uses these names, each for the first time in this order: what runs before and after the hook."""
 
     place: str
     steps: tuple[str, ...]
@@ -82,7 +82,7 @@ class Hook:
     """Its class; empty for a function of the module."""
     method: str
     parameters: tuple[str, ...]
-    """Its first parameters behind self; others may follow."""
+    """Its first parameters after ``self``; others may follow."""
     wrap: Callable[[Method], Method] | None
     """None where the method is replaced on single objects, while they are in use: nothing is installed then."""
     why: str
@@ -90,13 +90,13 @@ class Hook:
     since: str
     """First vLLM version in which all of this was found to be as described; none before 0.24 was looked at."""
     facts: tuple[Fact, ...] = ()
-    """`relies_on` as far as it can be checked, beside the method and its parameters."""
+    """What can be checked of `relies_on`, besides the method and its parameters."""
     upstream: str = ""
     """What vLLM has said about it: an issue or a pull request."""
     until: str = ""
     """When the hook can go."""
     without: str | None = None
-    """What is lost where it does not fit, if that is one feature. None: exits, and the engine serves plain EAGLE-3."""
+    """The one feature that is lost where the hook does not fit. None: exits are, and plain EAGLE-3 is served."""
 
     @property
     def place(self) -> str:
@@ -133,8 +133,8 @@ def misfits(hooks: Sequence[Hook], *, every: bool = False) -> str | None:
     """What keeps exits from being served at all, in the installed vLLM; None where nothing does.
 
     Args:
-      hooks: to be looked at.
-      every: those without which only one feature is lost count, too.
+      hooks: the hooks to check.
+      every: whether hooks that cost only one feature count, too.
     """
     release = Imported()
     found = [misfit for hook in hooks if (every or hook.without is None) and (misfit := hook.misfit(release))]
@@ -142,7 +142,7 @@ def misfits(hooks: Sequence[Hook], *, every: bool = False) -> str | None:
 
 
 def install(hooks: Sequence[Hook]) -> str | None:
-    """Install hooks: all of them or none, but for those that cost one feature only.
+    """Install hooks: none where exits are lost for want of one, else all that fit.
 
     Returns:
       What the installed vLLM does not have as expected, and what that costs, in one line; None where all fits.
@@ -150,7 +150,7 @@ def install(hooks: Sequence[Hook]) -> str | None:
     try:
         release = Imported()
         misfits = [(hook, hook.misfit(release)) for hook in hooks]
-    except Exception as error:  # of whatever kind: an engine that cannot be checked has to start, too
+    except Exception as error:  # of any kind: an engine that cannot be checked has to start, too
         return f"specexit cannot check this vLLM, plain EAGLE-3 is served: {error!r}"
     fatal = [misfit for hook, misfit in misfits if misfit and hook.without is None]
     if fatal:

@@ -1,8 +1,8 @@
 """The part of the hook table that concerns the front end, put together; and how a server with exits opens.
 
-Two of these hold requests to what an operator lets them have: how an API server's engine opens, and how a request is
-admitted. A vLLM that one of them does not fit is served without exits. The others decide about none, so one that does
-not fit costs what it gives, and no exit. Servers without a SpecExit draft are left as they are.
+Two of these hooks hold requests to what an operator permits: where an API server's engine opens, and where a request is
+admitted. A vLLM that either does not fit is served without exits. The others decide about no exit, so one that does not
+fit costs only its own feature. Servers without a SpecExit draft are left as they are.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ FRONTEND_HOOKS = (*PROCESS_HOOKS, *SERVER_HOOKS)
 
 
 def install_frontend_hooks() -> None:
-    """Install the hooks that every process may need. Those of the HTTP server follow when it has its engine, and what
-    does not fit is said then."""
+    """Install the hooks that every process may need. Those of the HTTP server follow when it has its engine; what does
+    not fit is logged as a warning then."""
     misfit = install(PROCESS_HOOKS)
     if misfit:
         logger.debug(misfit)

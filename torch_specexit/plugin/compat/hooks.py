@@ -92,7 +92,7 @@ def _runner_hooks(
                 Has(f"{_SCHEDULED}:NewRequestData", ("req_id", "prompt_token_ids", "prompt_embeds", "sampling_params")),
                 Has(f"{_SCHEDULED}:NewRequestData", ("prefill_token_ids",)),
                 Has(f"{_SCHEDULED}:CachedRequestData", ("resumed_req_ids", "all_token_ids")),
-                Has("vllm.sampling_params:SamplingParams", ("extra_args", "logprobs", "structured_outputs")),
+                Has("vllm.sampling_params:SamplingParams", ("extra_args", "num_logprobs", "structured_outputs")),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("reasoning_parser",)),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("enable_in_reasoning",)),
                 Has(f"{_WORKER}:Worker", ("model_runner",)),
@@ -210,10 +210,11 @@ V1_HOOKS = (
         wraps.propose_v1,
         why="marks the draft's first pass, and makes sure that there is one",
         relies_on="the first pass of a call reads the step's tokens, the last accepted at token_indices_to_sample, or "
-        "at the end of each request's rows",
+        "at the end of each request's rows; data-parallel ranks wait for each other before the first and second pass",
         since="0.24",
         facts=(
-            Has(f"{_PROPOSER}:SpecDecodeBaseProposer", ("model", "_last_draft_probs")),
+            Has(f"{_PROPOSER}:SpecDecodeBaseProposer", ("model", "_last_draft_probs", "num_speculative_tokens")),
+            Takes(f"{_PROPOSER}:SpecDecodeBaseProposer._determine_batch_execution_and_padding", ("num_tokens",)),
             Uses(
                 f"{_PROPOSER}:SpecDecodeBaseProposer.propose",
                 ("model", "set_inputs_first_pass", "last_hidden_states", "_sample_draft_tokens"),
@@ -368,17 +369,17 @@ HOOKS = (*V1_HOOKS, *V2_HOOKS[len(_BOTH) :], *ENGINE_HOOKS)
 
 
 def install_engine_hooks() -> None:
-    """Install the hooks of engine core and front end. What does not fit is said where a SpecExit draft is loaded."""
+    """Install the hooks of engine core and front end. What does not fit is logged where a SpecExit draft is loaded."""
     misfit = install(ENGINE_HOOKS)
     if misfit:
         logger.debug(misfit)
 
 
 def needed(*, v2: bool) -> tuple[Hook, ...]:
-    """The hooks of an engine with exits: none of them is installed where one does not fit without which none is served.
+    """The hooks of an engine with exits. None is installed where one that exits depend on does not fit.
 
-    Exits that nobody can ask for or hear of are not served; nor are those that no server could keep from whom its
-    operator has none for.
+    Hooks of the front end are among them: exits that nobody can ask for or hear of are not served, nor exits that a
+    server could not withhold from those whom its operator grants none.
     """
     from torch_specexit.plugin.compat.frontend_hooks import PROCESS_HOOKS  # which imports this module
 
@@ -390,11 +391,11 @@ def install_worker_hooks(*, v2: bool, required: bool = False) -> None:
     """Install the hooks of a runner; called when a SpecExit draft is constructed, so that no other engine is touched.
 
     Args:
-      v2: whether it is V2's.
+      v2: whether the runner is V2's.
       required: whether the engine must serve exits.
 
     Raises:
-      ConfigError: it must, and would not, as this vLLM does not fit.
+      ConfigError: the engine must serve exits, and this vLLM does not fit.
     """
     hooks = needed(v2=v2)
     misfit = install(hooks)

@@ -1,8 +1,8 @@
 """Defects of a released vLLM that make what is served wrong, mended by a row of the hook table each.
 
-Installed in every process of an engine on a CPU, whatever its draft: what a plain EAGLE-3 draft writes is the measure
-of ours, and is as wrong. Where a repair does not fit, or there is none, requests that would meet the defect are
-refused.
+They are installed in every process of an engine on a CPU, whatever its draft: plain EAGLE-3 is what ours is measured
+against, and the defects make it just as wrong. Where a repair does not fit, or there is none, requests that would meet
+the defect are refused.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ REPAIRS = (EXPAND,)
 
 
 def install_repairs() -> None:
-    """Install what the platform of this process needs; what does not fit is said where a request is refused."""
+    """Install the repairs that the platform of this process needs, and log a warning about those that do not fit."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -82,8 +82,8 @@ def cannot_sample(vllm_config: Any) -> str | None:
 
 
 def cannot_read(vllm_config: Any) -> str | None:
-    """Why an engine must not be asked for the logprobs of given tokens: V1's rejection sampler dies of it (0.32), with
-    any draft, and all requests with it. None where it may."""
+    """Why an engine must not be asked for the logprobs of given tokens: beside any draft, V1's rejection sampler fails
+    of that (0.32), and the engine dies with all its requests. None where it may."""
     if vllm_config.speculative_config is None or getattr(vllm_config, "use_v2_model_runner", False):
         return None
     return "of it this vLLM's V1 runner dies beside a draft, and all requests with it"

@@ -61,13 +61,16 @@ def _add_request(original: Method) -> Method:
 
 
 def check_early(engine: Any, params: Any, adapter: Any) -> None:
-    """Refuse bad arguments where a server asks its engine: nothing of an answer has been sent, and all is known of the
-    request that its admission will be decided by.
+    """Refuse bad arguments as a server hands a request to its engine. Nothing of an answer has been sent by then, and
+    all that decides the admission is known.
 
     Args:
       engine: vLLM's `AsyncLLM`.
       params: the request's `SamplingParams`.
       adapter: its `LoRARequest`, or None.
+
+    Raises:
+      ArgumentError: see `FrontEnd.check`.
     """
     front: FrontEnd | None = getattr(engine.output_processor, KEY, None)
     if front is not None:

@@ -2,8 +2,8 @@
 
 A place is written ``module:Class.method`` or ``module:.function``, a class ``module:Class``. Two readers answer the
 same three questions: `Sources` reads an unpacked release, `Imported` the installed one (classes and signatures as they
-are in this process, patched by whomever). Tests keep answers in small files, so that other versions can be checked
-without a download.
+are in this process, with whatever has been patched). Tests keep answers in small files, so that other versions can be
+checked without a download.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Release(Protocol):
     version: str
 
     def parameters(self, place: str) -> tuple[str, ...] | None:
-        """Parameters of a method, behind ``self``."""
+        """Names of a method's parameters, after ``self``."""
         ...
 
     def names(self, owner: str, asked: Sequence[str]) -> dict[str, bool] | None:
@@ -40,7 +40,7 @@ class Release(Protocol):
         ...
 
     def order(self, place: str, asked: Sequence[str]) -> dict[str, int | None] | None:
-        """Where these identifiers are first used in a method, counted in identifiers; None for one that is not."""
+        """Where a method first uses these identifiers, counted in identifiers; None for one that it does not use."""
         ...
 
 
@@ -48,7 +48,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _behind_self(place: str) -> int:
-    """Where the parameters of a method or function begin that a caller names."""
+    """Index of the first parameter that a caller passes: 1 for a method, after ``self``, and 0 for a function."""
     return 0 if ":." in place else 1
 
 
@@ -63,7 +63,7 @@ class Sources:
 
     Args:
       folder: the one that holds ``vllm/``.
-      version: of the release, where the folder does not say: by its ``dist-info``, or by its name.
+      version: of the release; by default that of its ``dist-info``, or else the folder's name.
 
     Raises:
       SourceError: there is no ``vllm/__init__.py`` in it.
@@ -105,7 +105,7 @@ class Sources:
                     yield from self._classes(f"{module}:{base.id}")
 
     def _bound(self, module: str, name: str) -> ast.ClassDef | str | None:
-        """What a module binds a name to: a class, or where it comes from."""
+        """What a module binds a name to: a class, or the place where it is imported from; None for neither."""
         tree = self._module(module)
         for node in reversed(list(_statements(tree.body))) if tree else ():
             if isinstance(node, ast.ClassDef) and node.name == name:
@@ -190,7 +190,7 @@ def _import(owner: str) -> Any:
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a module that run when it is imported, those behind a condition included."""
+    """Statements that may run when a module is imported, those under a condition included; ``TYPE_CHECKING`` is off."""
     for node in body:
         if isinstance(node, ast.If):
             checking = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"

@@ -1,4 +1,4 @@
-"""The part of the hook table that is read by an operator: metrics for Prometheus, spans for OpenTelemetry."""
+"""The part of the hook table that serves an operator: metrics for Prometheus, spans for OpenTelemetry."""
 
 from __future__ import annotations
 

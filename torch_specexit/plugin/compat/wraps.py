@@ -1,6 +1,6 @@
 """What is done around each wrapped method of vLLM. Where they are, and why: `torch_specexit.plugin.compat.hooks`.
 
-A wrap calls the original once and hands on its result. What is our own in it runs guarded, so that no request fails.
+A wrap calls the original once and hands on its result. Our own part of it is guarded, so that no request fails of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def get_kv_cache_spec(empty: Callable[[Any], Sampled]) -> Callable[[Method], Met
     """Make exits ready, once everything is loaded.
 
     Args:
-      empty: gives a step of no request, as this runner makes them.
+      empty: gives a step without requests, as this runner makes its steps.
     """
 
     def wrap(original: Method) -> Method:
@@ -55,7 +55,7 @@ def execute_model(original: Method) -> Method:
 
 
 def sample_tokens(original: Method) -> Method:
-    """Keep the hidden states of a step at hand while it is sampled, and end it behind drafting."""
+    """Keep the hidden states of a step at hand while it is sampled, and close the step after drafting."""
 
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
         exits, state = exits_of(self), self.execute_model_state
@@ -105,8 +105,8 @@ def sample_v2(original: Method) -> Method:
 
 
 def input_fits_in_drafter(original: Method) -> Method:
-    """Have the draft's first pass run where vLLM would have none: a draft that is served reads all that its target
-    does, and without the pass the requests would be judged by the signals of another step."""
+    """Have the draft's first pass run where vLLM would skip it. A served draft is no shorter than its engine's context,
+    and without the pass requests would be judged by the signals of an earlier step."""
 
     def _input_fits_in_drafter(self: Any, common_attn_metadata: Any) -> bool:
         fits = original(self, common_attn_metadata)
@@ -120,26 +120,30 @@ def input_fits_in_drafter(original: Method) -> Method:
 
 
 def propose_v1(original: Method) -> Method:
-    """Mark the first pass of V1's draft, and see to it that there is one."""
+    """Mark the first pass of V1's draft, and make sure that there is one."""
 
     def propose(self: Any, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Any:
         draft = draft_of(self)
         if draft is None:
             return original(self, num_speculative_tokens, *args, **kwargs)
         draft.record(1, _last_rows(**kwargs))
-        if draft.first_pass.alone:
-            draft.first_pass.alone = False
-            drafts = original(self, 1, *args, **kwargs)
-            self._last_draft_probs = None  # of one column; without any, vLLM verifies by the tokens alone
-            return drafts.new_zeros(drafts.shape[0], num_speculative_tokens)
-        drafts = original(self, max(num_speculative_tokens, 1), *args, **kwargs)
-        return drafts if num_speculative_tokens else drafts[:, :0]
+        alone, draft.first_pass.alone = draft.first_pass.alone, False
+        try:
+            drafts = original(self, 1 if alone else max(num_speculative_tokens, 1), *args, **kwargs)
+        finally:
+            self.num_speculative_tokens = num_speculative_tokens  # vLLM keeps it for its dummy runs
+        if not alone:
+            return drafts if num_speculative_tokens else drafts[:, :0]
+        if num_speculative_tokens > 1:  # data-parallel peers wait here for this rank, before their second pass
+            self._determine_batch_execution_and_padding(len(drafts))
+        self._last_draft_probs = None  # they have one column; without any, vLLM verifies by the tokens alone
+        return drafts.new_zeros(drafts.shape[0], num_speculative_tokens)
 
     return propose
 
 
 def _last_rows(token_indices_to_sample: Any, common_attn_metadata: Any, **others: Any) -> Any:
-    """Of the last accepted token of each request, among those of a step of V1's draft."""
+    """Row of the last accepted token of each request, among those of the first pass of V1's draft."""
     if token_indices_to_sample is not None:
         return token_indices_to_sample
     return common_attn_metadata.query_start_loc[1:] - 1
@@ -152,7 +156,7 @@ def prefill(original: Method) -> Method:
         draft = draft_of(self)
         if draft is None:
             return original(self, num_reqs, *args, **kwargs)
-        # Under context parallel they are read where the whole batch is put together; see `runner_v2.keep_restored`.
+        # Under context parallel, signals are read where the whole batch is put together: `runner_v2.keep_restored`.
         whole = getattr(self, "pcp_manager", None) is None
         draft.record(sys.maxsize if whole else 0, self.last_token_indices[:num_reqs])
         try:
@@ -164,7 +168,7 @@ def prefill(original: Method) -> Method:
 
 
 def wake_up(original: Method) -> Method:
-    """See whether a sleep has left the draft's weights as they were."""
+    """Check whether a sleep has left the draft's weights as they were."""
 
     def wake_up(self: Any, tags: Any = None, *args: Any, **kwargs: Any) -> None:
         original(self, tags, *args, **kwargs)
@@ -200,7 +204,7 @@ def _harmless(action: Callable[[], None]) -> None:
 
 
 def validate_params(original: Method) -> Method:
-    """Refuse bad arguments, and what this vLLM would answer wrongly, at admission."""
+    """Refuse bad arguments at admission, and requests that this vLLM would answer wrongly."""
 
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         # A server's front end checks by itself, where it knows the request's adapter.

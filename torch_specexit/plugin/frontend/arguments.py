@@ -21,7 +21,7 @@ from specexit.drafts.policy import Effort
 from specexit.errors import dotted
 from specexit.method.decision import MOST_TOKENS, Policy
 from specexit.method.signals import NAMES, SIGNALS, column
-from torch_specexit.plugin.compat.checks import draft_folder
+from torch_specexit.plugin.compat.checks import draft_cache, draft_folder
 from torch_specexit.plugin.settings import is_ours
 
 PREFIX = "specexit"
@@ -246,7 +246,9 @@ def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
       ArgumentError: see `request_policy`; where this engine has no SpecExit draft, see `parse`.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
-    block = _block_of(draft.model, draft.revision) if draft is not None and is_ours(draft) else None
+    block = None
+    if draft is not None and is_ours(draft):
+        block = _block_of(draft.model, draft.revision, draft_cache(vllm_config))
     if block is None:
         parse(extra_args)
     else:
@@ -254,10 +256,10 @@ def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
 
 
 @cache
-def _block_of(model: str, revision: str | None) -> SpecExitBlock | None:
+def _block_of(model: str, revision: str | None, cache: str | None) -> SpecExitBlock | None:
     """The block of a draft; None where there is none (or none that could be read, which the worker complains of)."""
     try:
-        return read_config(draft_folder(model, revision)).specexit
+        return read_config(draft_folder(model, revision, cache)).specexit
     except (DraftError, OSError):
         return None
 

@@ -19,7 +19,7 @@ from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens, load_tokenizer, misread
 from torch_specexit.plugin.certified import served_fingerprints, served_target
-from torch_specexit.plugin.compat.checks import draft_folder, folder_of
+from torch_specexit.plugin.compat.checks import draft_cache, draft_folder, folder_of
 from torch_specexit.plugin.compat.fit import misfits
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity, misfit_of
@@ -79,7 +79,7 @@ def settings_of(vllm_config: Any) -> Opening | None:
     if config is None or config.specexit is None:
         return None
     draft = vllm_config.speculative_config.draft_model_config
-    folder = draft_folder(draft.model, draft.revision)
+    folder = draft_folder(draft.model, draft.revision, draft_cache(vllm_config))
     served = served_fingerprints(folder, vllm_config)
     watch = PolicyWatch(folder, config.specexit, vllm_config.additional_config, served)
     file, serving = policies_for(folder, config.specexit, vllm_config.additional_config)

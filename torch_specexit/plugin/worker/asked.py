@@ -1,8 +1,8 @@
-"""What a request gets, as a worker sees it: what its front end has decided about it, and where none has, what it asks
-for, as far as the operator lets it.
+"""What a request gets, as a worker sees it: what its front end has decided or, where none has, what the request asks
+for and the operator permits.
 
-Nothing is raised here: an error in a worker would end exits for everybody. What cannot be understood is logged, and the
-draft's defaults serve.
+Nothing is raised here: an error in a worker would end exits for everybody. Arguments that cannot be understood are
+logged, and the draft's defaults apply.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Resolved(Config):
 def request_policy_or_default(
     extra_args: Mapping[str, Any] | None, block: SpecExitBlock, serving: Serving, request: str
 ) -> RequestPolicy:
-    """What a request gets.
+    """What a request gets; the draft's defaults where its arguments cannot be understood.
 
     Args:
-      extra_args: of the request; anything.
+      extra_args: of the request, unchecked.
       block: of the draft.
       serving: settings of the server, whose permission holds where no front end has decided.
       request: its id, for the log.
@@ -54,7 +54,7 @@ def request_policy_or_default(
         given = dict(extra_args or {})
         resolved, offline = given.pop(RESOLVED, None), given.pop(OFFLINE, None)
         if not _front_end_decides():
-            resolved = offline = None  # a client's own word
+            resolved = offline = None  # only a client can have sent them
         if resolved is not None:
             told = Resolved.model_validate(resolved)
             return RequestPolicy(told.policy, told.splits, resolved=told.mode)
@@ -84,7 +84,7 @@ def _say_once(key: str, why: str) -> None:
 
 def _front_end_decides() -> bool:
     """Whether the front end can have decided about requests. vLLM's Rust front end has no plug-ins: what a client sends
-    reaches the worker as it is, under our own keys, too."""
+    reaches the worker as it is, even under our own keys."""
     from vllm import envs
 
     return not getattr(envs, "VLLM_USE_RUST_FRONTEND", False)

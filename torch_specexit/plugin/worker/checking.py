@@ -1,7 +1,7 @@
 """The checking mode: what the tables know is worked out again in every step, from the tokens alone.
 
-``SPECEXIT_CHECK=1`` switches it on, for tests: it waits for the device in each step, and where anything does not add up
-the engine dies of it.
+``SPECEXIT_CHECK=1`` switches it on, for tests: it waits for the device in each step, and the engine dies where a row is
+not what the tokens say.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_checking() -> bool:
 
 
 def _kind(step: Sampled) -> dict[str, Any]:
-    """What decides about the variant of the kernel."""
+    """What decides which variant of the kernel a step needs."""
     tensors = ("tokens", "n", "ends", "logits_rows", "positions", "rejected")
     return {name: getattr(getattr(step, name), "dtype", None) for name in tensors} | {"padded": step.padded}
 
@@ -45,24 +45,24 @@ class Checker:
         self._closing: list[int] = markers.closing.tolist()
         self._outputs: dict[str, list[int]] = {}
         self.steps = 0
-        """Requests that were checked, step by step."""
+        """Number of checks so far: one for each request of each step."""
         self._unfollowed: set[str] = set()
 
     def forget(self, requests: Iterable[str]) -> None:
-        """Take requests that are finished out."""
+        """Drop finished requests."""
         for request in requests:
             self._outputs.pop(request, None)
             self._unfollowed.discard(request)
 
     def lose(self, requests: Iterable[str]) -> None:
-        """Requests of a step in which nothing was decided, nor read: nothing is known of their tokens from there on."""
+        """Stop following the requests of a step that was left alone: their rows are lost from there on."""
         self._unfollowed.update(requests)
 
     def compare(self, request: str, outputs: Sequence[int]) -> None:
-        """Check what vLLM says that a request has written, which comes back after a preemption.
+        """Check the output that vLLM gives for a request that comes back after a preemption.
 
         Raises:
-          CheckError: it is not how this request began.
+          CheckError: the steps of this request did not begin with that output.
         """
         known = self._outputs.get(request, [])
         if request not in self._unfollowed and list(outputs) != known[: len(outputs)]:
@@ -72,14 +72,14 @@ class Checker:
         """Compare a step with the one that the rule was made ready with.
 
         Raises:
-          CheckError: it would be another variant of the kernel, compiled while requests wait.
+          CheckError: the step needs another variant of the kernel, which would be compiled while requests wait.
         """
         expected, found = (_kind(step) for step in (made_ready, sampled))
         if found != expected:
             raise CheckError(f"a step is {found}, the rule was made ready for {expected}")
 
     def before(self, sampled: Sampled) -> None:
-        """Take in from where vLLM has gone on.
+        """Find from which token vLLM goes on with each request, and forget what it has dropped behind that.
 
         Raises:
           CheckError: vLLM has fed tokens that no step has given.
@@ -103,7 +103,7 @@ class Checker:
         """Compare the rows of a step's requests with their tokens.
 
         Raises:
-          CheckError: they do not say the same.
+          CheckError: a row is not what the tokens say.
         """
         table, tokens, n = self.slots.tables.state.tolist(), sampled.tokens.tolist(), sampled.n.tolist()
         for i, request in enumerate(sampled.requests):
@@ -133,7 +133,7 @@ class Checker:
         return behind >= 0 and not int(row["near"]) >> behind & 1 and row["thoughts"] < most
 
     def _is_decided(self, request: str, row: dict[str, float]) -> bool:
-        """Whether a boundary may be none, as nothing is decided any more."""
+        """Whether the row need not mark a boundary, as nothing is decided any more."""
         return bool(row["would_exit"] or row["closed"] or not row["on"]) or request in self.slots.interrupted
 
     def _check_exit(self, request: str, row: dict[str, float], outputs: list[int]) -> None:

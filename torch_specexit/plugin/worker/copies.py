@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_specexit.plugin.worker.rule import CHANGED, REPORT
 
 News = dict[str, list[float]]
-"""Columns of `rule.RECORD` by request, of those of which more is new than their tokens."""
+"""Columns of `rule.RECORD` by request, for the requests that have more news than tokens."""
 
 _CHANGED = REPORT.index(CHANGED)
 
@@ -22,12 +22,11 @@ class Copies:
     """Snapshots on their way to the host. Each copy has a pinned buffer and an event, which are used again once it has
     been read or, on ranks whose output nobody reads, once it is out of date.
 
-    They have a stream of their own, as vLLM's copies of a step's tokens have: on the main one, drafting would wait for
-    the bus.
+    Copies run on a stream of their own, as vLLM's copies of tokens do: on the main one, drafts would wait for the bus.
     """
 
     IN_FLIGHT = 16
-    """Copies that may be waiting to be read; of those before, nobody will ask."""
+    """How many copies may wait to be read; nobody reads an older one."""
 
     def __init__(self) -> None:
         self._idle: list[tuple[Tensor, torch.cuda.Event]] = []
@@ -35,15 +34,15 @@ class Copies:
         self._started = 0
         self._stream: torch.cuda.Stream | None = None
         self._last: torch.cuda.Event | None = None
-        """Behind the latest copy."""
+        """Marks the end of the latest copy."""
 
     def wait(self) -> None:
-        """Have the device, not the host, wait for the latest copy: what it reads is about to be written to again."""
+        """Have the device, not the host, wait for the latest copy: what that reads is about to be overwritten."""
         if self._last is not None:
             torch.cuda.current_stream().wait_event(self._last)
 
     def start(self, report: Float[Tensor, "batch report"]) -> Callable[[], Float[np.ndarray, "batch report"]]:
-        """Start a copy; returns what waits for it and reads it."""
+        """Start a copy; returns a function that waits for it and gives its rows."""
         if report.device.type != "cuda":
             rows = report.numpy().copy()
             return lambda: rows
@@ -57,7 +56,7 @@ class Copies:
         with torch.cuda.stream(self._stream):
             buffer[: report.shape[0]].copy_(report, non_blocking=True)
             event.record()
-        report.record_stream(self._stream)  # its memory may be given back before, where the tables grow
+        report.record_stream(self._stream)  # where the tables grow, it may be freed before it is copied
         self._last = event
         self._started += 1
         number, size = self._started, report.shape[0]

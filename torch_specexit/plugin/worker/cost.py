@@ -36,8 +36,8 @@ STEPS = {
     "judged": (1.0, (SPLIT, SPLIT)),
     "exit": (0.0, (SPLIT, PLAIN)),
 }
-"""Threshold of validity, and what is drawn in a step and in the one that is counted: no boundary; a verdict to go on,
-and with source ``draft`` the next boundary, too; the one exit of a request."""
+"""Threshold of validity, and the tokens drawn in the step before and in the step that is counted. plain: no boundary;
+judged: a verdict to go on, and with source ``draft`` the next boundary, too; exit: the one exit of a request."""
 
 BATCH, WIDTH = 8, 4
 """Requests of a step, and tokens of each: one more than are drafted."""
@@ -76,8 +76,11 @@ class Scene:
         self.positions = torch.zeros_like(self.rows)
 
     def step(self, drawn: int) -> Callable[[], object]:
-        """A step in which the first request draws a token in the middle, ready to be taken. Steps are to be made one
-        after the other; where one is taken twice, the second goes on as if the first had been dropped."""
+        """Prepare a step in which the first request draws a token in the middle; returns what takes it.
+
+        Steps are prepared and taken one after the other. Where one is taken twice, the second time goes on as if the
+        first had been dropped.
+        """
         tokens = torch.full((self.batch, self.width), PLAIN, device=self.device)
         tokens[0, self.width // 2] = drawn
         n = torch.full((self.batch,), self.width, dtype=torch.int32, device=self.device)
@@ -91,7 +94,7 @@ class Scene:
         return take
 
     def advance(self) -> None:
-        """Have the next step go on behind the last one."""
+        """Have the next step go on where the last one ended."""
         outputs = self.slots.tables.state[self.slots.rows(self.names).long(), _OUTPUTS]
         self.positions[:: self.width] = outputs.long()
 
@@ -158,9 +161,12 @@ def launches(action: Callable[[], object]) -> int:
 
 
 def prompt_milliseconds() -> dict[str, float]:
-    """CPU time of the process, in ms, for finding out whether a prompt of `PROMPT` tokens opens the thinking: its end
-    as a list, and where that holds no marker, vLLM's own array of it, on a GPU without waiting for that. The best of
-    some repetitions."""
+    """CPU time of the process, in ms, to find out whether a prompt of `PROMPT` tokens opens the thinking: the least of
+    some repetitions.
+
+    The end of the list is looked at and, where that holds no marker, vLLM's own array of the prompt; on a GPU, without
+    waiting for it.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prompts = {"no marker": None, "marker at the beginning": 0, "marker at the end": -2}
     return {name: _prompt_milliseconds(at, device) for name, at in prompts.items()}
@@ -181,8 +187,8 @@ def _prompt_milliseconds(at: int | None, device: torch.device) -> float:
 
 
 def measure() -> dict[str, Any]:
-    """Both, for every way and every step; as ``..._per_step``, those of a step whose verdict is to go on; and what a
-    long prompt takes."""
+    """Operations and launches for every way and every step, and the times of a long prompt. Keys ``..._per_step`` hold
+    those of a step whose verdict is to go on, with source ``draft``."""
     ops = {way: {step: eager_ops(way, step) for step in STEPS} for way in WAYS}
     launched = {way: {step: triton_launches(way, step) for step in STEPS} for way in WAYS}
     return {

@@ -39,20 +39,20 @@ AuxHiddenStates = Sequence[Float[Tensor, "time hidden"]]
 def draft_of(drafter: Any) -> Draft | None:
     """The SpecExit draft model behind a V1 proposer or V2 speculator, or None where it drafts with another model."""
     model: Any = getattr(drafter, "model", None)
-    model = model.unwrap() if hasattr(type(model), "unwrap") else model  # a module is slow to say what it has not
+    model = model.unwrap() if hasattr(type(model), "unwrap") else model  # a module is slow to say what it lacks
     return model if hasattr(model, "think_tokens") else None
 
 
 def exits_of(runner: Any, empty: Callable[[Any], Sampled] | None = None) -> Exits | None:
-    """The exits of a runner; None where it has no SpecExit draft.
+    """The exits of a runner; None where it has no SpecExit draft, or they have not been made ready yet.
 
     Args:
       runner: V1's or V2's.
-      empty: gives a step of no request, as the runner makes them; where it is given, exits are made ready at the first
-        call. All ranks of a model make that call at the same time.
+      empty: gives a step without requests, as the runner makes its steps. The first call with it makes exits ready; all
+        ranks of a model make that call at the same time.
 
     Raises:
-      ConfigError: they cannot be made ready, and the server is required to serve them.
+      ConfigError: exits cannot be made ready, and the server is required to serve them.
     """
     if not hasattr(runner, "_specexit"):
         if empty is None:
@@ -73,7 +73,7 @@ class Exits:
     """The requests of one runner, and the step in progress.
 
     Where something fails, `failure` says what, and this model goes on as plain EAGLE-3 on all of its ranks: no request
-    is failed for an exit.
+    fails because of an exit.
 
     Args:
       draft: the SpecExit draft model.
@@ -88,32 +88,33 @@ class Exits:
         """Why the draft was not whole in the last step, here or on another rank; None where it was."""
         scheduled = config.scheduler_config.max_num_seqs
         self.last = 1 + config.speculative_config.num_speculative_tokens
-        """Tokens that a step may have of a request."""
+        """The most tokens that a step may have of one request."""
         self.ranks = Ranks(_ranks_of_model(), scheduled * self.last, runner.device)
         self._as_logits: bool = config.model_config.logprobs_mode == "raw_logits"
         loops = _loops(draft.serving, self.last)
         self.slots = Slots(runner.device, ring=loops.ring if loops else 0)
         self.markers = Markers.of(self.ids, draft.vocab_size, runner.device, transition=draft.transition, loops=loops)
         self.checker = Checker(self.slots, self.markers) if is_checking() else None
-        self.requests = Requests(draft, config, self.slots, Reader(self.markers), self.checker)
+        sharded = getattr(runner, "batch_sharder", None) is not None  # of V2, since 0.32
+        self.requests = Requests(draft, config, self.slots, Reader(self.markers), self.checker, sharded=sharded)
         self.copies = Copies()
         self.rule: Rule | None = None
         self.empty: Sampled | None = None
         self.aux: AuxHiddenStates | None = None
-        """The target's, of the step in progress."""
+        """The target's aux hidden states in the step in progress."""
         self.news: Callable[[], News] | None = None
         """Reads what there is to tell of the step in progress."""
         self._judged_next = 1
-        """Requests whose signals the draft has left."""
+        """How many requests' signals the next step reads: those of the last step, at least one."""
 
     def prepare(self, empty: Sampled) -> None:
-        """Make the rule ready, compiled and all. Ranks of a model that fails on one of them go on without exits.
+        """Make the rule ready, compiled and all. Where that fails on one rank of a model, all go on without exits.
 
         Args:
-          empty: a step of no request, as this runner makes them.
+          empty: a step without requests, as this runner makes its steps.
 
         Raises:
-          ConfigError: exits have failed, or the draft is not there, and the server is required to serve them.
+          ConfigError: exits have failed, or the draft is not loaded, and the server is required to serve them.
         """
         self.empty = empty
         if not self.draft.weights.loaded:
@@ -134,6 +135,7 @@ class Exits:
     @torch.inference_mode()
     def _make_rule(self) -> Float[Tensor, "last signals"]:
         assert self.empty is not None
+        self.draft.remember_weights()  # a sleep may come before the first step
         smooth = self.draft.block.policy.smoothing == "ewma"
         version = _fused() if runs_triton(self.slots.device) else Twin
         self.rule = version(self.slots, self.markers, self.source, smooth=smooth)
@@ -147,7 +149,7 @@ class Exits:
         logger.error("specexit is inactive; requests go on without exits: %s", reason)
 
     def _attempt(self, failing: str, action: Callable[[], Any]) -> Any:
-        """Run an action of ours; None where it fails, or something has before. It may not wait for other ranks."""
+        """Run an action of ours; None where it fails, or exits have failed before. It may not wait for other ranks."""
         if self.failure is not None:
             return None
         try:
@@ -171,18 +173,18 @@ class Exits:
             self._attempt("could not take in requests", lambda: self.requests.track(scheduled))
 
     def look_through(self, requests: Sequence[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:
-        """Look through prompts whose last marker is not at their end, behind the step that has brought them.
+        """Look through the prompts of a step's new requests that hold no marker near their end, where vLLM keeps them.
 
         Args:
           requests: of the step.
-          opens: says of a request, and the length of its prompt, whether that opens the thinking.
+          opens: takes a request and the length of its prompt, and says whether the prompt opens the thinking.
         """
         if here := self.requests.unread.intersection(requests):
             self._attempt("could not look through a prompt", lambda: self.requests.look_through(here, opens))
 
     @torch.inference_mode()
     def settle(self) -> None:
-        """Take in what the draft has left, before a dummy run overwrites it."""
+        """Judge by the signals that the draft has left, before a dummy run overwrites them."""
         if self.empty is not None:
             self.step(self.empty)
             self.news = None
@@ -192,7 +194,7 @@ class Exits:
         """Apply the rule to a step's result, in place, before anyone has seen it.
 
         Returns:
-          Whether it was: `Rule.forced` says where.
+          Whether it was applied; `Rule.forced` then says which requests got a forced token.
         """
         self.news = None
         rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next * self.last
@@ -204,7 +206,7 @@ class Exits:
         if self.failure is not None or self.rule is None:
             return False
         if self.ranks.several:
-            self._rewrite(sampled, agreed, failed)  # a rank that failed in here alone would go on with another text
+            self._rewrite(sampled, agreed, failed)  # unguarded: a rank that failed here alone would write another text
         else:
             self._attempt("could not judge a step", lambda: self._rewrite(sampled, agreed, failed))
         return self.failure is None
@@ -217,7 +219,7 @@ class Exits:
         return self.draft.signals_of_target(self.aux or (), logits_rows)
 
     def _by_request(self, signals: Float[Tensor, "rows signals"]) -> Float[Tensor, "requests *last signals"]:
-        """As the rule wants them; see `Rule.step`."""
+        """Signals in the shape that `Rule.step` takes."""
         return signals.view(-1, self.last, len(NAMES)) if self.source == "draft" else signals
 
     def _rewrite(self, sampled: Sampled, signals: Float[Tensor, "rows signals"], failed: Float[Tensor, " 1"]) -> None:
@@ -234,7 +236,7 @@ class Exits:
             self.checker.after(sampled)
         requests = list(sampled.requests)
         lost = self.draft.weights.lost or "the draft's weights are not whole on another rank"
-        # In front of drafting, so that whoever reads it does not wait for that.
+        # It starts before drafting, so that its reader does not wait for the draft.
         read = self.copies.start(self.rule.report[: len(requests)])
 
         def news() -> News:
@@ -244,7 +246,7 @@ class Exits:
             self.awaiting = lost if incomplete(report) else None
             if self.failure is not None:
                 return {}
-            if self.awaiting is not None:  # whoever ends in such a step is told that exits were off
+            if self.awaiting is not None:  # a request that ends in such a step is told that exits were off
                 return dict.fromkeys(requests, [0.0] * len(RECORD))
             return news_of(requests, report)
 
@@ -262,10 +264,10 @@ class Exits:
 
         Args:
           output: of the step.
-          sampled: what the step has left of it.
-          logits: raw, of the rows that were sampled from, or what `read_closing` has read of them; None where neither
-            is at hand.
-          by_request: whether the entries of each request are padded to the step's width, or follow each other.
+          sampled: the step, as the rule has rewritten it.
+          logits: raw, of the rows that were sampled from, or what `read_closing` has read of them. Where it is None,
+            nothing is corrected.
+          by_request: whether the entries of each request are padded to the step's width; else they follow each other.
         """
         if output.logprobs_tensors is None or self.requests.asking.isdisjoint(sampled.requests) or logits is None:
             return
@@ -289,7 +291,7 @@ class Exits:
             name_forced_tokens(*named, logits, rows, as_logits=self._as_logits)
 
     def read_closing(self, requests: Sequence[str], logits: Float[Tensor, "requests vocab"] | None) -> Closing | None:
-        """What raw logits say of the closing tokens, one row a request, for `name_forced`; None where nobody asks."""
+        """What raw logits say of the closing tokens, for `name_forced`; None where no request asks for logprobs."""
         if logits is None or self.requests.asking.isdisjoint(requests):
             return None
         return self._attempt("could not read logprobs", lambda: self._read_closing(logits, requests))
@@ -299,7 +301,7 @@ class Exits:
         return read_closing(logits, rows, self.markers.closing, as_logits=self._as_logits)
 
     def close(self, output: Any) -> None:
-        """End a step, drafting included: attach to the output what there is to tell of it."""
+        """Close a step after drafting: attach to the runner's output what there is to tell of it."""
         news, self.news, self.aux = self.news, None, None
         if output is not None and (news is not None or self.failure is not None):
             attach(output, lambda: self._tell(news))
@@ -314,15 +316,15 @@ class Exits:
 
     @torch.inference_mode()
     def end_thinking(self, request: str, caller: str | None, *, now: bool) -> bool:
-        """A client wants the thinking of its request to end, at the next boundary or now.
+        """Have the thinking of a client's request end, at the next boundary or now.
 
         Args:
-          request: id of the response, exactly.
+          request: the exact id of the response.
           caller: who asks.
-          now: at the next token.
+          now: whether it ends at the next token, wherever that is.
 
         Returns:
-          Whether there is such a request, and it thinks.
+          Whether there is such a request of this caller, and it is thinking.
         """
         return self.failure is None and self.requests.end_thinking(request, caller, now=now)
 

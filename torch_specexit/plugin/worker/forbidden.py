@@ -1,4 +1,4 @@
-"""What a client has forbidden the model to write, no exit may write either; nor into what vLLM writes by itself."""
+"""An exit may not write what a client has forbidden the model to write, nor into a text that vLLM writes itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def forbids(params: Any, closing: Sequence[int]) -> bool:
     """
     allowed = getattr(params, "allowed_token_ids", None)
     words = getattr(params, "bad_words_token_ids", None) or ()
-    # vLLM draws no stop token before the minimum, and ends a request at one that it is given.
+    # Before the minimum, vLLM draws no stop token itself, but ends a request at one that an exit has written.
     not_yet = getattr(params, "all_stop_token_ids", ()) if getattr(params, "min_tokens", 0) else ()
     return (
         (allowed is not None and not set(closing).issubset(allowed))

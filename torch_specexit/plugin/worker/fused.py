@@ -1,7 +1,7 @@
 """The exit rule of a runner, one launch of one Triton kernel a step (`torch_specexit.plugin.worker.kernel`).
 
-Nothing is allocated for it in a step, as what the kernel writes to grows with the tables; and the host learns nothing
-of it.
+A step allocates nothing for it, as the buffers that the kernel writes to grow with the tables, and the host reads
+nothing back.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch_specexit.plugin.worker.rule import Markers, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 
 BLOCK = 32
-"""Requests of a program: a warp."""
+"""Requests that one program of the kernel takes: a warp."""
 
 NO_SEARCH = (0,) * 5
-"""Loops are not looked for."""
+"""What the kernel gets where loops are not looked for."""
 
 
 class Fused:
@@ -87,8 +87,8 @@ class Fused:
         )
 
     def _place(self, requests: Sequence[str]) -> None:
-        """Put the table rows of a step's requests where the kernel finds them. Behind them, with source ``draft``, come
-        those of the last step that this one leaves out: their last token is still to be judged.
+        """Put the table rows of a step's requests where the kernel finds them. With source ``draft``, they are followed
+        by those of the last step that this one leaves out: their last token is still to be judged.
 
         Nothing is done while the same requests run in the same order.
         """

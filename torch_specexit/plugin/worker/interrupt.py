@@ -1,8 +1,8 @@
 """A client ends the thinking of its running request: what a front end calls on every worker, by name.
 
 Any API server process may be asked, and only the workers know all requests of an engine. vLLM makes ids of its own out
-of those that a client knows, and nothing can be read off them: clients choose theirs, and one may begin like another.
-So the front end that admits a request tells the workers which response it belongs to.
+of those that a client knows, but no request can be found by them: clients choose theirs, and one may begin like
+another. So the front end that admits a request tells the workers which response the request belongs to.
 """
 
 from __future__ import annotations

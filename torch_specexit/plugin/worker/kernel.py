@@ -70,13 +70,13 @@ def _passes(values, limits, signal):
 
 @triton.jit
 def _take_in(known, values, limits, signal, near):
-    """The signals of the next thinking token."""
+    """Take in the signals of the next thinking token: whether the early thresholds hold becomes a bit of ``near``."""
     return tl.where(known, ((near << 1) | _passes(values, limits, signal)) & ALL_NEAR, near)
 
 
 @triton.jit
 def _pass_over(boundary, early, thoughts, most, judged):
-    """Which boundaries are to be judged; those that the early thresholds pass over have not passed."""
+    """Which boundaries are to be judged; one that the early thresholds pass over ends the streak of passed ones."""
     near, unread = early
     behind = EARLY - unread
     was_near = (behind < 0) | (((near >> tl.maximum(behind, 0)) & 1) == 1)
@@ -86,9 +86,9 @@ def _pass_over(boundary, early, thoughts, most, judged):
 
 @triton.jit
 def _judge(asks, values, near, signal, policy, thoughts, judged, closing, marks):
-    """Judge where there is a boundary: what is remembered of it, and why the closing tokens are due.
+    """Judge where there is a boundary; returns what is remembered of it, what is due, and the marks.
 
-    Its token's signals are taken in; one that is judged for the cap alone has not passed."""
+    Its token's signals have been taken in before. A boundary that is judged for the cap alone does not pass."""
     limits, patience, most, cause = policy
     streak, was_judged, verdict = judged
     good = (_passes(values, limits, signal) & (near >> EARLY)) == 1
@@ -101,7 +101,7 @@ def _judge(asks, values, near, signal, policy, thoughts, judged, closing, marks)
 
 @triton.jit
 def _judge_last(state, state_at, signals_ptr, last, known, active, signal, policy, limits):
-    """Source ``draft``: take in what the draft has left of the last step, and judge its last token, if it was a
+    """Source ``draft``: take in the signals of the last step's tokens, and judge the last of these if it was a
     boundary."""
     count, text, judged, closing, marks, average, early = state
     near, new = early[0], tl.minimum(early[1], last)
@@ -136,7 +136,7 @@ def _may_end(marks, cause):
 
 @triton.jit
 def _judge_row(now, raw, signal, policy, limits, alpha, active, state, SMOOTH: tl.constexpr):
-    """Source ``fc``: judge the token in front, if it was a boundary, by the row that has drawn the next."""
+    """Source ``fc``: judge the token before this one, if it was a boundary, by the row that has drawn this one."""
     count, text, judged, closing, marks, average, early = state
     values, thought = _activate(raw, signal), now & (text[0] >= THOUGHT)
     if SMOOTH:
@@ -203,7 +203,7 @@ def _force(now, active, token_at, closing_ptr, limits, count, text, closing, mar
 
 @triton.jit
 def _read(now, token, meant, marker_ptr, reading, state, N_MARKER: tl.constexpr):
-    """Take in one token; returns the state behind it, and where it is a boundary."""
+    """Take in one token; returns the state after it, and where it is a boundary."""
     count, text, judged, closing, marks, average, early = state
     _, least, most, cause = reading
     phase, thoughts, start, outputs = count
@@ -234,7 +234,7 @@ def _read(now, token, meant, marker_ptr, reading, state, N_MARKER: tl.constexpr)
 def _take(now, active, token_at, words, limits, reading, state, loops, CLOSING: tl.constexpr, SEARCH: tl.constexpr):
     """One token of each request: put another in its place where that is due, and read it.
 
-    Returns the state behind it, where it was replaced, and where it is a boundary."""
+    Returns the state after it, where it was replaced, and where it is a boundary."""
     meaning_ptr, vocabulary, closing_ptr, recent_at = words
     count, text, judged, closing, marks, average, early = state
     token, replaced, closing, marks = _force(
@@ -310,7 +310,7 @@ def step(
     policy, (early, alpha), limits, reading = load_policy(knobs_at, weights_at, known, signal)
     token_at, drawn = tokens_ptr + lane * tokens_stride, column(n_ptr + lane, 0, here)
     moves = here & (drawn > 0)
-    first = tl.load(ends_ptr + lane - 1, mask=here & (lane > 0), other=0).to(tl.int64)  # behind those of others
+    first = tl.load(ends_ptr + lane - 1, mask=here & (lane > 0), other=0).to(tl.int64)  # after other lanes' rows
     fed_at, prompt = logits_rows_ptr + first, column(knobs_at, PROMPT, known)
     at, lost, state = go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, left_alone, signal)
     loops = load_loops(at, known, lost, SEARCH[0])

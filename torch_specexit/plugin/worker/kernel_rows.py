@@ -1,7 +1,7 @@
 """How the kernel of the exit rule reads its tables and writes them: rows of `rule.Tables` to tuples, and back.
 
-Lanes are requests; ``at`` points at the row of each. Of the state, the tuples are what changes together: counts, the
-text's end, the last verdict, what is due, marks, the moving average, and what is known early.
+Lanes are requests; ``at`` points at the row of each. The state is a tuple of tuples, each of what changes together:
+counts, the text's end, the last verdict, what is due, marks, the moving average, and what is known early.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch_specexit.plugin.worker.loops import FINGERPRINT
 
 
 def constant(value: float) -> tl.constexpr:
-    """What a kernel may read of a module."""
+    """A value of a module as a kernel may read it."""
     return tl.constexpr(value)
 
 
@@ -40,7 +40,7 @@ def column(at, number, mask):
 
 @triton.jit
 def signals_at(at, number, mask, signal):
-    """A column for each signal, of which this is the first."""
+    """The columns of all signals, the first of which is ``number``."""
     inside = mask[:, None] & (signal < N_SIGNALS)
     return tl.load(at[:, None] + number + signal, mask=inside, other=0)
 
@@ -53,7 +53,7 @@ def put(at, number, value, mask):
 
 @triton.jit
 def recall(state_at, past_at, stale, outputs):
-    """Where the state of each request is to be read from, and whether nothing is known of what it was like there."""
+    """Where to read each request's state as it was at ``outputs`` tokens, and whether no copy of it is left."""
     at, found = state_at, stale != stale
     for step_back in tl.static_range(STEPS_BACK + 1):  # pyright: ignore[reportGeneralTypeIssues]
         then = past_at + step_back * N_STATE
@@ -67,7 +67,7 @@ def recall(state_at, past_at, stale, outputs):
 
 @triton.jit
 def load_policy(knobs_at, weights_at, mask, signal):
-    """What each request asks for: `rule.KNOBS` and `rule.WEIGHTS`, by who looks at them."""
+    """What each request asks for: `rule.KNOBS` and `rule.WEIGHTS`, grouped by the functions that look at them."""
     cause = column(knobs_at, CAUSE, mask)
     policy = (
         signals_at(weights_at, 0, mask, signal),
@@ -83,10 +83,10 @@ def load_policy(knobs_at, weights_at, mask, signal):
 
 @triton.jit
 def go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, left_alone, signal):
-    """Go back to where vLLM has gone on from, where that is not behind the last step that a row has seen.
+    """Go back to the token from which vLLM goes on, where that is not the last one that a row has seen.
 
-    Returns where the state was read, whether nothing is known of what it was like there, or the step is one to be left
-    alone, and the state."""
+    Returns where the state was read, whether it is lost, and the state. It is lost where no copy of it is left, or the
+    step is to be left alone."""
     fed = tl.load(fed_at, mask=moves, other=0).to(tl.int64)
     outputs = tl.load(positions_ptr + fed, mask=moves, other=0).to(tl.int32) + 1 - prompt
     stale = moves & (outputs != column(state_at, OUTPUTS, known))
@@ -151,7 +151,7 @@ def store(at, mask, signal, state, row, slot):
 
 @triton.jit
 def load_loops(at, mask, lost, PERIOD: tl.constexpr):
-    """Fingerprints of the last thinking tokens, and of those that are remembered, and whether there is a loop."""
+    """Fingerprints of the last thinking tokens and of the remembered ones, and whether there is a loop."""
     if PERIOD:
         looping = column(at, LOOPING, mask)
         rolling = (column(at, ROLLING, mask), column(at, ROLLING + 1, mask))
@@ -164,7 +164,7 @@ def load_loops(at, mask, lost, PERIOD: tl.constexpr):
 
 @triton.jit
 def store_loops(at, mask, loops, PERIOD: tl.constexpr):
-    """Write them; the counterpart of `load_loops`."""
+    """Write the columns of `plugin.worker.loops.FINGERPRINT`; the counterpart of `load_loops`."""
     if PERIOD:
         put(at, ROLLING, loops[0][0], mask)
         put(at, ROLLING + 1, loops[0][1], mask)
@@ -186,7 +186,7 @@ def remember(past_at, at, known, moves, lane, signal, state, loops, PERIOD: tl.c
 
 @triton.jit
 def report(at, here, moves, failed, signal, state):
-    """Write the columns of `rule.REPORT`; returns the state in which all of that is told."""
+    """Write the columns of `rule.REPORT`; returns the state, with the news in it marked as told."""
     count, text, judged, closing, marks, average, early = state
     store_record(at, here, signal, count, judged, closing, marks)
     put(at, CHANGED, tl.where(failed == 0, tl.where(moves & (marks[2] == 0), 1.0, 0.0), -failed), here)

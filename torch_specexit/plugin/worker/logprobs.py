@@ -1,9 +1,9 @@
 """Logprobs of a forced token: the entry must name the token that the client gets.
 
-vLLM's servers look the token up in its own entry, and vLLM has filled that with the token that was drawn instead. The
-logits are those that vLLM has sampled from, so nothing is computed twice; and only requests that have asked for
-logprobs, and may exit, are looked at. Where vLLM samples in place, they are looked at before, for all closing tokens:
-what may be forced is known, and a copy of the logits would be as large as they are.
+vLLM's servers look each token up in its own entry, and vLLM has filled that entry for the token that was drawn instead.
+The logits are those that vLLM has sampled from, so no pass is repeated, and only requests that have asked for logprobs
+and may exit are looked at. Where vLLM overwrites the logits as it samples, they are read before, for all tokens that
+may be forced: a copy of the logits would be as large as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_specexit.plugin.worker.protocols import LogprobsTensors
 
 MOST_BYTES = 1 << 26
-"""Of logits in float32 at a time."""
+"""Bytes of logits that are taken to float32 at a time."""
 
 
 def name_forced_tokens(
@@ -34,11 +34,11 @@ def name_forced_tokens(
 
     Args:
       tensors: of the step.
-      entries: for each request that asks, the row of its last token in ``tensors``.
+      entries: for each request that asks for logprobs, the row of its last token in ``tensors``.
       forced: whether that token was forced.
       tokens: that token.
       logits: the target's raw logits.
-      rows: for each of these requests, the one that its last token was drawn from.
+      rows: for each of these requests, the row of ``logits`` that its last token was drawn from.
       as_logits: whether logits stand in the place of logprobs, as ``--logprobs-mode raw_logits`` has it.
     """
     for part in _parts(logits, len(entries)):
@@ -60,7 +60,7 @@ class Closing(NamedTuple):
         forced: Bool[Tensor, " asked"],
         tokens: Int[Tensor, " asked"],
     ) -> None:
-        """As the function of that name, whose arguments these are."""
+        """As the function `name_forced_tokens`, with the same arguments."""
         place = (tokens[:, None] == self.tokens).int().argmax(dim=1, keepdim=True)
         logprobs, ranks = (values.gather(1, place).squeeze(1) for values in (self.logprobs, self.ranks))
         _put(tensors, entries, forced, tokens, logprobs, ranks)
@@ -77,8 +77,8 @@ def read_closing(
 
     Args:
       logits: of the target.
-      rows: of the requests that ask.
-      tokens: that may be forced.
+      rows: those of the requests that ask for logprobs.
+      tokens: those that may be forced.
       as_logits: see `name_forced_tokens`.
     """
     parts = _parts(logits, len(rows))

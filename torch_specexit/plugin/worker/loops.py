@@ -1,9 +1,9 @@
-"""Loops, found from fingerprints: what `specexit.method.loops` says with comparisons of whole pieces of text, in a few
+"""Loops, found by fingerprints: what `specexit.method.loops` defines by comparing whole pieces of text, in a few
 operations a token.
 
-Of the last `LoopSearch.span` thinking tokens of a request there are two polynomials, modulo two primes. A token comes
-in and the oldest goes out, for which the tokens are kept in a ring. Residues are below 2^24, which float32 holds. By
-accident, two texts have both in common once in 2^48 comparisons.
+The fingerprint of a request is two polynomials of its last `LoopSearch.span` thinking tokens, modulo two primes. With
+each token that comes in the oldest goes out, for which a ring keeps the tokens. Residues are below 2^24, which float32
+holds. Two different texts agree in both by chance once in 2^48 comparisons.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ NOTHING = {"anchor_0": -1, "anchor_1": -1}
 
 
 class LoopSearch(NamedTuple):
-    """What is looked for, as the fast versions want it."""
+    """What is looked for, in the form that the fast versions use."""
 
     period: int
     span: int
     ring: int
     """Thinking tokens that are kept."""
     leaving: tuple[int, int]
-    """What takes a token out of each polynomial, by which it is multiplied."""
+    """Factors by which the oldest token is multiplied to take it out of each polynomial."""
 
     @classmethod
     def of(cls, guard: LoopGuard, slack: int) -> LoopSearch:
-        """For a guard.
+        """The search for what a guard calls a loop.
 
         Args:
           guard: what is a loop.
-          slack: tokens by which a request may fall back.
+          slack: the most tokens by which a request may fall back.
         """
         leaving = [-pow(base, guard.span, prime) % prime for base, prime in zip(BASES, PRIMES, strict=True)]
         return cls(guard.period, guard.span, guard.span + slack, (leaving[0], leaving[1]))
@@ -70,7 +70,7 @@ class Follower:
         return dict(zip(FINGERPRINT, [*self.rolling, *self.anchor, int(self.looping)], strict=True))
 
     def kept(self) -> list[int]:
-        """The ring: tokens plus one by their number, 0 where there is none."""
+        """The ring: token number ``i`` plus one at ``i % ring``, and 0 where there is none."""
         ring = [0] * self.search.ring
         for i in range(max(len(self.tokens) - self.search.ring, 0), len(self.tokens)):
             ring[i % self.search.ring] = self.tokens[i] + 1

@@ -1,7 +1,7 @@
 """The draft model: vLLM's own EAGLE-3 draft, which also reads the signals.
 
-Drafting stays bit for bit what it is without signals: the extra rows of a draft directory are split off while loading
-and used apart, at the few rows that need them.
+Drafting stays bit for bit what it is without signals: the extra rows of a draft directory are split off while loading,
+and are applied only to the few hidden states whose signals are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from vllm.config import VllmConfig
 from specexit.drafts.directory import read_config
 from specexit.method.signals import NAMES
 from specexit.method.splits import load_tokenizer
-from torch_specexit.plugin.compat.checks import as_in_directory, check_draft, checked, draft_folder, folder_of
+from torch_specexit.plugin.compat.checks import (
+    as_in_directory,
+    check_draft,
+    checked,
+    draft_cache,
+    draft_folder,
+    folder_of,
+)
 from torch_specexit.plugin.compat.hooks import install_worker_hooks
 from torch_specexit.plugin.settings import check_transition, serving_over
 from torch_specexit.plugin.worker.weights import Weights
@@ -32,16 +39,16 @@ class FirstPass:
     """What runner and draft tell each other of a step's first pass; a module's own attributes would be slow to set."""
 
     to_record: int = 0
-    """Passes that leave their signals."""
+    """How many of the next passes leave their signals."""
     requests: int = 0
-    """Of the step."""
+    """Requests of the step."""
     alone: bool = False
     """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
 
 
 class SignalHead(nn.Module):
-    """The signal rows. vLLM replaces the weights of a running model module by module, and keeps of it what has gone
-    through a parameter's ``weight_loader``; so they are all that a module of their own holds."""
+    """The signal rows, in a module of their own: vLLM replaces the weights of a running model module by module, and
+    keeps only what has gone through a parameter's ``weight_loader``."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -73,8 +80,8 @@ class WithSignals(Eagle3):
     """
 
     signals: Float[Tensor, "batch last signals"]
-    """Of the last tokens of each request of a step, the very last one first, as many as a step may have (source
-    ``draft``)."""
+    """Raw signals of the last tokens of each request of a step, the very last one first, for as many tokens as a step
+    may have (source ``draft``)."""
     last_rows: Int[Tensor, "batch 1"]
     """Where the last accepted tokens of a step are in the draft's first pass."""
     back: Int[Tensor, " last"]
@@ -83,7 +90,7 @@ class WithSignals(Eagle3):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         assert vllm_config.speculative_config is not None
         draft, target = vllm_config.speculative_config.draft_model_config, vllm_config.model_config
-        folder = draft_folder(draft.model, draft.revision)
+        folder = draft_folder(draft.model, draft.revision, draft_cache(vllm_config))
         config = read_config(folder)
         block = check_draft(config, folder, target, getattr(vllm_config.cache_config, "sliding_window", None))
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -113,7 +120,7 @@ class WithSignals(Eagle3):
 
     @property
     def signal_weight(self) -> Float[Tensor, "signals width"]:
-        """The signal rows, of what the draft or the target leaves (the block's source)."""
+        """The signal rows; the block's source says whether they read the draft's hidden states or the target's."""
         return self.signal_head.weight
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -155,7 +162,7 @@ class WithSignals(Eagle3):
 
         Args:
           passes: 0 for none.
-          last_rows: of the last accepted token of each request; the rows before it are those of the tokens before.
+          last_rows: row of the last accepted token of each request; the tokens before it have the rows before it.
         """
         if self.block.source != "draft":
             return
@@ -175,7 +182,7 @@ class WithSignals(Eagle3):
     def leave_signals(self, hidden_states: Float[Tensor, "rows hidden"]) -> None:
         """Read the signals off the first pass of a step.
 
-        All that is written to is fixed, so that this can become part of a CUDA graph.
+        It writes to fixed buffers only, so that it can become part of a CUDA graph.
         """
         n = self.first_pass.requests
         rows = (self.last_rows[:n] - self.back).clamp_(min=0).flatten()
@@ -184,11 +191,11 @@ class WithSignals(Eagle3):
             part.copy_(hidden_states[some].float() @ self.signal_weight.t())
 
     def remember_weights(self) -> None:
-        """Take the weights as they are for right, to see whether a sleep leaves them so."""
+        """Remember the weights as they are, to find out whether a sleep leaves them so."""
         self.weights.remember(self.named_parameters())
 
     def check_weights(self) -> None:
-        """See whether a sleep has left the weights as they were."""
+        """Check whether a sleep has left the weights as they were; nothing exits where it has not."""
         self.weights.check(self.named_parameters())
 
     def signals_of_target(
@@ -196,8 +203,8 @@ class WithSignals(Eagle3):
     ) -> Float[Tensor, "rows signals"]:
         """Raw signals at some rows of the target's aux hidden states (source ``fc``).
 
-        One product for each layer, and for so many rows at a time that what is gathered stays small. In front of a
-        dummy run there are neither layers nor rows.
+        There is one product for each layer and for some of the rows at a time, so that what is gathered stays small.
+        Before a dummy run there are neither layers nor rows.
         """
         signals = self.signal_weight.new_zeros(len(rows), len(NAMES))
         if not len(rows):

@@ -1,8 +1,8 @@
 """Whether a prompt opens the thinking: the last think marker in it says so.
 
 `opens_thinking` is the definition, on a list. A list of 131,072 tokens takes milliseconds to look through, which no
-step has, so a worker looks at the end of it alone, where the marker nearly always is (`opens_at_end`), and where there
-is none, at the array in which vLLM itself keeps the prompt: V1's on the host (`opens_in`), V2's on the device
+step has. So a worker looks only at the end of the list, where the marker nearly always is (`opens_at_end`). Where there
+is none, it looks at the array in which vLLM itself keeps the prompt: V1's on the host (`opens_in`), V2's on the device
 (`opens_on_device`).
 """
 

@@ -1,4 +1,4 @@
-"""What is used of vLLM's own objects, with the names and types that vLLM gives it: nothing else may be touched.
+"""What the plug-in uses of vLLM's own objects, with vLLM's names and types: nothing else of them may be touched.
 
 `torch_specexit.plugin.compat.hooks` holds the same as facts that are checked against the installed vLLM before
 anything is wrapped; this is for the reader and the type checker.
@@ -23,7 +23,8 @@ class SamplingParams(Protocol):
     """`vllm.sampling_params.SamplingParams`."""
 
     extra_args: dict[str, Any] | None
-    logprobs: int | None
+    num_logprobs: int | None
+    """None where no logprobs are wanted, neither of the most likely tokens nor of given ones."""
     structured_outputs: object | None
 
 
@@ -181,6 +182,8 @@ class RunnerV2(Runner, Protocol):
 
     model: TargetV2
     pcp_manager: ContextParallel | None
+    batch_sharder: object | None
+    """Where there is one, each rank samples for a part of the batch."""
     req_states: RequestStateV2
 
 
@@ -198,15 +201,15 @@ class Draft(Protocol):
     weights: Weights
 
     def remember_weights(self) -> None:
-        """Take the weights as they are for right."""
+        """Remember the weights as they are."""
         ...
 
     def check_weights(self) -> None:
-        """See whether a sleep has left the weights as they were."""
+        """Check whether a sleep has left the weights as they were."""
         ...
 
     def record(self, passes: int, last_rows: Int[Tensor, " batch"] | None = None) -> None:
-        """Have the next passes leave their signals, at these rows and those before."""
+        """Have the next passes leave their signals, at these rows and the rows before them."""
         ...
 
     def leave_signals(self, hidden_states: Float[Tensor, "rows hidden"]) -> None:

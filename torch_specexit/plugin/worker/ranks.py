@@ -34,7 +34,7 @@ class Ranks:
 
     Args:
       group: of vLLM.
-      rows: signals that are exchanged at most.
+      rows: the most rows of signals that a step exchanges.
       device: of the signals.
     """
 
@@ -51,11 +51,11 @@ class Ranks:
         Args:
           signals: this rank's; None where exits have failed on it.
           rows: their number, the same on all ranks.
-          whole: whether this rank's draft is.
+          whole: whether this rank's draft is whole.
 
         Returns:
-          The signals to judge by, and on how many ranks exits have failed; where that is none, and the draft of some
-          rank is not whole, a number between 0 and 1.
+          The signals to judge by, and the number of ranks on which exits have failed. Where they have failed on none,
+          and the draft of some rank is not whole, that is a number between 0 and 1 instead of 0.
         """
         if not self.several:
             assert signals is not None

@@ -23,29 +23,32 @@ _PHASE = STATE.index("phase")
 
 
 class Requests:
-    """What the host knows of them; what changes with their tokens is in the rows of `Slots`, on the device.
+    """What the host knows of a runner's requests; what changes with their tokens is in `Slots`, on the device.
 
     Args:
       draft: the SpecExit draft model.
       config: vLLM's.
       slots: their rows.
       reader: works a row out from tokens.
-      checker: follows them as well, in the checking mode.
+      checker: follows the requests as well, in the checking mode.
+      sharded: whether each rank samples for a part of the batch.
     """
 
-    def __init__(self, draft: Draft, config: Any, slots: Slots, reader: Reader, checker: Checker | None):
+    def __init__(
+        self, draft: Draft, config: Any, slots: Slots, reader: Reader, checker: Checker | None, *, sharded: bool
+    ):
         self.draft, self.ids = draft, draft.think_tokens
         self.slots, self.reader, self.checker = slots, reader, checker
         self.closing = (*draft.transition, *self.ids.end_marker)
         self._grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
         self._budget_has_text = closes_with_text(config, self.ids.end_marker)
-        self._processed_logprobs: bool = config.model_config.logprobs_mode.startswith("processed")
+        self._nameless: bool = sharded or config.model_config.logprobs_mode.startswith("processed")
         self.unread: set[str] = set()
-        """Requests whose prompts are still to be looked through, where vLLM keeps them."""
+        """Requests whose prompts are still to be looked through, in the place where vLLM keeps them."""
         self.logprobs: set[str] = set()
         """Requests that want logprobs."""
         self.asking: set[str] = set()
-        """Of these, the ones that may be forced."""
+        """Those of `logprobs` whose tokens may be forced."""
         self.owners: dict[str, Owner | None] = {}
         """Who may interrupt a request; those that nobody may, see `_may_not_exit`, are not in here."""
 
@@ -64,7 +67,7 @@ class Requests:
                 self._come_back(name, tokens)
 
     def forget(self, requests: Collection[str]) -> None:
-        """Drop all that is known of requests; of those that are not known nothing happens."""
+        """Drop all that is known of requests; unknown ones are passed over."""
         self.slots.remove(requests)
         self.asking.difference_update(requests)
         self.logprobs.difference_update(requests)
@@ -75,7 +78,7 @@ class Requests:
             self.checker.forget(requests)
 
     def _come_back(self, name: str, tokens: Sequence[int]) -> None:
-        """A request comes back after a preemption, with all the tokens that it has kept."""
+        """Take in a request that comes back after a preemption, with all the tokens that it has kept."""
         admission = self.slots.admissions[name]
         outputs = tokens[admission.prompt :]
         if self.checker is not None:
@@ -86,7 +89,7 @@ class Requests:
         self.slots.rebuild(name, *self.reader.rebuild(admission, outputs))
 
     def _admit(self, new: NewRequest, size: int) -> None:
-        """A new request, or one whose prompt has been continued, of which nothing stands but its id."""
+        """Admit a new request, or one whose prompt has been continued: nothing of that is kept but its id."""
         self.forget([new.req_id])
         params, serving = new.sampling_params, self.draft.serving
         given = params.extra_args if params else None
@@ -110,7 +113,7 @@ class Requests:
         )
         if not bound:
             self.owners[new.req_id] = owner_of(params)
-        if params is not None and params.logprobs is not None:
+        if params is not None and params.num_logprobs is not None:
             self.logprobs.add(new.req_id)
             self.asking |= {new.req_id} if policy is not None else set()
 
@@ -118,22 +121,23 @@ class Requests:
         return opens_thinking(prompt, self.ids.start, self.ids.end_marker)
 
     def _may_not_exit(self, params: SamplingParams | None) -> bool:
-        """Whether a forced token would be refused by the grammar of a request, which then ends in an error; or is
-        forbidden by its client, or may come into a text that vLLM writes to its end; or whether nobody could say its
-        logprob, as of the processed ones vLLM hands on those of the tokens that it has drawn."""
+        """Whether a request may have no exit: its grammar would refuse a forced token, and end it in an error; or its
+        client forbids such a token; or an exit may cut into a text that vLLM writes to its end; or nobody could say the
+        token's logprob, as vLLM hands on processed ones only of the tokens that it has drawn, and where each rank
+        samples for a part of the batch no logits of all of it."""
         if params is None:
             return False
-        processed = params.logprobs is not None and self._processed_logprobs
+        nameless = params.num_logprobs is not None and self._nameless
         refused = params.structured_outputs is not None and self._grammar_binds_thinking
         closed = self._budget_has_text and getattr(params, "thinking_token_budget", None) is not None
-        return processed or refused or closed or forbids(params, self.closing)
+        return nameless or refused or closed or forbids(params, self.closing)
 
     def look_through(self, requests: Collection[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:
         """Look through prompts of `unread`, which vLLM has in place by now.
 
         Args:
-          requests: of these.
-          opens: says of a request, and the length of its prompt, whether that opens the thinking.
+          requests: some of `unread`.
+          opens: takes a request and the length of its prompt, and says whether the prompt opens the thinking.
         """
         for name in requests:
             self.slots.open(name, opens(name, self.slots.admissions[name].prompt))
@@ -161,6 +165,6 @@ def _prompt_size(new: NewRequest) -> int:
 
 
 def _grammar_binds_thinking(config: Any) -> bool:
-    """Whether vLLM's grammars bind from the first token on, thinking included: without a reasoning parser it knows of
-    no thinking, and it may be told so."""
+    """Whether vLLM's grammars bind from the first token on, thinking included: without a reasoning parser vLLM knows of
+    no thinking, and with ``enable_in_reasoning`` they bind there, too."""
     return not config.reasoning_parser or config.enable_in_reasoning

@@ -1,4 +1,4 @@
-"""What the two versions of the exit rule share: the tables they work on. `specexit.method.decision` is the definition;
+"""What the two versions of the exit rule share: the tables they work on. `specexit.method.decision` is the definition.
 `kernel` is one step of it for a whole batch as one Triton kernel, `twin` the same in plain Python, on a CPU's memory.
 
 Both are one state machine. The tokens of a step are read one after the other; before each, the token in front of it is
@@ -6,19 +6,20 @@ judged if it was a boundary and its signals are known; a verdict of exit puts th
 transition text if there is one) in the place of what was drawn. Sources differ in when signals are known, and in
 nothing else:
 
-* ``fc``: the signals of a token arrive in the target row whose *input* it is, the row that draws the token behind it.
-* ``draft``: they arrive with the draft's first pass behind the step that the token is part of. Acceptance therefore
+* ``fc``: the signals of a token arrive in the target row whose *input* it is, the row that draws the next token.
+* ``draft``: they arrive with the draft's first pass, after the step that the token is part of. Acceptance therefore
   stops at a boundary, which is judged as the next step begins. A request that the next step leaves out is judged then
   as well.
 
-A boundary that the policy's ``early`` thresholds pass over is none: acceptance goes on behind it. They look at signals
-of `EARLY_TOKENS` tokens before, which a step finds known where it is no longer than that; a longer one stops, and sees.
+A boundary that the policy's ``early`` thresholds pass over is none: acceptance goes on after it. These thresholds look
+at the signals `EARLY_TOKENS` tokens before the boundary. Where these belong to the same step, and are not known yet,
+acceptance stops at the boundary, and the next step decides.
 
 Either way the KV cache holds exactly the tokens before a forced one, which vLLM takes for an ordinary rejection.
 
 The tables are not trusted to be where vLLM is. vLLM may drop a step that it has not read yet, and go on from the tokens
-before it; each step therefore says at which position it went on, and a row that has gone further falls back to what it
-was then: each step leaves a copy of the row as it began (`Tables.past`).
+before it. Each step therefore says from which position it goes on, and a row that has gone further falls back to what
+it was there, for which each step leaves a copy of the row as it began (`Tables.past`).
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ which there is no exit, and at which there is one at any boundary; hard: at whic
 `most` and `hard` are called in `STATE`; prompt: length of its prompt."""
 
 WEIGHTS = (*(f"limit_{name}" for name in NAMES), *(f"early_{name}" for name in NAMES), "alpha")
-"""The rest of its policy, float32. Limits are negated with `remaining`, see `SIGNS`, and NaN for none, which whatever
-a signal says does not touch."""
+"""The rest of its policy, float32. Limits of `remaining` are negated, see `SIGNS`. NaN stands for no limit, which every
+signal passes."""
 
 SIGNS = tuple(1.0 if signal.exits_above else -1.0 for signal in SIGNALS)
 """Signals times these pass where they are *at least* their limits."""
@@ -121,7 +122,7 @@ class Admission(NamedTuple):
     strings: int = ALL_STRINGS
     """Split strings at which it may exit, as bits; see `ThinkTokens.mask`."""
     shadow: bool = False
-    """Decide and report, but do not cut."""
+    """Exits are decided and reported, but not made."""
     prompt: int = 0
     """Tokens of its prompt."""
     margin: int | None = None
@@ -134,7 +135,7 @@ class Admission(NamedTuple):
         return [float(values.get(column, 0)) for column in STATE]
 
     def knobs(self) -> list[int]:
-        """Its row of `Tables.knobs`. Whatever a request has come to ask for, it fits into 32 bits."""
+        """Its row of `Tables.knobs`. Numbers that do not fit into 32 bits become `NO_LIMIT`."""
         if self.policy is None:
             return [BEGINS, 1, 0, NO_LIMIT, NO_LIMIT, CAP, 0, self.prompt]
         most = self.policy.max_thinking_tokens or NO_LIMIT
@@ -167,7 +168,7 @@ class Markers(NamedTuple):
     n_marker: int = 1
     """Of these, the tokens of the end marker."""
     loops: LoopSearch | None = None
-    """What ends it as going in circles, if anything does."""
+    """The search that ends thinking that goes in circles, if there is one."""
 
     @classmethod
     def of(
@@ -186,7 +187,7 @@ class Markers(NamedTuple):
           vocab_size: of the target.
           device: of the rule.
           transition: tokens that are forced before the end marker.
-          loops: what ends thinking as going in circles.
+          loops: the search that ends thinking that goes in circles; None for none.
         """
         bits = torch.zeros(vocab_size + 1, dtype=torch.int32)
         for token, mask in (ids.masks() | {ids.start: BEGINS}).items():
@@ -211,7 +212,7 @@ class Sampled(NamedTuple):
     positions: Int[Tensor, " tokens"]
     """Positions of all hidden states' input tokens within their requests."""
     rejected: Int[Tensor, " batch"] | None = None
-    """What a runner wants to have counted in: tokens that are taken back."""
+    """The runner's count of rejected tokens, to which the rule adds those that it takes back; None for none."""
     padded: bool = False
     """Whether what lies behind a row's tokens has to be -1."""
     input_ids: Int[Tensor, " tokens"] | None = None
@@ -226,8 +227,9 @@ class Sampled(NamedTuple):
 
 CHANGED = "changed"
 REPORT = (*RECORD, CHANGED)
-"""Columns of what a step reports of each request. changed: there is more news than tokens; below 0: nothing was
-decided, as minus so many ranks have failed, or, above -1, the draft of some rank is not whole."""
+"""Columns of what a step reports of each request. changed: 1 where there is more news than tokens, else 0. Below 0
+nothing was decided: at -1 and below because exits have failed on so many ranks, above -1 because the draft of some rank
+is not whole."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Around a step of vLLM's V1 runner, which CPUs use."""
+"""What is done around a step of vLLM's V1 runner, which CPUs use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rewrite(
     """Apply the rule to a `SamplerOutput`, in place, before bookkeeping and drafting. Its rows are padded with -1."""
     requests = runner.input_batch.req_ids[: runner.input_batch.num_reqs]
     tokens = output.sampled_token_ids[: len(requests)]
-    # Rows of unfinished prompts keep their token: vLLM discards it by its own mask.
+    # Rows of unfinished prompts have 0 tokens but keep what was drawn: vLLM discards that by its own mask.
     n = (tokens >= 0).sum(dim=1, dtype=torch.int32) * ~runner.discard_request_mask.gpu[: len(requests)]
     if metadata is not None:
         ends, rows = metadata.cu_num_sampled_tokens, metadata.logits_indices
@@ -50,7 +50,7 @@ def _opens(runner: RunnerV1, exits: Exits, name: str, size: int) -> Bool[Tensor,
 
 
 def empty(runner: RunnerV1) -> Sampled:
-    """A step of no request."""
+    """A step without requests, with the types that steps of this runner have."""
     tokens = torch.zeros(1, 1, dtype=torch.int32, device=runner.device)
     column = tokens[:, 0]
     return Sampled([], tokens, column, column, column.long(), runner.positions, padded=True).none()

@@ -1,4 +1,4 @@
-"""Around a step of vLLM's V2 runner, which GPUs use."""
+"""What is done around a step of vLLM's V2 runner, which GPUs use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch_specexit.plugin.worker.protocols import ContextParallel, InputBatchV2
 from torch_specexit.plugin.worker.rule import Sampled
 
 _KEPT = "_specexit"
-"""Attribute of a manager whose methods are replaced."""
+"""Attribute that marks a manager whose methods have been replaced."""
 
 
 def rewrite(
@@ -27,7 +27,7 @@ def rewrite(
     batch: InputBatchV2,
     logits: Float[Tensor, "rows vocab"] | None,
 ) -> None:
-    """Apply the rule to a `SamplerOutput`, in place. Behind ``n_sampled`` tokens its rows hold garbage."""
+    """Apply the rule to a `SamplerOutput`, in place. After ``n_sampled`` tokens its rows hold garbage."""
     size = batch.num_reqs
     sampled = Sampled(
         batch.req_ids,
@@ -51,7 +51,7 @@ def _opens(runner: RunnerV2, exits: Exits, name: str, size: int) -> Bool[Tensor,
 
 
 def empty(runner: RunnerV2) -> Sampled:
-    """A step of no request."""
+    """A step without requests, with the types that steps of this runner have."""
     tokens = torch.zeros(1, 1, dtype=torch.int64, device=runner.device)
     column = torch.zeros(1, dtype=torch.int32, device=runner.device)
     return Sampled([], tokens, column, column, tokens[:, 0], tokens[:, 0], column).none()
@@ -61,7 +61,7 @@ def keep_logits(model: TargetV2, sample: Callable[[], Any]) -> tuple[Any, Tensor
     """Sample, and keep the logits that are sampled from: V2 computes them within.
 
     Returns:
-      What ``sample`` returns, and the logits; None where each rank has sampled for a part of the batch.
+      What ``sample`` returns, and the logits; None where they were not computed, see `RunnerV2.batch_sharder`.
     """
     kept: list[Tensor | None] = []
     compute = model.compute_logits
@@ -79,8 +79,8 @@ def keep_logits(model: TargetV2, sample: Callable[[], Any]) -> tuple[Any, Tensor
 
 
 def keep_restored(exits: Exits, manager: object | None) -> None:
-    """Under prefill context parallel, a rank holds a part of the hidden states until it samples, or drafts. From now
-    on, keep those of the whole batch, as they are put together for that.
+    """Have a manager hand on the hidden states of the whole batch wherever it puts them together: under prefill context
+    parallel, a rank holds only a part of them until it samples or drafts.
 
     Args:
       exits: of the runner.

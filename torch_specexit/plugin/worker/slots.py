@@ -41,7 +41,7 @@ class Slots:
         self.admissions: dict[str, Admission] = {}
         self.interrupted: set[str] = set()
         self.changes = 0
-        """How often a row has been given away or taken back."""
+        """Counts all changes of rows that the host makes: where it stands still, the rule looks nothing up anew."""
         self.tables = self._empty(0)
         self._free: list[int] = []
         self._new: dict[int, Admission] = {}
@@ -74,7 +74,7 @@ class Slots:
         return len(self.row_of)
 
     def add(self, request: str, admission: Admission) -> None:
-        """Give a request a row of its own, in its first state. One that it has already is taken back."""
+        """Give a request a row of its own, in its first state. A row that it has already is taken back."""
         self.remove([request])
         if not self._free:
             self._grow(self.capacity)
@@ -83,13 +83,13 @@ class Slots:
         self._new[row] = self.admissions[request] = admission
 
     def open(self, request: str, thinking: Bool[Tensor, ""]) -> None:
-        """Whether the prompt of a new request has opened the thinking, which its admission did not know."""
+        """Set whether the prompt of a new request has opened the thinking, where its admission did not know."""
         self.changes += 1
         self._opened[self.row_of[request]] = thinking
 
     def rebuild(self, request: str, state: list[float], recent: list[int]) -> None:
-        """Leave rows of `Tables.state` and `Tables.recent` for a request whose own, and its past, may not be what vLLM
-        goes on from."""
+        """Leave a row of `Tables.state` among a request's past, and one of `Tables.recent`: what it has may not reach
+        back to where vLLM goes on. A row that is still to be written needs none."""
         row = self.row_of[request]
         if row not in self._new:
             self.changes += 1

@@ -1,8 +1,8 @@
 """One step of the exit rule in plain Python, one request after the other, for tables on a CPU: the oracle of the Triton
 kernel, and what runs where there is no Triton.
 
-What are lanes and masks in the kernel are requests and conditions here. For the few requests of a CPU that is faster
-than numpy over lanes, each of whose many operations costs as much for one request as for a hundred.
+The kernel's lanes and masks are requests and conditions here. For the few requests of a CPU that is faster than numpy
+over lanes, where each of many operations costs as much for one request as for a hundred.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Row:
         return list(vars(self.state).values())
 
     def lose(self) -> None:
-        """Nothing is known of the request any more: nothing is left to be judged, or due."""
+        """Switch exits off, with nothing left to be judged or due: the state of the request is not known any more."""
         lost = ("on", "unread", "last", "matched", "deferred", "closed", "looping", "told")
         vars(self.state).update(dict.fromkeys(lost, 0))
 
@@ -74,9 +74,9 @@ class Row:
         return (self.state.would_exit == 0 and self.state.on > 0) or self.knob.cause == INTERRUPT
 
     def pass_over(self) -> bool:
-        """Whether the early thresholds pass over a boundary behind the last token, which then has not passed.
+        """Whether the early thresholds pass over a boundary at the last token, which then ends the streak.
 
-        They held so many tokens before it, as far as that is known, where it is to be judged.
+        It is to be judged where they held `EARLY_TOKENS` tokens before it, or that is not known yet, or at the cap.
         """
         behind = rule.EARLY_TOKENS - int(self.state.unread)
         if behind < 0 or int(self.state.near) >> behind & 1 or self.state.thoughts >= self.knob.most:
@@ -85,12 +85,12 @@ class Row:
         return True
 
     def take_in(self, values: Signals) -> None:
-        """The signals of the next thinking token."""
+        """Take in the signals of the next thinking token: whether the early thresholds hold there."""
         if self.asked.has_early:
             self.state.near = (int(self.state.near) << 1 | passes(values, self.asked.early)) & rule.ALL_NEAR
 
     def judge(self, values: Signals) -> None:
-        """Judge a boundary, whose token's signals are taken in: one that is judged for the cap alone has not passed."""
+        """Judge a boundary, after its token's signals were taken in. One judged for the cap alone does not pass."""
         state, knob = self.state, self.knob
         good = int(state.near) >> rule.EARLY_TOKENS & 1 and passes(values, self.asked.limits)
         state.streak = state.streak + 1 if good else 0
@@ -124,7 +124,7 @@ class Twin:
         self._loops = markers.loops
         self._before: dict[str, int] = {}
         self._asked: dict[int, Asked] = {}
-        """By their places, since the slots last changed."""
+        """By table row, since the slots last changed."""
         self._changes = slots.changes
         self.forced = torch.zeros(0, dtype=torch.bool)
         self.report = torch.zeros(0, len(rule.REPORT))
@@ -168,7 +168,7 @@ class Twin:
         return [Row(place, columns, self._asked[place]) for place, columns in zip(places, state, strict=True)]
 
     def _reconcile(self, row: Row, outputs: int) -> None:
-        """Go back to where vLLM has gone on from, where that is not behind the last step that a row has seen."""
+        """Go back to the token from which vLLM goes on, where that is not the last one that a row has seen."""
         if outputs == row.state.outputs:
             return
         past = self.slots.tables.past.numpy()[row.place]
@@ -224,7 +224,7 @@ class Twin:
         return drawn, False
 
     def _judge_token(self, row: Row, values: Signals, *, active: bool) -> None:
-        """Source ``fc``: judge the token in front, by the row that has drawn the next one."""
+        """Source ``fc``: judge the last token, if it was a boundary, by the row that has drawn the next one."""
         state = row.state
         state.unread = 0
         if state.last >= THOUGHT:
@@ -234,7 +234,7 @@ class Twin:
             row.judge(values)
 
     def _average(self, row: Row, values: Signals) -> Signals:
-        """The moving average, behind one more value."""
+        """The moving average, with one more value in it."""
         state, alpha = row.state, np.float32(row.asked.alpha)
         if state.smoothed:
             moving = np.array([getattr(state, name) for name in _MOVING], np.float32)

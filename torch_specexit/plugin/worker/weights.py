@@ -1,7 +1,7 @@
 """Whether a draft's weights are all in place.
 
-vLLM loads a draft whole when it starts. Later, weights may come one by one, from a trainer; and a deep sleep leaves
-them behind. For the tokens that is harmless, they are verified; a verdict read off half a draft is not.
+vLLM loads a draft whole when it starts. Later, weights may come one by one, from a trainer, and a deep sleep loses
+them. That does no harm to tokens, which the target verifies, but a verdict read off half a draft is wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ logger = logging.getLogger("vllm.specexit")
 
 WHY_LOST = "specexit_why_lost"
 """Name of the worker's method, which a front end calls."""
+
+BLOCK = 1 << 22
+"""Bytes of a parameter that are summed up at a time: as integers, of which torch makes a copy, they take eight times as
+much."""
 
 NEVER_SENT = ("d2t", "t2d", "embed_tokens.weight")
 """What an update leaves as it is: the draft's vocabulary, and what may be the target's."""
@@ -48,17 +52,17 @@ class Weights:
         return not self.awaited
 
     def start_without(self) -> None:
-        """The engine stands, and has not loaded them: what may still arrive need not be the draft of the directory."""
+        """The engine has started without loading the tensors: those that arrive later need not be the directory's."""
         self.lose("vLLM has not loaded the draft's tensors from its directory, as with load_format ipc_cache or dummy")
         self.loaded = True
 
     def begin(self) -> None:
-        """Some tensors are about to arrive."""
+        """Some tensors are about to arrive: a whole draft is lost until all of them have."""
         if self.loaded and self.whole:
             self.lose("an update of the draft's weights has begun")
 
     def arrived(self, name: str) -> None:
-        """A tensor is in place."""
+        """A tensor is in place; the draft is whole when all that are awaited are."""
         if name not in self.awaited:  # one that is never sent, or there already
             return
         self.awaited.discard(name)
@@ -69,12 +73,12 @@ class Weights:
             self.loaded, self.lost, self._mark = True, None, None
 
     def lose(self, why: str) -> None:
-        """The draft is not what it was; nothing exits until all of its tensors have arrived."""
+        """The draft is not whole any more: nothing exits until all of its tensors have arrived."""
         logger.warning("specexit: %s; nothing exits until all of them have arrived", why)
         self.awaited, self.lost = set(self.names), why
 
     def remember(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Take the weights as they are for right, where they are whole and nothing is remembered yet."""
+        """Remember the weights as they are, where they are whole and nothing is remembered yet."""
         if not self.whole or self._mark is not None:
             return
         own = own_of(parameters)
@@ -85,16 +89,16 @@ class Weights:
             self.replaced = not torch.equal(self._mark, self._first)
 
     def check(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Whether the weights are still what is remembered, behind a sleep."""
+        """Compare the weights with what is remembered, after a sleep; the draft is lost where they differ."""
         if self.whole and self._mark is not None and not torch.equal(self._mark, fingerprint(own_of(parameters))):
             self.lose("the draft's weights have not survived a sleep")
 
 
 def own_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Tensor]:
     """The draft's own parameters. Embedding and head are left out: they may be the target's, which has updates of its
-    own. One is empty where vLLM has packed it for a CPU, and nothing can be seen of it."""
+    own. A parameter that vLLM has packed for a CPU is empty: its values cannot be seen."""
     named = ((name, value) for name, value in parameters if "embed_tokens" not in name and "lm_head" not in name)
-    return [torch.atleast_1d(value.detach()).contiguous() for _, value in named]
+    return [torch.atleast_1d(value.detach()) for _, value in named]
 
 
 def fingerprint(own: Iterable[Tensor]) -> Int[Tensor, " sums"]:
@@ -104,8 +108,14 @@ def fingerprint(own: Iterable[Tensor]) -> Int[Tensor, " sums"]:
 
 
 def _sums(value: Tensor) -> list[Tensor]:
-    table = value.view(torch.uint8).reshape(len(value), -1)
-    sums = [table.sum(dim=dim, dtype=torch.int64) for dim in (0, 1)]
+    rows = max(BLOCK // (value[0].numel() * value.element_size()), 1)
+    columns = torch.zeros((), dtype=torch.int64, device=value.device)
+    by_row: list[Tensor] = []
+    for part in value.split(rows):
+        table = part.contiguous().view(torch.uint8).reshape(len(part), -1)
+        columns = columns + table.sum(dim=0, dtype=torch.int64)
+        by_row.append(table.sum(dim=1, dtype=torch.int64))
+    sums = (columns, torch.cat(by_row))
     return [(part * torch.arange(1, len(part) + 1, device=part.device)).sum() for part in sums]
 
 
