@@ -113,6 +113,6 @@ def test_streamed_or_not_a_request_is_admitted_by_the_same_check(effort, lora, r
 
 def test_a_stream_is_checked_against_the_file_as_it_is_now():
     front, looked = FrontEnd(operation(), Activity()), []
-    front.watch = SimpleNamespace(changed=lambda served: looked.append(served) or False)
+    front.watch = SimpleNamespace(changed=lambda served, at_once: looked.append(served) or False)
     front.check(None)
     assert looked == [front.operation]

@@ -136,8 +136,8 @@ def recorded() -> list[Tried]:
 
 
 def test_recorded_answers_have_the_same_exit_point_at_a_third_of_the_trials():
-    """The earliest one, which labels count down to by default. Without a look at which steps state the answer, a fifth
-    of them would be missed: lucky guesses that last for a boundary or two.
+    """The earliest one, which labels count down to by default. Without a look at which steps state the answer, every
+    eleventh would be missed: lucky guesses that last for a boundary or two.
 
     The stable one is another matter: in the midst of a sentence verdicts go back and forth, and each has to be seen.
     Going back from the end sees them, and needs no other.
@@ -150,7 +150,7 @@ def test_recorded_answers_have_the_same_exit_point_at_a_third_of_the_trials():
     assert found.trials <= found.all_trials / 3
     assert found.trial_tokens <= found.all_trial_tokens / 3
     blind = refinement([replace(trace, stated=()) for trace in traces], "refine", 8)
-    assert blind.same_earliest < 0.85 * blind.traces
+    assert blind.same_earliest < 0.95 * blind.traces
     stable = refinement(traces, "stable", 8)
     assert stable.same_stable == 120
     assert stable.trials <= stable.all_trials / 2
