@@ -43,8 +43,7 @@ def drive(
         then on. Without them the next one comes in as soon as one is done.
 
     Returns:
-      ``seconds`` from the first to the last, and ``requests`` in the order of the problems: what `Running.result` says,
-      with ``inactive``, why the plug-in has given up, or None.
+      ``seconds`` in all, and ``requests``, by problem: `Running.result`, with why the plug-in is ``inactive``, or None.
     """
     from vllm import RequestOutput
 

@@ -1,9 +1,8 @@
 """How many prompts of a sample a policy gets wrong, counted over blocks of their traces.
 
 An exit at an undecided trial counts as a changed answer, and never as a right one; one at a boundary that was not tried
-is an error, whatever the trials on both sides say. Besides the errors, this file counts
-the prompts whose answer was also written in full at the very boundary where the policy ends their thinking: there it
-can contradict the trial.
+is an error, whatever the trials on both sides say. Besides the errors, this file counts the prompts whose answer was
+also written in full at the very boundary where the policy ends their thinking: there it can contradict the trial.
 """
 
 from __future__ import annotations
