@@ -142,9 +142,14 @@ def loss(point: Point, full_accuracy: float | None) -> float:
     return full_accuracy - point.accuracy
 
 
+def within(point: Point, full_accuracy: float | None, tolerance: float) -> bool:
+    """Whether a point loses at most ``tolerance``: by two shares, whose difference is rounded (0.9 - 0.89 > 0.01)."""
+    return loss(point, full_accuracy) <= tolerance + 1e-9
+
+
 def best_within(points: Iterable[Point], full_accuracy: float | None, tolerance: float) -> Point | None:
     """The point that cuts most, probes paid, at a loss of at most ``tolerance``; None where there is none."""
-    fit = [point for point in points if loss(point, full_accuracy) <= tolerance + 1e-9]
+    fit = [point for point in points if within(point, full_accuracy, tolerance)]
     return max(fit, key=lambda point: point.net_cut, default=None)
 
 

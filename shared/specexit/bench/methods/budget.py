@@ -10,7 +10,7 @@ from specexit.data.rows import AnyTrace
 from specexit.method.decision import MOST_TOKENS
 from specexit.method.policies.budget import budget_policy
 from specexit.method.replay import Replay
-from specexit.method.simulate import loss, mean_known, summarise
+from specexit.method.simulate import mean_known, summarise, within
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ def calibrate_budget(traces: Sequence[AnyTrace], tolerance: float) -> int:
     full = mean_known(replay.correct)
     for tokens in range(int(replay.n_think.max(initial=0)) + 1):
         policy = budget_policy(tokens)
-        # A difference of two shares: 0.9 - 0.89 is above 0.01.
-        if loss(summarise(replay, policy, replay.play(policy)), full) <= tolerance + 1e-9:
+        if within(summarise(replay, policy, replay.play(policy)), full, tolerance):
             return tokens
     return int(replay.n_think.max(initial=0)) + 1
