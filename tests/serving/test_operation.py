@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specexit.drafts.certified import doubts
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
@@ -20,6 +22,7 @@ from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError
 from torch_specexit.plugin.frontend.callers import mark_of
 from torch_specexit.plugin.frontend.efforts import with_effort
 from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.permissions import stricter_of
 
 
 def get(server, **arguments):
@@ -285,6 +288,87 @@ def test_under_a_ceiling_nothing_bolder_is_served_however_it_is_asked_for():
     found = [get(server, effort="low"), get(server, risk=0.5), server.resolve(None, lora="poet")]
     assert [admitted.point for admitted in found] == ["usual"] * 3
     assert get(server, risk=0.01).point == "careful"
+
+
+def held(server):
+    server.reject(server.file.point("usual"))
+
+
+def held_in_shadow(server):
+    held(server)
+    server.reject(server.file.point("careful"))
+
+
+def switched_in_the_file(server):
+    server.load(server.file, Serving(mode="shadow"))
+
+
+INCIDENTS = {
+    "audits": (held, "exit"),
+    "all audits": (held_in_shadow, "shadow"),
+    "off": (lambda server: server.switch("off"), "off"),
+    "shadow": (lambda server: server.switch("shadow"), "shadow"),
+    "file": (switched_in_the_file, "shadow"),
+}
+
+
+@pytest.mark.parametrize("arguments", RARER, ids=str)
+@pytest.mark.parametrize("incident", INCIDENTS)
+def test_what_a_client_may_ask_it_may_ask_in_an_incident_too_and_gets_no_more_than_others(incident, arguments):
+    """Answered with HTTP 400 from one request to the next, clients would have made two incidents of one."""
+    happens, mode = INCIDENTS[incident]
+    server = operation()
+    happens(server)
+    usual, found = server.resolve(None), server.resolve(arguments)
+    assert usual.mode == mode
+    order = ("exit", "shadow", "off")
+    assert order.index(found.mode) >= order.index(mode)
+    assert stricter_of(found.policy, usual.policy) == found.policy
+
+
+def test_who_asks_for_less_than_audits_have_imposed_gets_what_they_have_and_its_certificate():
+    server = operation()
+    held(server)
+    for arguments in ({"validity": 0.95}, {"risk": 0.02}, {"risk": 0.01, "validity": 0.97}):
+        found = get(server, **arguments)
+        assert (found.point, found.certified, found.policy) == ("careful", True, server.served().policy)
+    both = get(server, validity=0.95, confidence=0.3, max_thinking_tokens=1000)
+    assert (both.policy.thresholds, both.policy.max_thinking_tokens) == ({"validity": 0.97, "confidence": 0.3}, 1000)
+    for arguments, expected in BOLDER:
+        with pytest.raises(ArgumentError, match=expected):
+            server.resolve(arguments)
+
+
+def test_fewer_split_strings_are_not_cut_at_where_audits_want_boundaries_in_a_row():
+    patient = point("careful", 0.97, 0.005, patience=2)
+    file = PolicyFile.model_validate({"points": (point("usual", 0.9, 0.02, patience=1), patient), "default": "usual"})
+    server = Operation(BLOCK, file, Serving())
+    assert get(server, splits=["\n\n"]).mode == "exit"
+    held(server)
+    assert (get(server, splits=["\n\n"]).mode, server.resolve(None).mode) == ("shadow", "exit")
+
+
+probabilities = st.floats(0, 1, width=16)
+limits = st.dictionaries(st.sampled_from(["validity", "confidence", "remaining"]), probabilities)
+rules = st.builds(
+    Policy,
+    thresholds=limits,
+    early=limits,
+    patience=st.integers(1, 3),
+    min_thinking_tokens=st.integers(0, 6),
+    max_thinking_tokens=st.none() | st.integers(6, 30),
+)
+
+
+@given(asked=rules, imposed=rules, seed=st.integers(0, 2**32 - 1))
+def test_the_stricter_of_two_policies_exits_nowhere_before_either(asked, imposed, seed):
+    draws = np.random.default_rng(seed)
+    tokens, signals = draws.integers(5, 7, 40).tolist(), draws.random((40, 4))
+    ids = ThinkTokens(start=1, end=2, split=frozenset({5}))
+    both = exit_position(tokens, signals, stricter_of(asked, imposed), ids)
+    for policy in (asked, imposed):
+        first = exit_position(tokens, signals, policy, ids)
+        assert both is None or (first is not None and first <= both)
 
 
 def test_workers_get_all_that_is_decided_and_nothing_that_a_client_wrote():

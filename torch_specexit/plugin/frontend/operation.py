@@ -26,7 +26,7 @@ from torch_specexit.plugin.frontend.arguments import (
 )
 from torch_specexit.plugin.frontend.efforts import point_for
 from torch_specexit.plugin.frontend.imposed import Kept, nothing, said_since, switched_since
-from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer
+from torch_specexit.plugin.frontend.permissions import check_permitted, check_rarer, stricter_of
 
 
 def in_share(request: str, share: float, *, draw: str = "") -> bool:
@@ -321,10 +321,14 @@ class Operation:
         offered = self._offered(arguments, lora, caller)
         if offered is None:  # the operator's word, which nothing that a request says goes over
             return Admitted(self.served().policy, "off", None, None, False, False, caller, choice=choice, lora=lora)
-        point = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk, offered)
+        asked = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk, offered)
+        point = self._at_most(asked)
         if rule == "stricter":
-            check_rarer(arguments, offered, point, self.mode)
-        policy = policy_of(arguments, point.policy, keep_thresholds=rule == "stricter")
+            check_rarer(arguments, offered, asked)
+            policy = policy_of(arguments, asked.policy, keep_thresholds=True)
+            policy = point.policy if policy == asked.policy else stricter_of(policy, point.policy)
+        else:
+            policy = policy_of(arguments, point.policy)
         mode = self._mode_of(arguments, request, point)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
         like = sampled and not forced and mode != "off"  # as what was calibrated
@@ -342,21 +346,30 @@ class Operation:
         )
 
     def _mode_of(self, arguments: RequestArguments, request: str, point: OperatingPoint) -> Mode:
-        if arguments.specexit is False or not in_share(request, self.serving.share, draw="share:"):
+        if (
+            self.mode == "off"
+            or arguments.specexit is False
+            or not in_share(request, self.serving.share, draw="share:")
+        ):
             return "off"
-        if self.mode != "off" and (self.in_shadow or point.name in self.shadowed):
+        if self.in_shadow or point.name in self.shadowed:
             return "shadow"  # by audits, which no request goes over
-        return self.mode if self.mode == "off" else arguments.specexit_mode or self.mode
+        if self.serving.requests == "stricter":
+            if arguments.specexit_splits is not None and point.policy.patience > 1:
+                return "shadow"  # audits want boundaries in a row; fewer kinds of them may bring such a row about
+            return "shadow" if "shadow" in (self.mode, arguments.specexit_mode) else "exit"
+        return arguments.specexit_mode or self.mode
 
     def _offered(self, arguments: RequestArguments, lora: str | None, caller: str | None) -> OperatingPoint | None:
-        """The point of a request that asks for nothing, or for an effort alone; None for no exits."""
+        """The operator's point for a request that asks for nothing, or for an effort alone; None for no exits."""
         assigned = [self.serving.loras.get(lora or ""), self.serving.tenants.get(caller or "")]
         if "off" in assigned:
             return None
         name = next((name for name in assigned if name is not None), self.name)
-        return self._at_most(self.file.point(point_for(arguments.specexit_effort, self.serving.efforts) or name))
+        return self.file.point(point_for(arguments.specexit_effort, self.serving.efforts) or name)
 
     def _at_most(self, point: OperatingPoint) -> OperatingPoint:
+        """The point, or the one that audits have put in its place."""
         name = self.ceiling
         ceiling = None if name is None else self.file.point(name)
         point = ceiling if ceiling is not None and epsilon_of(ceiling) < epsilon_of(point) else point
@@ -376,7 +389,7 @@ class Operation:
                 f"{known or 'there is none whose certificate is of its policy'}",
                 "specexit_risk",
             )
-        return self._at_most(max(fitting, key=epsilon_of))
+        return max(fitting, key=epsilon_of)
 
     def points(self) -> list[dict[str, Any]]:
         """The operating points as ``GET /v1/specexit`` lists them."""
