@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specexit.drafts.target_weights import target_files
 from specexit.errors import InputError
 
 REQUESTS = 16
@@ -69,8 +70,12 @@ def kv_cache_gib(
 
 
 def weight_bytes(*folders: Path) -> int:
-    """Bytes of the weights in some model folders."""
-    return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
+    """Bytes of the weights in some model folders, of the files that vLLM reads.
+
+    Raises:
+      TensorError: an index cannot be read, or names a file that is not there.
+    """
+    return sum(path.stat().st_size for folder in folders for path in target_files(folder))
 
 
 def free_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

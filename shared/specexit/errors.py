@@ -95,6 +95,20 @@ def dotted(problem: Mapping[str, Any]) -> str:
     return ".".join([*parts[:said], *(cut(part, 4) for part in parts[said:])])
 
 
+def repeated(problem: Mapping[str, Any]) -> str:
+    """The value that one of pydantic's problems is about, on one line. Of tenants no more than the kind, or a part.
+
+    Example:
+      >>> repeated({"loc": ("points",), "input": 3}), repeated({"loc": ("tenants",), "input": ["sk-live-0123"]})
+      ('3', 'a list')
+    """
+    value = problem["input"]
+    if "tenants" in problem["loc"]:
+        value = cut(value, 4) if isinstance(value, str) else value
+        return f"a {type(value).__name__}" if isinstance(value, list | tuple | dict) else shown(value)
+    return shown(value)
+
+
 def first_problem(error: ValidationError) -> str:
     """What the first wrong field of a file is, and what was expected of it.
 
@@ -107,4 +121,4 @@ def first_problem(error: ValidationError) -> str:
       "n is 'many': Input should be a valid integer, unable to parse string as an integer"
     """
     problem = error.errors()[0]
-    return f"{dotted(problem) or 'it'} is {shown(problem['input'])}: {problem['msg'].removeprefix('Value error, ')}"
+    return f"{dotted(problem) or 'it'} is {repeated(problem)}: {problem['msg'].removeprefix('Value error, ')}"

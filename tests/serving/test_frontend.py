@@ -389,8 +389,10 @@ def test_settings_of_the_server_override_those_of_the_draft():
         ({"audit": 0.1}, "unknown key 'specexit.audit', expected one of mode, requests, audit_rate"),
         ("shadow", "specexit is 'shadow', expected an object"),
         ({"tenants": {"sk-live-0123": False}}, r"specexit.tenants.sk-l\.\.\. is False: Input should be a valid string"),
+        ({"tenants": ["sk-live-0123"]}, r"specexit.tenants is a list: Input should be a valid dict"),
     ],
 )
 def test_bad_settings_are_named(given, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as error:
         serving_over(Serving(), {KEY: given})
+    assert "sk-live" not in str(error.value)

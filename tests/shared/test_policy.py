@@ -253,10 +253,16 @@ def test_an_api_key_is_not_repeated_where_what_it_gets_is_wrong(draft):
     key = "sk-live-0123456789abcdef"
     write_policy(draft, STORED)
     path = draft / "policy.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"serving": {"tenants": {key: False}}}))
-    with pytest.raises(PolicyError, match=r"field serving\.tenants\.sk-l\.\.\. is False: Input should be a") as error:
-        read_policy(draft)
-    assert key not in str(error.value)
+    plain = json.loads(path.read_text())
+    for tenants, said in (
+        ({key: False}, r"\.sk-l\.\.\. is False: Input should be a valid string"),
+        ([key], " is a list: Input should be a valid dictionary"),
+        (key, r" is 'sk-l\.\.\.': Input should be a valid dictionary"),
+    ):
+        path.write_text(json.dumps(plain | {"serving": {"tenants": tenants}}))
+        with pytest.raises(PolicyError, match=rf"field serving\.tenants{said}") as error:
+            read_policy(draft)
+        assert key not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])

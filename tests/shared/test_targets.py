@@ -2,14 +2,20 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from specexit.config import REPOSITORY, ConfigError, find
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.target import TargetConfig, find_target, load_target_config, save_target
+from specexit.stand_in.files import parameters
 from specexit.tiny import EMBEDDED
+from torch_specexit.kv_cache import weight_bytes
 
 FULL_SIZE = ["qwen3-4b-thinking-2507", "deepseek-r1-distill-llama-8b", "qwen3-30b-a3b-thinking-2507"]
 
@@ -249,3 +255,29 @@ def test_every_shipped_target_says_how_it_is_asked(path: Path) -> None:
     target = load_target_config(path.stem)
     assert target.sampling is not None
     assert target.trial_of(target.answer_kind).max_tokens <= target.sampling.max_tokens <= target.max_model_len
+
+
+def write_sharded(folder: Path, named: list[str]) -> None:
+    """A target with a file ``a`` of 6 parameters and a file ``b`` of 4, and an index that names some files."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"a": np.zeros((2, 3), np.float32)}, folder / "a.safetensors")
+    save_file({"b": np.zeros(4, np.float32)}, folder / "b.safetensors")
+    weights = {"weight_map": {name: f"{name}.safetensors" for name in named}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(weights))
+
+
+def test_files_that_no_index_names_are_no_part_of_a_target(tmp_path: Path) -> None:
+    """Authors lay the weights in a layout of their own beside them. A copy without was another target, its certificate
+    void, and a server asked for memory for both."""
+    full = tmp_path / "full"
+    write_sharded(full, ["a"])
+    copy = shutil.copytree(full, tmp_path / "copy", ignore=shutil.ignore_patterns("b.safetensors"))
+    assert target_fingerprint(full) == target_fingerprint(copy) is not None
+    assert weight_bytes(full) == weight_bytes(copy) == (copy / "a.safetensors").stat().st_size
+    assert parameters(full) == 6
+
+
+def test_a_target_whose_files_are_still_to_come_has_no_fingerprint(tmp_path: Path) -> None:
+    write_sharded(tmp_path / "target", ["a", "c"])
+    assert target_fingerprint(tmp_path / "target") is None

@@ -14,7 +14,7 @@ from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
 from specexit.drafts.policy import FILE
-from specexit.errors import dotted
+from specexit.errors import dotted, repeated
 from torch_specexit.plugin.compat.checks import draft_cache, draft_folder
 
 logger = logging.getLogger("vllm.specexit")
@@ -91,7 +91,9 @@ def _on_top(below: Serving, given: Any, where: str, *, over: str) -> Serving:
         if problem["type"] == "extra_forbidden":
             known = ", ".join(Serving.model_fields)
             raise ConfigError(f"{where}: unknown key {key!r}, expected one of {known}") from error
-        raise ConfigError(f"{where}: {key} is {problem['input']!r}: {problem['msg']}") from error
+        raise ConfigError(
+            f"{where}: {key} is {repeated(problem)}: {problem['msg'].removeprefix('Value error, ')}"
+        ) from error
     settings = settings.model_copy(
         update={place: getattr(settings, place) | _off(getattr(below, place)) for place in ("loras", "tenants")}
     )

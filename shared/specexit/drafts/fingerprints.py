@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specexit.drafts.files import TensorError, parse_json
+from specexit.drafts.target_weights import target_files
 
 MODELOPT = "hf_quant_config.json"
 """Where ModelOpt, up to version 0.29, says how it has quantised a model; ``config.json`` says nothing of it then."""
@@ -15,12 +16,17 @@ BLOCKS, BLOCK = 64, 4096
 
 
 def target_fingerprint(folder: Path) -> str | None:
-    """SHA-256 that stands for a model folder in Hugging Face layout; None without ``config.json`` or safetensors.
+    """SHA-256 that stands for a model folder in Hugging Face layout; None without ``config.json`` or safetensors, and
+    while files are missing that its index names.
 
-    It covers all of ``config.json`` and, of each weight file, name, size, head and 64 blocks of 4 KiB spread evenly
-    over it: a fine-tune of the same shape has another one, and a model of 100 GB takes no longer than a small one.
+    It covers all of ``config.json`` and, of each file that vLLM reads weights from, name, size, head and 64 blocks of
+    4 KiB spread evenly over it: a fine-tune of the same shape has another one, and a model of 100 GB takes no longer
+    than a small one.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    try:
+        files = target_files(folder)
+    except TensorError:  # as in the Hub's cache, before an engine has fetched the rest
+        return None
     if not files or not (folder / "config.json").exists():
         return None
     digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -40,8 +46,13 @@ def quantization_of(fields: Mapping[str, Any]) -> str:
     Example:
       >>> quantization_of({"quantization_config": {"quant_method": "gptq", "bits": 4}})
       'gptq'
+      >>> quantization_of({"text_config": {"quantization_config": {"quant_method": "fp8"}}})
+      'fp8'
     """
-    said = fields.get("quantization_config") or fields.get("compression_config")  # the second is the older key
+    said = None
+    for place in (fields, fields.get("text_config")):  # the second where the model reads images, too
+        if said is None and isinstance(place, Mapping):
+            said = place.get("quantization_config") or place.get("compression_config")  # the latter is the older key
     return str(said.get("quant_method") or "none") if isinstance(said, Mapping) else "none"
 
 

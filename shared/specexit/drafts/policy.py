@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from specexit.config import Config, write_text
 from specexit.drafts.files import TensorError, parse_json, read_object
-from specexit.errors import InputError, dotted, shown
+from specexit.errors import InputError, dotted, repeated, shown
 from specexit.method.decision import MOST_TOKENS, Policy
 from specexit.method.loops import LoopGuard
 
@@ -447,4 +447,4 @@ def _validated(raw: dict[str, Any], path: Path, *, old: bool = False) -> PolicyF
             key = "specexit." + key.removeprefix("points.0.").replace("certificate", "calibration")
         if problem["type"] == "value_error" and not key:
             raise PolicyError(f"{path}: {said}") from error
-        raise PolicyError(f"{path}: field {key} is {shown(problem['input'])}: {said}") from error
+        raise PolicyError(f"{path}: field {key} is {repeated(problem)}: {said}") from error

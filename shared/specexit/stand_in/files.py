@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from specexit.config import write_text
+from specexit.drafts.target_weights import target_files
 
 SHARD_BYTES = 1 << 30
 """Bytes of a shard, which is in memory twice while it is written."""
@@ -53,11 +54,15 @@ def write_shards(
 
 
 def parameters(folder: Path) -> int:
-    """Number of parameters in a folder of safetensors, from their headers."""
+    """Number of parameters in a model folder, from the headers of the files that vLLM reads.
+
+    Raises:
+      TensorError: its index cannot be read, or names a file that is not there.
+    """
     from safetensors import safe_open
 
     count = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in target_files(folder):
         with safe_open(path, framework="numpy") as file:
             count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return count
