@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from specexit.bench import comparison
 from specexit.bench.comparison import (
@@ -145,14 +146,31 @@ def test_no_loss_is_proven_by_problems_and_not_by_samples(monkeypatch: pytest.Mo
 
 
 def timed(gains: Sequence[float], samples: int = 1) -> Run:
-    """A method that takes a second more on each problem, times the gain, than one that gains nothing."""
+    """A method that takes a second more on each problem, times the gain, than one that gains nothing; asked one at a
+    time."""
     run = Run()
     for sample in range(samples):
         requests = [
             dataclasses.replace(request(i, 9, total=11), seconds=5.0 + gain, sample=sample)
             for i, gain in enumerate(gains)
         ]
-        run.add(32, requests, [1.0], 0, 0)
+        run.add(1, requests, [1.0] * len(requests), 0, 0)
+    return run
+
+
+def sliced(slices: Sequence[Sequence[float]], samples: int = 1) -> Run:
+    """A method asked slice by slice, 32 at once, with the seconds of each response."""
+    run = Run()
+    for sample in range(samples):
+        start = 0
+        for seconds in slices:
+            named = [request(start + i, 9, total=11) for i in range(len(seconds))]
+            timed = [
+                dataclasses.replace(r, seconds=s, sample=sample, task=f"t{i % 2}")
+                for i, (r, s) in enumerate(zip(named, seconds, strict=True))
+            ]
+            run.add(32, timed, [max(seconds)], 0, 0)
+            start += len(seconds)
     return run
 
 
@@ -165,23 +183,51 @@ def test_faster_is_said_of_what_holds_among_all_comparisons(samples: int) -> Non
     problems = np.array([str(i) for i in range(20)])
     raw = {name: sign_flip_test(np.array(of), problems) for name, of in gains.items()}
     found = faster(runs, "specexit")
-    assert found == {"32": dict(zip(raw, holm(np.array(list(raw.values()))).tolist(), strict=True))}
-    assert found["32"]["slow"] < 0.05
-    assert raw["weak"] < 0.05 < found["32"]["weak"]
-    assert found["32"]["like"] > 0.5
+    assert found == {"1": dict(zip(raw, holm(np.array(list(raw.values()))).tolist(), strict=True))}
+    assert found["1"]["slow"] < 0.05
+    assert raw["weak"] < 0.05 < found["1"]["weak"]
+    assert found["1"]["like"] > 0.5
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_above_batch_1_faster_is_said_by_slices_as_their_responses_wait_for_each_other(samples: int) -> None:
+    """Whatever slowed the machine down in a slice slowed 50 responses down: of 300 such, nearly all in two slices of
+    six, a method that takes the same times was called faster for certain (p < 0.001)."""
+    alike = [1.0, 1.0, 1.0, 1.03, 1.0, 1.02]
+    half = [1.9, 2.0, 2.1, 2.0, 1.95, 2.05]
+    runs = {name: sliced([[one] * 50 for one in of], samples) for name, of in (("eagle3", half), ("none", alike))}
+    runs["specexit"] = sliced([[1.0 + 0.001 * i] * 50 for i in range(6)], samples)
+    raw = [
+        scipy_stats.ttest_1samp(np.log(np.array(of) / (1 + 0.001 * np.arange(6))), 0, alternative="greater").pvalue
+        for of in (half, alike)
+    ]
+    found = faster(runs, "specexit")
+    assert list(found["32"].values()) == pytest.approx(holm(np.array(raw)).tolist())
+    assert found["32"]["eagle3"] < 0.001
+    assert found["32"]["none"] > 0.05
+
+
+def test_of_one_slice_nothing_is_tested() -> None:
+    runs = {name: sliced([[seconds] * 50]) for name, seconds in (("eagle3", 2.0), ("specexit", 1.0))}
+    assert faster(runs, "specexit") == {}
 
 
 def test_the_correction_is_over_all_batch_sizes_together() -> None:
     """The same comparison twice is two chances."""
     gains = [1.0] * 15 + [-1.0] * 5
     runs = {"eagle3": timed(gains), "specexit": timed([0.0] * 20)}
-    (once,) = faster(runs, "specexit")["32"].values()
-    for run in runs.values():
-        run.requests[1] = run.requests[32]
+    (once,) = faster(runs, "specexit")["1"].values()
+    for run, seconds in zip(runs.values(), (2.0, 1.0), strict=True):
+        again = sliced([[seconds] * 2, [1.1 * seconds] * 2, [seconds] * 2])
+        run.requests[32], run.unit_of[32] = again.requests[32], again.unit_of[32]
     twice = faster(runs, "specexit")
-    assert twice == {"32": {"eagle3": 2 * once}, "1": {"eagle3": 2 * once}}
-    runs["eagle3"].requests[1] = [dataclasses.replace(r, seconds=None) for r in runs["eagle3"].requests[1]]
-    assert faster(runs, "specexit") == {"32": {"eagle3": once}}  # what was not timed is not tested
+    assert twice["32"]["eagle3"] < once
+    assert twice["1"] == {"eagle3": once}  # the larger of two
+    for run in runs.values():
+        run.requests[32] = [dataclasses.replace(r, seconds=1.0) for r in run.requests[32]]
+    assert faster(runs, "specexit")["1"] == {"eagle3": 2 * once}
+    runs["eagle3"].requests[32] = [dataclasses.replace(r, seconds=None) for r in runs["eagle3"].requests[32]]
+    assert faster(runs, "specexit") == {"1": {"eagle3": once}}  # what was not timed is not tested
 
 
 def test_an_open_loop_is_compared_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +279,13 @@ def test_a_task_has_its_own_speedup_from_its_own_responses() -> None:
     for found in untimed.values():
         found.requests[16] = [dataclasses.replace(r, task=f"t{i}") for i, r in enumerate(found.requests[16])]
     assert by_task(untimed)["t0"]["specexit"].speedup == {}
+
+
+def test_above_batch_1_the_speedup_on_a_task_has_its_interval_by_slice() -> None:
+    """By problem, the interval of two slices that differ was as narrow as if all 200 problems had their own times."""
+    tasks = by_task({"eagle3": sliced([[2.0] * 100, [4.0] * 100]), "specexit": sliced([[2.0] * 100, [2.0] * 100])})
+    for task in ("t0", "t1"):
+        assert tasks[task]["specexit"].speedup["32"] == (1.5, 1.0, 2.0)
 
 
 def test_oracle_ends_at_the_earliest_agreeing_boundary(make_trace: Callable[..., Trace]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from specexit.method.statistics import cluster_means, equivalence, holm, sign_flip_test
+from specexit.method.statistics import cluster_means, equivalence, holm, paired_t_test, sign_flip_test
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
@@ -33,6 +33,20 @@ def test_samples_of_one_prompt_flip_together():
     """Two prompts can never prove anything, however often each is sampled."""
     assert sign_flip_test(np.ones(200), np.repeat([0, 1], 100)) > 0.2
     assert sign_flip_test(np.ones(200)) < 0.001
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 7, 40])
+@pytest.mark.parametrize("mean", [-1.0, 0.0, 0.5, 3.0])
+def test_the_t_test_is_students(n, mean):
+    differences = np.random.default_rng(n).normal(mean, 1, n)
+    expected = scipy_stats.ttest_1samp(differences, 0, alternative="greater").pvalue
+    assert paired_t_test(differences) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_one_difference_has_no_t_test():
+    assert paired_t_test(np.zeros(3)) == 0.5
+    with pytest.raises(ValueError, match="t test of 1 differences, expected at least two"):
+        paired_t_test(np.ones(1))
 
 
 def test_each_prompt_counts_the_same():

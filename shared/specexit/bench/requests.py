@@ -61,6 +61,8 @@ class Run:
     """Batch size -> one entry per problem at batch 1, per slice of problems above."""
     units: dict[int, list[str]] = field(default_factory=dict)
     """Batch size -> which problems each entry of ``seconds`` is of. Samples of a slice are of the same problems."""
+    unit_of: dict[int, list[str]] = field(default_factory=dict)
+    """Batch size -> of each request, the entry of ``units`` that it belongs to."""
     n_drafts: int = 0
     """Speculation steps, of all batch sizes."""
     n_accepted: int = 0
@@ -88,6 +90,7 @@ class Run:
         each = len(seconds) == len(requests)
         units = [request.id for request in requests] if each else [f"{requests[0].id} to {requests[-1].id}"]
         self.units.setdefault(batch, []).extend(units)
+        self.unit_of.setdefault(batch, []).extend(units if each else units * len(requests))
         self.n_drafts += n_drafts
         self.n_accepted += n_accepted
 

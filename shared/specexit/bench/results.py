@@ -86,8 +86,10 @@ DEFINITIONS = {
     "Against eagle3: seconds of its responses / those of the method, both summed over the same problems",
     "p_loss": "P-value of the hypothesis that accuracy is a point or more below eagle3's (by problem; score test, "
     "exact where none gains): small is proof of a loss below a point; overlapping intervals are not",
-    "specexit_faster": "P-value of specexit answering sooner than the method, by batch size: sign-flip test of single "
-    "responses' seconds, paired by problem, Holm-corrected over all methods and batch sizes",
+    "specexit_faster": "P-value of specexit answering sooner than the method, by batch size, of single responses' "
+    "seconds, Holm-corrected over all methods and batch sizes: at batch 1 a sign-flip test, paired by problem; above "
+    "it a paired t test of the slices (of the logarithms of their mean seconds), as the responses of a slice wait for "
+    "each other; none of a single slice",
     "oracle": "ends each trace at the earliest step boundary whose trial answer is that of the full trace, known only "
     "in hindsight; pooled thinking tokens of the same problems' recorded traces, which may be sampled otherwise",
     "for_good": "the oracle's cut where it ends a trace only at a boundary from which on all trial answers are that of "

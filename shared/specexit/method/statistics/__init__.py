@@ -21,7 +21,14 @@ from specexit.method.statistics.drift import (
     quantile_distance,
     share_distance,
 )
-from specexit.method.statistics.hypothesis_tests import Equivalence, cluster_means, equivalence, holm, sign_flip_test
+from specexit.method.statistics.hypothesis_tests import (
+    Equivalence,
+    cluster_means,
+    equivalence,
+    holm,
+    paired_t_test,
+    sign_flip_test,
+)
 from specexit.method.statistics.ranking import Counted, Ranking, counted, ranking
 from specexit.method.statistics.sequential import Capital
 
@@ -44,6 +51,7 @@ __all__ = [
     "holm",
     "mean_upper_bound",
     "paired_bootstrap",
+    "paired_t_test",
     "quantile_distance",
     "ranking",
     "relative_cut",
