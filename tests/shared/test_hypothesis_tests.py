@@ -35,6 +35,11 @@ def test_samples_of_one_prompt_flip_together():
     assert sign_flip_test(np.ones(200)) < 0.001
 
 
+def test_sign_flips_count_ties_and_never_give_a_p_value_of_0():
+    assert sign_flip_test(np.array([1.0, -1.0])) == pytest.approx(0.75, abs=0.02)
+    assert sign_flip_test(np.ones(200)) == 1 / 10_001
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 6, 7, 40])
 @pytest.mark.parametrize("mean", [-1.0, 0.0, 0.5, 3.0])
 def test_the_t_test_is_students(n, mean):

@@ -183,6 +183,7 @@ def test_how_many_right_answers_are_known_is_said(files, capsys):
     write_traces(files / "traces.parquet", traces)
     found = simulate(config_of(files))
     assert (found.unreferenced, found.tasks["sums"].unreferenced) == (20, 10)
+    assert (found.full_accuracy, found.oracle.accuracy) == (1, 1)  # of the three
     said = "20 of 23 traces have no reference: accuracy and losses are of the other 3"
     assert said in remarks(found)
     assert said in capsys.readouterr().out

@@ -67,6 +67,26 @@ def test_two_claims_on_the_same_prompts_take_more_of_them(setting, monkeypatch):
     refused(paths, r"148 .* cannot support risk 0\.02 at confidence 90%: expected at least 149 .* another claim's")
 
 
+def test_one_of_two_claims_is_shown_with_half_of_delta(setting):
+    """Four errors pass with all of it."""
+    paths = setting(
+        np.full(N, 0.9), np.arange(N) >= 4, trial=lambda i: free(0, same=True) if i < 30 else '{"text": "x"}'
+    )
+    assert 0.05 < scipy_stats.binom.cdf(4, N, 0.02) <= 0.1
+    assert calibrate(CalibrateConfig(**paths)).point().certificate is None
+    assert calibrate(CalibrateConfig(**paths, label_noise="ignore")).point().certificate.errors == 4
+
+
+def test_errors_are_tested_with_what_the_bound_on_contradictions_leaves_of_delta(setting):
+    """Half of it pays for that bound. Eleven errors pass with all of it."""
+    paths = setting(np.full(1000, 0.9), np.arange(1000) >= 11, trial=lambda i: free(0, same=True))
+    noise = 1 - 0.05 ** (1 / 1000)
+    assert 0.05 < scipy_stats.binom.cdf(11, 1000, 0.02 - noise) <= 0.1
+    assert calibrate(CalibrateConfig(**paths, label_noise="require")).point().certificate is None
+    wider = calibrate(CalibrateConfig(**paths, label_noise="require", epsilon=0.022)).point().certificate
+    assert (wider.errors, wider.answers) == (11, "whole")
+
+
 def test_a_contradiction_where_the_trial_disagrees_is_none(setting):
     """An exit there counts as an error anyway."""
     agrees = np.arange(N) >= 8
