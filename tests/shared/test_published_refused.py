@@ -398,6 +398,16 @@ def test_tensors_that_are_not_understood_are_refused_by_name(change, message, tm
     assert not (tmp_path / "draft").exists()
 
 
+def test_a_draft_of_the_first_eagle_is_refused_for_what_it_is_and_no_target_is_asked_for(tmp_path):
+    """It has no LM head either; but with the target's at hand it would be refused all the same."""
+    config = {key: value for key, value in CONFIGS["safeailab"].items() if key != "draft_vocab_size"}
+    tensors = {name: value for name, value in tensors_of("safeailab").items() if name not in ("d2t", "t2d")}
+    del tensors["lm_head.weight"], tensors["midlayer.hidden_norm.weight"], tensors["midlayer.input_layernorm.weight"]
+    tensors["fc.weight"] = tensors["fc.weight"][:, :128].copy()
+    with pytest.raises(DraftError, match=r"fc\.weight has shape \[64, 128\], expected \[64, 192\] \(hidden_size 64, "):
+        imported(tmp_path, "safeailab", config, tensors)
+
+
 def test_a_whole_vocabulary_in_another_order_is_refused(tmp_path):
     order = np.arange(VOCAB)
     order[[3, 4]] = 4, 3

@@ -212,13 +212,14 @@ class Published:
                 f"{home}: tensor d2t maps draft token {moved[0]} to target token {self.vocab[moved[0]]}, expected "
                 f"itself: the draft has all {self.config.vocab_size} tokens, and no engine reads another order of them"
             )
+        self._tensors = vocabulary_tensors(self.vocab, self.config.vocab_size)
         if self.config.whole_vocabulary and "lm_head.weight" not in self._sources():
+            # Nobody is to fetch a target for what is no EAGLE-3 draft: the first EAGLE's have no head either.
+            assumed = FLOATS[self.config.torch_dtype], self.config.tensor_shapes()["lm_head.weight"]
+            check_shapes(self.config, self._shapes() | {"lm_head.weight": assumed}, home)
             self.stored["lm_head.weight"] = _head_of(target, home)
             self.notes.append(f"{home}: has no lm_head.weight, so the target's is taken, as vLLM does")
-        self._tensors = vocabulary_tensors(self.vocab, self.config.vocab_size)
-        self.shapes = {name: (place.dtype, place.shape) for name, place in self._sources().items()} | {
-            name: (tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()
-        }
+        self.shapes = self._shapes()
         check_shapes(self.config, self.shapes, home)
 
     def _layout(self, options: ImportConfig, names: dict[str, Stored]) -> Layout:
@@ -322,6 +323,11 @@ class Published:
         if self.head_is_embedding and "embed_tokens.weight" in sources:
             sources["lm_head.weight"] = sources["embed_tokens.weight"]
         return sources
+
+    def _shapes(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Type and shape of each tensor that will be written."""
+        sources = {name: (place.dtype, place.shape) for name, place in self._sources().items()}
+        return sources | {name: (tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()}
 
     def _array(self, name: str) -> np.ndarray | None:
         return self.stored[name].read() if name in self.stored else None
