@@ -142,11 +142,18 @@ def main() -> None:
     path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     limit_memory(path)
     try:
-        save_file(read_bin(path), folder / "model.safetensors", metadata={"format": "pt"})
+        tensors = read_bin(path)
     except BinError as error:
         raise SystemExit(f"{path}: {error}") from error
-    except Exception as error:  # a stranger's file: whatever PyTorch or safetensors does not expect of it
+    except Exception as error:  # a stranger's file: whatever PyTorch does not expect of it
         raise SystemExit(f"{path}: cannot be read: {type(error).__name__}: {_reason(error)}") from error
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except Exception as error:  # what safetensors does not expect, or a full disk, which need not be the file's own
+        raise SystemExit(
+            f"{path}: its tensors cannot be written into the temporary folder {folder.parent} (TMPDIR names another): "
+            f"{type(error).__name__}: {_reason(error)}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -195,6 +195,10 @@ def test_inspect_says_what_is_there(tmp_path, target, write_random_draft):
     assert rows["origin"] == "imported, layout deepspec; its config names another target, Qwen/Qwen3-4B"
     assert rows["exports to"] == "eagle3, speculators, original"
     assert set(rows["exports to"].split(", ")) <= FORMATS.keys()
+    _, _, plain = exported(folder, tmp_path, "eagle3", target)  # whose config.json has no place for the target's name
+    assert describe(plain)["target"] == "tiny-reasoner, hidden size 64, 200 tokens"
+    (plain / "target.yaml").unlink()
+    assert describe(plain)["target"] == "not named, hidden size 64, 200 tokens"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from specexit.errors import InputError
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.inspect import InspectConfig
 from specexit.schemas.published import ImportConfig
-from tests.shared.published import CONFIGS, tensors_of, write_published, write_target
+from tests.shared.published import CONFIGS, VOCAB, tensors_of, write_published, write_target
 
 
 def config(**changes):
@@ -87,6 +87,18 @@ def only_bin(put):
     return damage
 
 
+def endless_t2d(folder):
+    """A ``t2d``, which is the last of the file, of 4 GiB: a hole that takes no room on the disk, but does in memory."""
+
+    def endless(found):
+        begin = found["t2d"]["data_offsets"][0]
+        return found | {"t2d": found["t2d"] | {"shape": [2**32], "data_offsets": [begin, begin + 2**32]}}
+
+    raw_header(endless)(folder)
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.truncate((folder / WEIGHTS).stat().st_size - VOCAB + 2**32)
+
+
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 HOSTILE = {
@@ -115,6 +127,7 @@ HOSTILE = {
     ),
     "an endless name": (header(name="x" * 100_000), "a tensor is named 'x{150}"),
     "no name": (header(name=""), "a tensor is named ''"),
+    "a t2d without end": (endless_t2d, r"t2d is bool \[4294967296\], expected true or false \[200\]"),
     "a dtype that is an object": (header(dtype={}), r"norm\.weight has dtype {}"),
     "a shape of truths": (header(shape=[True]), r"norm\.weight has shape \[True\]"),
     "a key of two lines": (config(**{"a\nb": 1}), r"'a\\nb' is 1, which is unknown"),

@@ -119,6 +119,14 @@ def test_the_theta_that_a_draft_was_trained_with_is_taken_or_doubted(
     assert told is None or told in said
 
 
+@pytest.mark.parametrize(("kind", "theta"), [("linear", 1e4), ("yarn", 1e6)])
+def test_of_the_scalings_its_trainer_has_angelslims_theta_goes_with_linear_alone(kind, theta, tmp_path):
+    """It has no yarn, so a draft with one is of another trainer, under that class name."""
+    scaling = {"type": kind, "factor": 4.0} | ({} if kind == "linear" else {"original_max_position_embeddings": 64})
+    config = read_config(imported(tmp_path, "angelslim", CONFIGS["angelslim"] | {"rope_scaling": scaling}))
+    assert (config.rope_scaling.kind, config.rope_theta) == (kind, theta)
+
+
 def test_aux_layers_come_from_wherever_the_layout_has_them(tmp_path):
     def layers(layout, **options):
         folder = imported(tmp_path / str(len(list(tmp_path.iterdir()))), layout, **options)

@@ -153,6 +153,17 @@ def test_errors_about_the_tensors_of_a_bin_name_it_and_no_scratch_folder(bins, t
         )
 
 
+def test_a_scratch_folder_without_room_is_what_is_named_and_not_the_bin(bins, tmp_path):
+    """As where /tmp is small: the file itself can be read, and its own disk has room."""
+    (tmp_path / "scratch").mkdir()
+    command = 'ulimit -f 4; exec "$@"'  # blocks of 512 bytes, or of 1,024
+    unpickle = [sys.executable, "-m", "torch_specexit.unpickle", bins / "good" / "pytorch_model.bin"]
+    done = subprocess.run(["sh", "-c", command, "sh", *unpickle, tmp_path / "scratch"], capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()[-1]
+    assert re.search(rf"tensors cannot be written into the temporary folder {tmp_path} \(TMPDIR .*File too large", said)
+    assert "cannot be read" not in said
+
+
 READ_BINS = """
 import json, sys
 from pathlib import Path

@@ -70,6 +70,8 @@ def test_without_t2d_a_token_that_is_not_there_or_comes_twice_is_refused(d2t, tm
         assert read_vocabulary(np.array(ids), None, 2, 40, tmp_path)[1] == "ids"
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
 MUTATIONS = [
     ("architectures", ["MistralForCausalLM"], r"architectures is \['MistralForCausalLM'\], .* say layout="),
     ("hidden_act", "gelu", "hidden_act is 'gelu'"),
@@ -79,8 +81,12 @@ MUTATIONS = [
     ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings is missing, which"),
     ("rope_scaling", {"rope_type": "longrope", "factor": 4.0}, "rope_scaling is .*'longrope', expected one of default"),
     (
-        *("rope_scaling", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7}),
+        *("rope_scaling", YARN | {"mscale": 0.7}),
         "mscale is 0.7 and mscale_all_dim 0, which trainers and engines read in two ways",
+    ),
+    (
+        *("rope_scaling", YARN | {"mscale_all_dim": 1.0}),
+        "mscale is None and mscale_all_dim 1.0, which trainers and engines read in two ways",
     ),
     ("rope_scaling", {"rope_type": "linear", "factor": 4.0, "beta": 1}, "rope_scaling is .*beta is 1"),
     ("rope_scaling", {"rope_type": ["yarn"]}, r"rope_scaling is .*rope_type is \['yarn'\], expected one of default"),
@@ -261,6 +267,8 @@ def test_what_a_framework_copies_from_its_target_changes_nothing(framework, tmp_
             ("speculators", "transformer_layer_config", SPECULATORS_LAYER | WINDOW | says, f"_config.{message}")
             for says, message in WINDOWS
         ),
+        # Of a Llama without layer_types vLLM has this window in all layers.
+        ("speculators", "transformer_layer_config.sliding_window", 2048, "sliding_window is 2048, none is implemented"),
         ("deepspec", "layer_types", ["sliding_attention"], r"layer_types is \['sliding_attention'\], only \['full_att"),
         ("deepspec", "draft_num_hidden_layers", 2, "draft_num_hidden_layers is 2"),
         ("deepspec", "model_type", "qwen3_moe", "model_type is 'qwen3_moe'"),
@@ -334,6 +342,14 @@ LINEAR = {"rope_type": "linear", "factor": 4.0}
             r"rope_scaling\.rope_theta is 10000\.0, but rope_parameters says 5000000\.0",
         ),
         (
+            {
+                "eagle_aux_hidden_state_layer_ids": [2, 6, 9],
+                "target_layer_ids": [1, 5, 8],
+                "eagle_config": {"layer_ids": [3, 7, 10]},
+            },
+            r"ids is \[2, 6, 9\], but eagle_config\.layer_ids is \[3, 7, 10\], which means layers \[3, 7, 10\]",
+        ),
+        (
             {"norm_before_fc": True, "eagle_config": {"norm_before_fc": False}},
             r"norm_before_fc is True, but eagle_config\.norm_before_fc is False",
         ),
@@ -380,6 +396,16 @@ def test_tensors_that_are_not_understood_are_refused_by_name(change, message, tm
     with pytest.raises(DraftError, match=message):
         imported(tmp_path, "angelslim", tensors=tensors)
     assert not (tmp_path / "draft").exists()
+
+
+def test_a_draft_of_the_first_eagle_is_refused_for_what_it_is_and_no_target_is_asked_for(tmp_path):
+    """It has no LM head either; but with the target's at hand it would be refused all the same."""
+    config = {key: value for key, value in CONFIGS["safeailab"].items() if key != "draft_vocab_size"}
+    tensors = {name: value for name, value in tensors_of("safeailab").items() if name not in ("d2t", "t2d")}
+    del tensors["lm_head.weight"], tensors["midlayer.hidden_norm.weight"], tensors["midlayer.input_layernorm.weight"]
+    tensors["fc.weight"] = tensors["fc.weight"][:, :128].copy()
+    with pytest.raises(DraftError, match=r"fc\.weight has shape \[64, 128\], expected \[64, 192\] \(hidden_size 64, "):
+        imported(tmp_path, "safeailab", config, tensors)
 
 
 def test_a_whole_vocabulary_in_another_order_is_refused(tmp_path):

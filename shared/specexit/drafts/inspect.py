@@ -24,7 +24,7 @@ from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import acceptance_words, read_verification
 from specexit.errors import cut, printable
 from specexit.schemas.inspect import InspectConfig
-from specexit.schemas.target import find_target
+from specexit.schemas.target import TargetConfig, find_target
 
 
 def inspect(config: InspectConfig) -> dict[str, str]:
@@ -59,9 +59,10 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
     weights = sum(math.prod(place.shape) for name, place in stored.items() if name not in ("d2t", "t2d"))
     scaling = f", scaled: {draft.rope_scaling.kind} x{draft.rope_scaling.factor:g}" if draft.rope_scaling else ""
     window = "" if draft.sliding_window is None else f", attends to the last {draft.sliding_window} tokens"
+    found = _target_of(folder, target, draft.target_name)
+    name = draft.target_name or (origin.target if origin else "not named" if found is None else found.name)
     rows = {
-        "target": f"{cut(draft.target_name or (origin.target if origin else 'not named'))}, hidden size "
-        f"{draft.target_hidden_size}, {draft.vocab_size} tokens",
+        "target": f"{cut(name)}, hidden size {draft.target_hidden_size}, {draft.vocab_size} tokens",
         "reads": f"the residual stream after layers {layers} of {draft.target_num_hidden_layers}",
         "geometry": f"hidden size {draft.hidden_size}, {draft.num_attention_heads} heads ({draft.num_key_value_heads} "
         f"key/value) of {draft.head_dim}, MLP {draft.intermediate_size}",
@@ -72,11 +73,11 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
         f"{sum(place.nbytes for place in stored.values()) / 2**20:,.1f} MiB, blake3 {weights_hash(folder)[:16]}",
         "signals": f"source {draft.specexit.source}: {', '.join(draft.specexit.signals)}" if draft.specexit else "none",
     }
-    model = _model_of(folder, target, draft.target_name)
+    model = None if found is None or isinstance(found.folder, BucketPath) else found.folder
     if draft.specexit:
-        found = read_policy(folder)
-        rows |= _policy(found, doubts_of(folder, found, model))
-        rows |= _serving(found, held_points(folder, found))
+        policy = read_policy(folder)
+        rows |= _policy(policy, doubts_of(folder, policy, model))
+        rows |= _serving(policy, held_points(folder, policy))
     rows["origin"] = _imported(origin) if origin else _trained(folder)
     rows["verified"] = _verified(folder, model)
     rows["exports to"] = ", ".join(formats_of(draft, folder, stored))
@@ -122,13 +123,12 @@ def _serving(found: PolicyFile, held: list[str]) -> dict[str, str]:
     return {"serving": "; ".join(said)} if said else {}
 
 
-def _model_of(folder: Path, given: str | None, name: str | None) -> Path | None:
-    """Where the target's model lies; None where nothing says it, or it is not on this machine."""
+def _target_of(folder: Path, given: str | None, name: str | None) -> TargetConfig | None:
+    """The target; None where nothing says it, or its file is not on this machine."""
     try:
-        model = find_target(given, folder, name=name).folder
+        return find_target(given, folder, name=name)
     except (ConfigError, TensorError):
         return None
-    return None if isinstance(model, BucketPath) else model
 
 
 def _verified(folder: Path, target: Path | None) -> str:

@@ -206,19 +206,21 @@ class Published:
         check_target(self.config, home, target.hf_config(), target.name)
         sizes = self.config.draft_vocab_size, self.config.vocab_size
         self.form: Form
-        self.vocab, self.form = read_vocabulary(self._array("d2t"), self._array("t2d"), *sizes, home)
+        d2t, t2d = self._array("d2t", sizes[0]), self._array("t2d", sizes[1])
+        self.vocab, self.form = read_vocabulary(d2t, t2d, *sizes, home)
         if self.config.whole_vocabulary and (moved := np.flatnonzero(self.vocab != np.arange(len(self.vocab)))).size:
             raise DraftError(
                 f"{home}: tensor d2t maps draft token {moved[0]} to target token {self.vocab[moved[0]]}, expected "
                 f"itself: the draft has all {self.config.vocab_size} tokens, and no engine reads another order of them"
             )
+        self._tensors = vocabulary_tensors(self.vocab, self.config.vocab_size)
         if self.config.whole_vocabulary and "lm_head.weight" not in self._sources():
+            # Nobody is to fetch a target for what is no EAGLE-3 draft: the first EAGLE's have no head either.
+            assumed = FLOATS[self.config.torch_dtype], self.config.tensor_shapes()["lm_head.weight"]
+            check_shapes(self.config, self._shapes() | {"lm_head.weight": assumed}, home)
             self.stored["lm_head.weight"] = _head_of(target, home)
             self.notes.append(f"{home}: has no lm_head.weight, so the target's is taken, as vLLM does")
-        self._tensors = vocabulary_tensors(self.vocab, self.config.vocab_size)
-        self.shapes = {name: (place.dtype, place.shape) for name, place in self._sources().items()} | {
-            name: (tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()
-        }
+        self.shapes = self._shapes()
         check_shapes(self.config, self.shapes, home)
 
     def _layout(self, options: ImportConfig, names: dict[str, Stored]) -> Layout:
@@ -323,8 +325,18 @@ class Published:
             sources["lm_head.weight"] = sources["embed_tokens.weight"]
         return sources
 
-    def _array(self, name: str) -> np.ndarray | None:
-        return self.stored[name].read() if name in self.stored else None
+    def _shapes(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Type and shape of each tensor that will be written."""
+        sources = {name: (place.dtype, place.shape) for name, place in self._sources().items()}
+        return sources | {name: (tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()}
+
+    def _array(self, name: str, size: int) -> np.ndarray | None:
+        """The tensor of that name; of one that is not as long as it should be type and shape alone, whatever it holds:
+        it may be as large as the disk."""
+        if name not in self.stored:
+            return None
+        place = self.stored[name]
+        return place.read() if place.shape == (size,) else np.broadcast_to(place.dtype.type(0), place.shape)
 
     def pieces(self, name: str) -> list[np.ndarray] | Stored:
         """Values of one of our tensors, see `specexit.drafts.tensors.write_tensors`."""

@@ -134,18 +134,19 @@ def _check_yarn(rope: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is {turns:g}, expected turns in {original:g} positions")
 
 
-def _sharpened(scaling: RopeScaling, mscale: Any = 1, mscale_all_dim: Any = 0) -> RopeScaling:
+def _sharpened(scaling: RopeScaling, mscale: Any = None, mscale_all_dim: Any = 0) -> RopeScaling:
     """The scaling with the ``attention_factor`` that follows from ``mscale`` and ``mscale_all_dim``, as DeepSeek's
     models state it.
 
-    transformers and vLLM read the two together, SpecForge's and TorchSpec's trainers each by itself. They agree where
-    neither is 0, and where they are 1 and 0, which changes nothing.
+    transformers and vLLM read the two together, SpecForge's and TorchSpec's trainers each by itself, the first as 1
+    where it is missing. They agree where neither is 0 or missing, and where they are 1 and 0, which changes nothing.
 
     Raises:
       ValueError: they do not agree, a number is wrong, or ``attention_factor`` is stated as well.
     """
     said = f"mscale is {mscale!r} and mscale_all_dim {mscale_all_dim!r}"
-    if not all(type(scale) in (int, float) and 0 <= scale < math.inf for scale in (mscale, mscale_all_dim)):
+    stated = [scale for scale in (mscale, mscale_all_dim) if scale is not None]
+    if not all(type(scale) in (int, float) and 0 <= scale < math.inf for scale in stated):
         raise ValueError(f"{said}, expected numbers from 0")
     if scaling.attention_factor is not None:
         raise ValueError(f"{said}, but attention_factor is {scaling.attention_factor:g}: expected one or the other")
@@ -154,7 +155,7 @@ def _sharpened(scaling: RopeScaling, mscale: Any = 1, mscale_all_dim: Any = 0) -
         if not 0 < ratio < math.inf:
             raise ValueError(f"{said}, expected numbers of which there is a ratio")
         return replace(scaling, attention_factor=ratio)
-    if (mscale, mscale_all_dim) != (1, 0):
+    if mscale not in (None, 1) or mscale_all_dim:
         raise ValueError(f"{said}, which trainers and engines read in two ways: expected both above 0, or 1 and 0")
     return scaling
 
