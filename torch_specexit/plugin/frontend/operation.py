@@ -20,6 +20,7 @@ from torch_specexit.plugin.frontend.arguments import (
     ArgumentError,
     RequestArguments,
     check_splits,
+    imposed_policy_of,
     names_ours,
     parse,
     policy_of,
@@ -325,10 +326,11 @@ class Operation:
         point = self._at_most(asked)
         if rule == "stricter":
             check_rarer(arguments, offered, asked)
-            policy = policy_of(arguments, asked.policy, keep_thresholds=True)
+        policy = policy_of(arguments, asked.policy, keep_thresholds=rule == "stricter")
+        if rule == "stricter":
             policy = point.policy if policy == asked.policy else stricter_of(policy, point.policy)
-        else:
-            policy = policy_of(arguments, point.policy)
+        elif point != asked:  # put there by audits, which make no request an error
+            policy = imposed_policy_of(arguments, point.policy)
         mode = self._mode_of(arguments, request, point)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
         like = sampled and not forced and mode != "off"  # as what was calibrated
