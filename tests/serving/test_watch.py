@@ -85,6 +85,18 @@ def test_who_asks_a_server_that_nobody_uses_is_told_what_the_file_says_now(draft
     assert front.summary()["mode"] == "off"
 
 
+def test_the_log_says_the_point_that_serves_and_not_the_one_that_audits_hold_back(draft, monkeypatch, caplog):
+    """Who edited a tenant was told that the point was back which audits had found to change too many answers."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+    front = FrontEnd(server, Activity(), watch=watch)
+    server.reject(server.file.point("usual"))
+    written(draft, serving={"share": 0.5})
+    front.switch(mode="shadow")
+    assert "read again: mode exit, point careful" in caplog.text
+    assert "an operator has set mode shadow, point careful" in caplog.text
+
+
 def test_a_server_that_is_not_ready_for_its_file_is_ready_again_once_that_is_mended(draft, monkeypatch):
     """Nobody sends requests to such a one, and without any it did not look: it stayed away until a restart."""
     monkeypatch.setattr(watching, "SECONDS", 0.0)

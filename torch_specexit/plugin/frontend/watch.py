@@ -146,7 +146,7 @@ class PolicyWatch:
             return False
         self._say_what_is_overruled(file.serving, serving, operation)
         operation.load(file, serving, doubts(file, self.served, serving.transition))
-        logger.warning("specexit: %s read again: mode %s, point %s", path, operation.mode, operation.name)
+        logger.warning("specexit: %s read again: mode %s, point %s", path, operation.mode, operation.served().name)
         if doubted := operation.uncertified_because():
             logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
         return True
