@@ -290,6 +290,16 @@ def test_under_a_ceiling_nothing_bolder_is_served_however_it_is_asked_for():
     assert get(server, risk=0.01).point == "careful"
 
 
+def test_a_void_certificate_lets_no_point_go_below_a_ceiling():
+    """A threshold of 0.1, edited by hand, was served on as if it changed half a per cent of the answers."""
+    edited = point("edited", 0.1) | {"certificate": POINTS[2]["certificate"]}
+    file = PolicyFile.model_validate({"points": [*POINTS[:2], edited], "default": "bold"})
+    server = Operation(BLOCK, file, Serving.model_validate({"loras": {"poet": "edited"}}))
+    assert server.resolve(None, lora="poet").point == "edited"
+    server.reject(file.point("bold"))
+    assert server.resolve(None, lora="poet").point == "usual"
+
+
 def held(server):
     server.reject(server.file.point("usual"))
 

@@ -374,7 +374,8 @@ class Operation:
         """The point, or the one that audits have put in its place."""
         name = self.ceiling
         ceiling = None if name is None else self.file.point(name)
-        point = ceiling if ceiling is not None and epsilon_of(ceiling) < epsilon_of(point) else point
+        risked = epsilon_of(point) if self._of_points[point.name] is None else math.inf  # as of one without
+        point = ceiling if ceiling is not None and epsilon_of(ceiling) < risked else point
         stepped = self.stepped
         while point.name in stepped:
             point = self.file.point(stepped[point.name])
