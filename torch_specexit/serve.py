@@ -95,7 +95,7 @@ def serve_command(config: ServeConfig, *, on_cpu: bool = False) -> list[str]:
     if length < target.max_model_len and not asked:
         _say_length(config.draft, draft, target)
     ours = ["--dtype", target.dtype, LENGTH, str(length)]
-    if not any(_spelled(argument).startswith((NAMES, "--config")) for argument in config.arguments):
+    if not any(_spelled(argument).partition("=")[0] in (NAMES, "--config") for argument in config.arguments):
         ours += [NAMES, target.name, str(target.folder)]  # vLLM's own name for it would be the folder alone
     if target.chat and not any(_spelled(argument).startswith(TEMPLATE) for argument in config.arguments):
         ours += [TEMPLATE, json.dumps(target.chat, default=str)]

@@ -97,6 +97,17 @@ def test_where_no_front_end_has_checked_a_request_the_worker_holds_it_to_what_is
     )
 
 
+@pytest.mark.parametrize("early", [{"confidence": 0.8}, {"validity": 0.95}], ids=str)
+def test_where_no_front_end_has_checked_a_request_no_threshold_of_its_own_takes_an_early_one_away(early):
+    """The server's own threshold, said by the client, made a boundary count that was passed over."""
+    exits = ready()
+    own = Policy(thresholds={"validity": 0.9}, early=early)
+    exits.draft.block = SpecExitBlock(source="draft", target="t", policy=own)
+    exits.draft.serving = Serving()
+    exits.track(scheduled(new("a", extra_args={"specexit_validity": 0.9})))
+    assert exits.slots.admissions["a"].policy == own
+
+
 def test_behind_a_front_end_without_plug_ins_nobody_is_taken_at_their_word(monkeypatch):
     told = {"policy": {"thresholds": {"validity": 0.0}}, "mode": "exit", "splits": None}
     exits = ready()

@@ -290,6 +290,16 @@ def test_under_a_ceiling_nothing_bolder_is_served_however_it_is_asked_for():
     assert get(server, risk=0.01).point == "careful"
 
 
+def test_a_void_certificate_lets_no_point_go_below_a_ceiling():
+    """A threshold of 0.1, edited by hand, was served on as if it changed half a per cent of the answers."""
+    edited = point("edited", 0.1) | {"certificate": POINTS[2]["certificate"]}
+    file = PolicyFile.model_validate({"points": [*POINTS[:2], edited], "default": "bold"})
+    server = Operation(BLOCK, file, Serving.model_validate({"loras": {"poet": "edited"}}))
+    assert server.resolve(None, lora="poet").point == "edited"
+    server.reject(file.point("bold"))
+    assert server.resolve(None, lora="poet").point == "usual"
+
+
 def held(server):
     server.reject(server.file.point("usual"))
 
@@ -337,6 +347,33 @@ def test_who_asks_for_less_than_audits_have_imposed_gets_what_they_have_and_its_
     for arguments, expected in BOLDER:
         with pytest.raises(ArgumentError, match=expected):
             server.resolve(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "least", "most"),
+    [
+        ({"specexit_max_thinking_tokens": 50}, 64, 64),
+        ({"specexit_min_thinking_tokens": 500}, 500, 500),
+        ({"specexit_max_thinking_tokens": 70}, 64, 70),
+    ],
+    ids=str,
+)
+def test_what_fits_the_operators_point_is_no_error_beside_that_of_audits_where_requests_may_ask_for_anything(
+    arguments, least, most
+):
+    """They were an HTTP 400 from one request to the next: a maximum below the other point's minimum."""
+    usual = point("usual", 0.9, 0.02, min_thinking_tokens=0, max_thinking_tokens=None)
+    careful = point("careful", 0.97, 0.005, min_thinking_tokens=64, max_thinking_tokens=400)
+    file = PolicyFile.model_validate({"points": (usual, careful), "default": "usual"})
+    server = Operation(BLOCK, file, Serving(requests="any"))
+    server.resolve(arguments)
+    held(server)
+    found = server.resolve(arguments)
+    assert (found.policy.min_thinking_tokens, found.policy.max_thinking_tokens) == (least, most)
+    assert (found.point, found.certified, found.policy.thresholds) == (None, False, {"validity": 0.97})
+    server.switch(point="careful")
+    with nullcontext() if most == 70 else pytest.raises(ArgumentError, match="specexit_max_thinking_tokens is"):
+        server.resolve(arguments)
 
 
 def test_fewer_split_strings_are_not_cut_at_where_audits_want_boundaries_in_a_row():

@@ -15,6 +15,7 @@ from vllm.entrypoints.serve.exception_handling.handlers.validation import valida
 from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
 from specexit.config import REPOSITORY
+from specexit.drafts.policy import Serving
 from tests.serving.points import operation
 from torch_specexit.plugin.frontend import server as front_end
 from torch_specexit.plugin.frontend.activity import Activity
@@ -94,6 +95,16 @@ def test_only_the_state_of_the_server_is_open_unless_the_operator_opens_more():
     ]
     assert [response.status_code for response in closed] == [404] * 3
     assert all("serving.routes" in response.json()["detail"] for response in closed)
+
+
+def test_a_route_that_the_file_closes_is_closed_to_the_next_who_asks():
+    """On a server that nobody else asked, whoever knew the key gave one order more."""
+    for path, body in ((PATH, {"mode": "off"}), (CONTROL, {"id": "chatcmpl-runs", "action": "reasoning_end"})):
+        server = Server(*ALL)
+        server.front.watch = SimpleNamespace(changed=lambda found, **_: found.load(found.file, Serving()) is None)
+        response = server.client.post(path, json=body, headers=OPERATOR)
+        assert (response.status_code, server.front.operation.mode) == (404, "exit")
+        assert "serving.routes" in response.json()["detail"]
 
 
 def test_a_report_is_for_the_key_that_asked():

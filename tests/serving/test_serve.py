@@ -77,6 +77,8 @@ def test_a_client_names_the_target_as_commands_do(write_random_draft, tmp_path):
         command = serve_command(config.model_copy(update={"arguments": own}))
         assert "tiny-reasoner" not in command
         assert command[-len(own) :] == [*own]
+    other = config.model_copy(update={"arguments": ("--config-format", "hf")})  # which is no file of vLLM's --config
+    assert "--served-model-name" in serve_command(other)
 
 
 def test_every_option_of_vllm_serve_is_one_here_whatever_wheel_it_is_of(write_random_draft, tmp_path, monkeypatch):

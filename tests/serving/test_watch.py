@@ -63,6 +63,18 @@ def test_a_changed_file_is_in_force_for_the_next_request_and_a_bad_one_is_not(dr
         assert server.resolve(None).point == "careful"
 
 
+def test_a_file_that_was_seen_half_written_is_read_again_once_it_is_whole(draft, monkeypatch):
+    """Both writes fell into one tick of the disk's clock, and a kill switch was lost until the next edit."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+    whole = json.dumps(json.loads((draft / FILE).read_text()) | {"serving": {"mode": "off"}})
+    for text, mode in ((whole[:100], "exit"), (whole, "off")):
+        (draft / FILE).write_text(text)
+        os.utime(draft / FILE, ns=(9, 9))
+        watch.changed(server)
+        assert server.mode == mode
+
+
 def test_who_asks_a_server_that_nobody_uses_is_told_what_the_file_says_now(draft, monkeypatch):
     """Its operator wrote `off`, looked, and was told `exit` until somebody sent a request."""
     monkeypatch.setattr(watching, "SECONDS", 0.0)
@@ -71,6 +83,18 @@ def test_who_asks_a_server_that_nobody_uses_is_told_what_the_file_says_now(draft
     assert front.summary()["mode"] == "exit"
     written(draft, serving={"mode": "off"})
     assert front.summary()["mode"] == "off"
+
+
+def test_the_log_says_the_point_that_serves_and_not_the_one_that_audits_hold_back(draft, monkeypatch, caplog):
+    """Who edited a tenant was told that the point was back which audits had found to change too many answers."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+    front = FrontEnd(server, Activity(), watch=watch)
+    server.reject(server.file.point("usual"))
+    written(draft, serving={"share": 0.5})
+    front.switch(mode="shadow")
+    assert "read again: mode exit, point careful" in caplog.text
+    assert "an operator has set mode shadow, point careful" in caplog.text
 
 
 def test_a_server_that_is_not_ready_for_its_file_is_ready_again_once_that_is_mended(draft, monkeypatch):

@@ -191,30 +191,50 @@ def policy_of(arguments: RequestArguments, default: Policy, *, keep_thresholds: 
     Args:
       arguments: of the request.
       default: what it gets where it says nothing.
-      keep_thresholds: a threshold of the request's leaves those of other signals in force.
+      keep_thresholds: a threshold of the request's leaves those of other signals in force, and early thresholds.
 
     Raises:
       ArgumentError: a maximum of thinking tokens below the minimum.
     """
-    thresholds = given_thresholds(arguments)
-    changes: dict[str, Any] = {}
-    if thresholds:
-        changes["thresholds"] = {**default.thresholds, **thresholds} if keep_thresholds else thresholds
-        changes["early"] = _early_for(changes["thresholds"], default.early)
-    for field in ("min_thinking_tokens", "max_thinking_tokens", "patience", "alpha"):
-        value = getattr(arguments, f"{PREFIX}_{field}")
-        if value is not None:
-            changes[field] = value
-    policy = default.model_copy(update=changes)
+    policy = _merged(arguments, default, keep_thresholds=keep_thresholds)
     least, most = policy.min_thinking_tokens, policy.max_thinking_tokens
     if most is not None and most < least:
-        whose = {field: "" if field in changes else " (the draft's)" for field in Policy.model_fields}
+        fields = ("min_thinking_tokens", "max_thinking_tokens")
+        whose = {field: " (the draft's)" if _given(arguments, field) is None else "" for field in fields}
         raise ArgumentError(
             f"extra_args: specexit_max_thinking_tokens is {most}{whose['max_thinking_tokens']}, expected at least "
             f"specexit_min_thinking_tokens, which is {least}{whose['min_thinking_tokens']}",
             "specexit_max_thinking_tokens",
         )
     return policy
+
+
+def imposed_policy_of(arguments: RequestArguments, imposed: Policy) -> Policy:
+    """A policy of audits with the arguments of a request in it, that fit the point in whose place it serves. Where they
+    do not fit this one, it is no fault of the client's: a maximum below the minimum gives way."""
+    policy = _merged(arguments, imposed)
+    most = policy.max_thinking_tokens
+    return policy.model_copy(
+        update={"max_thinking_tokens": None if most is None else max(most, policy.min_thinking_tokens)}
+    )
+
+
+def _merged(arguments: RequestArguments, default: Policy, *, keep_thresholds: bool = False) -> Policy:
+    thresholds = given_thresholds(arguments)
+    changes: dict[str, Any] = {}
+    if thresholds and keep_thresholds:
+        changes["thresholds"] = {**default.thresholds, **thresholds}
+    elif thresholds:
+        changes |= {"thresholds": thresholds, "early": _early_for(thresholds, default.early)}
+    for field in ("min_thinking_tokens", "max_thinking_tokens", "patience", "alpha"):
+        value = _given(arguments, field)
+        if value is not None:
+            changes[field] = value
+    return default.model_copy(update=changes)
+
+
+def _given(arguments: RequestArguments, field: str) -> Any:
+    return getattr(arguments, f"{PREFIX}_{field}")
 
 
 def _early_for(thresholds: Mapping[str, float], early: Mapping[str, float]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from torch_specexit.plugin.frontend.arguments import (
     ArgumentError,
     RequestArguments,
     check_splits,
+    imposed_policy_of,
     names_ours,
     parse,
     policy_of,
@@ -325,10 +326,11 @@ class Operation:
         point = self._at_most(asked)
         if rule == "stricter":
             check_rarer(arguments, offered, asked)
-            policy = policy_of(arguments, asked.policy, keep_thresholds=True)
+        policy = policy_of(arguments, asked.policy, keep_thresholds=rule == "stricter")
+        if rule == "stricter":
             policy = point.policy if policy == asked.policy else stricter_of(policy, point.policy)
-        else:
-            policy = policy_of(arguments, point.policy)
+        elif point != asked:  # put there by audits, which make no request an error
+            policy = imposed_policy_of(arguments, point.policy)
         mode = self._mode_of(arguments, request, point)
         own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
         like = sampled and not forced and mode != "off"  # as what was calibrated
@@ -372,7 +374,8 @@ class Operation:
         """The point, or the one that audits have put in its place."""
         name = self.ceiling
         ceiling = None if name is None else self.file.point(name)
-        point = ceiling if ceiling is not None and epsilon_of(ceiling) < epsilon_of(point) else point
+        risked = epsilon_of(point) if self._of_points[point.name] is None else math.inf  # as of one without
+        point = ceiling if ceiling is not None and epsilon_of(ceiling) < risked else point
         stepped = self.stepped
         while point.name in stepped:
             point = self.file.point(stepped[point.name])

@@ -77,7 +77,7 @@ class Endpoints:
         app.add_middleware(MarkCallers)
 
         def opened(route: str) -> None:
-            if route not in self.front.operation.serving.routes:
+            if not self.front.opens(route):
                 raise HTTPException(404, f"this route is closed; an operator opens it by serving.routes: [{route}]")
 
         @app.get(PATH)

@@ -198,6 +198,11 @@ class FrontEnd:
         if known and result in ("same", "changed", "no_exit"):
             self.hold.add(point, changed=result == "changed")
 
+    def opens(self, route: str) -> bool:
+        """Whether an operator has opened an HTTP route, as the file says now."""
+        self._look_at_file()
+        return route in self.operation.serving.routes
+
     def switch(self, *, mode: Mode | None = None, point: str | None = None, reload: bool = False) -> dict[str, Any]:
         """Do what an operator says. Whether it lifts what audits have imposed, `Operation.switch` says, and
         `Operation.load` for a file that is read again.
@@ -225,7 +230,8 @@ class FrontEnd:
         if said:
             self._look_at_file(at_once=True)  # its words are older, and must not go over this one later
             self.operation.switch(mode, point)
-            logger.warning("specexit: an operator has set mode %s, point %s", self.operation.mode, self.operation.name)
+            mode_now, point_now = self.operation.mode, self.operation.served().name
+            logger.warning("specexit: an operator has set mode %s, point %s", mode_now, point_now)
         if said or read:
             self.changed()
         if self.api_servers == 1:

@@ -94,12 +94,13 @@ class PolicyWatch:
         self.folder, self.block, self.additional_config, self.served = folder, block, additional_config, dict(served)
         self._seen, self._looked = self._stamp(), time.monotonic()
 
-    def _stamp(self) -> tuple[int, int] | None:
+    def _stamp(self) -> tuple[int, int, int] | None:
         try:
             found = (self.folder / FILE).stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ino
+        # The size, as clocks of files tick coarsely: what was read half-written may have the time of the whole.
+        return found.st_mtime_ns, found.st_ino, found.st_size
 
     def changed(self, operation: Operation, *, at_once: bool = False) -> bool:
         """Take a changed file in, and say whether that was done. One that cannot be used is logged and left.
@@ -145,7 +146,7 @@ class PolicyWatch:
             return False
         self._say_what_is_overruled(file.serving, serving, operation)
         operation.load(file, serving, doubts(file, self.served, serving.transition))
-        logger.warning("specexit: %s read again: mode %s, point %s", path, operation.mode, operation.name)
+        logger.warning("specexit: %s read again: mode %s, point %s", path, operation.mode, operation.served().name)
         if doubted := operation.uncertified_because():
             logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
         return True
