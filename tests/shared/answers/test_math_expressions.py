@@ -162,6 +162,10 @@ SAME = [
     (r"\begin{pmatrix}1&2\end{pmatrix}^T", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     # the vertex of an angle
     (r"\angle ABC", r"\angle CBA"),
+    # derivatives
+    (r"\frac{dy}{dx}=2x+1", r"\frac{\mathrm{d}y}{\mathrm{d}x}=1+2x"),
+    (r"2\frac{dy}{dx}=4x", r"\frac{dy}{dx}=2x"),
+    (r"\frac{d}{dx}(x^2)", "2x"),
 ]
 
 DIFFERENT = [
@@ -286,6 +290,13 @@ DIFFERENT = [
     ("(AB)^T", "AB"),
     # the vertex of an angle
     (r"\angle ABC", r"\angle BAC"),
+    # derivatives
+    (r"\frac{dy}{dx}=2x", r"\frac{dy}{dx}=5x"),
+    (r"\frac{dy}{dx}=-\frac{x}{y}", r"\frac{dy}{dx}=\frac{x}{y}"),
+    (r"\frac{\partial f}{\partial x}=2x", r"\frac{\partial f}{\partial x}=3x"),
+    (r"4\pi r^2\frac{dr}{dt}", r"2\pi r\frac{dr}{dt}"),
+    (r"\frac{dy}{dx}", r"\frac{dx}{dy}"),
+    (r"\frac{dy}{dx}", "0"),
     # sets of sets
     (r"\{\{1\},\{2\}\}", r"\{1,2\}"),
 ]

@@ -1,5 +1,5 @@
 r"""Puts what the parser would misread into signs that it reads: primes, bases of numbers, degrees of angles, angles,
-powers to the T-th, I."""
+derivatives, powers to the T-th, I."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
 _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
 _CAPITAL_I = re.compile(r"(?<!\\)I(?![a-z])")
 _ANGLE = re.compile(r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Za-z])")
+_D = rf"(?:d|\\partial|{WRAPPER}\{{d\}}) ?"
+_ORDER = r"(?:\^(?:\d|\{\d\}))? ?"
+_FUNCTION = r"(?:[A-Za-z]|\\[a-z]+)(?:_\w|_\{\w+\})? ?"
+_DERIVATIVE = re.compile(rf"\\frac ?\{{ ?{_D}{_ORDER}{_FUNCTION}\}} ?\{{ ?(?:{_D}{_FUNCTION}{_ORDER})+\}}")
+"""The parser takes what is derived for a constant, and its derivative for nothing."""
 _T = rf"(?:T|{WRAPPER}\{{T\}})"
 _TO_THE_T = re.compile(rf"(?<!matrix\}})(?<!matrix\}} )\^ ?(?:{_T}|\{{ ?{_T} ?\}})")
 """The parser takes what is raised to T for a transpose, which a matrix has, and that of a number for the number."""
@@ -31,7 +36,10 @@ def readable(text: str) -> str:
       ('f_{\\prime}(x)', 'y_{1\\prime\\prime}', '\\sin (30\\cdot\\frac{\\pi}{180})')
       >>> readable("I^2R+3i"), readable("2^T"), readable(r"\angle CBA")
       ('\\iota ^2R+3i', '2^{(T)}', 'A_{\\prime ABC}')
+      >>> readable(r"x\frac{dy}{dx}"), readable(r"\frac{\partial^2u}{\partial x\partial t}")
+      ('xD_{\\prime dydx}', 'D_{\\prime partial2upartialxpartialt}')
     """
+    text = _DERIVATIVE.sub(lambda found: rf"D_{{\prime {_letters(found[0])}}}", text)
     text = _CAPITAL_I.sub(r"\\iota ", _ANGLE.sub(_as_name, _TO_THE_T.sub("^{(T)}", text)))
     return _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
 
@@ -50,6 +58,10 @@ def _as_name(found: re.Match[str]) -> str:
     """An angle: its vertex is in the middle, and its ends may be said in either order."""
     one, vertex, other = found.groups()
     return rf"A_{{\prime {min(one, other)}{vertex}{max(one, other)}}}"
+
+
+def _letters(fraction: str) -> str:
+    return re.sub(rf"\\frac|{WRAPPER}|\W|_", "", fraction)
 
 
 def _as_index(found: re.Match[str]) -> str:
