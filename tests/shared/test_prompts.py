@@ -89,6 +89,16 @@ def test_a_folder_of_files_of_rows(tmp_path):
     assert read_prompts(tmp_path / "lines") == read_prompts(tmp_path / "lines" / "test") == PROMPTS
 
 
+def test_no_split_of_a_folder_is_lost_for_its_format(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", ROWS[:1])
+    write_csv(tmp_path / "test.csv", ROWS)
+    with pytest.raises(PromptError, match="holds the splits test, train, expected one"):
+        read_prompts(tmp_path)
+    assert read_prompts(tmp_path / "test") == PROMPTS
+    write_parquet(tmp_path / "test.parquet", ROWS)  # the same in another format
+    assert read_prompts(tmp_path / "test") == PROMPTS
+
+
 def test_columns_are_named_by_the_config(tmp_path):
     rows = [{"nr": 7, "question": "2 + 2?", "solution": 4, "field": "sums", "notes": "easy"}]
     path = write_jsonl(tmp_path / "p.jsonl", rows)

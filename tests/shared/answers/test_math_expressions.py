@@ -142,6 +142,30 @@ SAME = [
     ("x**12", "x^{12}"),
     (r"\text{(-1, 2)}", "(-1,2)"),
     (r"\emptyset", r"\varnothing"),
+    # ranges, times, dates and ratios
+    ("20-30", "20 – 30"),
+    ("03:15 PM", "3:15 p.m."),
+    ("3:15, 6:30", "6:30, 3:15"),
+    ("03/04/2024", "3/4/2024"),
+    ("1:2:3", "2:4:6"),
+    (r"1:\sqrt3:2", r"2:2\sqrt{3}:4"),
+    ("12:18", "2:3"),
+    ("10-3", "7"),
+    # roots without braces
+    ("√12", r"2\sqrt{3}"),
+    (r"5\sqrt 12", r"10\sqrt{3}"),
+    ("√2.25", "1.5"),
+    (r"\sqrt[3]27", "3"),
+    # what is raised to T, and a transpose
+    ("P(1+r)^T", r"P(1+r)^{\mathrm{T}}"),
+    (r"2^{T+1}", r"2\cdot 2^T"),
+    (r"\begin{pmatrix}1&2\end{pmatrix}^T", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    # the vertex of an angle
+    (r"\angle ABC", r"\angle CBA"),
+    # derivatives
+    (r"\frac{dy}{dx}=2x+1", r"\frac{\mathrm{d}y}{\mathrm{d}x}=1+2x"),
+    (r"2\frac{dy}{dx}=4x", r"\frac{dy}{dx}=2x"),
+    (r"\frac{d}{dx}(x^2)", "2x"),
 ]
 
 DIFFERENT = [
@@ -242,6 +266,39 @@ DIFFERENT = [
     (r"\frac{GMm}{R}", r"\frac{GM^2}{r}"),
     (r"\frac{gR^2}{r}", r"\frac{gr^2}{R}"),
     ("N-n", "0"),
+    # ranges, scores, times and dates are not computed with
+    ("20-30", "30-40"),
+    ("20–30", "30–40"),
+    (r"\$1,000-\$2,000", r"\$2,000-\$3,000"),
+    (r"1.5-2.5\text{ kg}", r"2.5-3.5\text{ kg}"),
+    ("3-1", "4-2"),
+    ("3:15 pm", "6:30 pm"),
+    ("7:05", "14:10"),
+    ("3:15 and 6:30", "6:30 and 13:00"),
+    ("2024-01-02", "2024-02-01"),
+    ("3/4/2024", "6/8/2024"),
+    # ratios of more than two
+    ("1:2:3", "1:3:2"),
+    ("1:2:3", "1:6"),
+    (r"1:\sqrt{3}:2", r"1:2:\sqrt{3}"),
+    # roots without braces
+    ("√12", "2"),
+    (r"\sqrt[3]27", r"7\sqrt[3]{2}"),
+    # what is raised to T
+    ("P(1+r)^T", "P(1+r)"),
+    ("2^{T}", "2"),
+    ("(AB)^T", "AB"),
+    # the vertex of an angle
+    (r"\angle ABC", r"\angle BAC"),
+    # derivatives
+    (r"\frac{dy}{dx}=2x", r"\frac{dy}{dx}=5x"),
+    (r"\frac{dy}{dx}=-\frac{x}{y}", r"\frac{dy}{dx}=\frac{x}{y}"),
+    (r"\frac{\partial f}{\partial x}=2x", r"\frac{\partial f}{\partial x}=3x"),
+    (r"4\pi r^2\frac{dr}{dt}", r"2\pi r\frac{dr}{dt}"),
+    (r"\frac{dy}{dx}", r"\frac{dx}{dy}"),
+    (r"\frac{dy}{dx}", "0"),
+    # sets of sets
+    (r"\{\{1\},\{2\}\}", r"\{1,2\}"),
 ]
 
 
@@ -276,6 +333,6 @@ def test_thousands_may_be_kept_apart_in_a_list(numbers, bracket):
     ],
 )
 def test_a_time_on_the_hour_is_no_ratio_to_nothing(one, other, same):
-    """Any other time is compared as a ratio, and 5/0 has no value."""
+    """Beside anything but a time, any other is compared as a ratio, and 5/0 has no value."""
     assert same_answer(one, other) is same
     assert same_answer(other, one) is same

@@ -85,6 +85,10 @@ SAME = [
     ("['a', 'b']", '["a","b"]'),
     ("Paris [France]", "Paris (France)"),
     ("1,000 people!", "1000 people"),
+    # brackets in a formula
+    ("(3 + 4) * 2", "(3+4)*2"),
+    ("Paris (France)", "Paris, France"),
+    ("10 €", "10€"),
 ]
 
 DIFFERENT = [
@@ -142,6 +146,13 @@ DIFFERENT = [
     ("a b c", "b a c"),
     ("blood type A", "blood type"),
     ("A# A# #B", "#A A# #B"),
+    # brackets in a formula
+    ("(3 + 4) * 2", "3 + 4 * 2"),
+    ("2*(3+4)", "2*3+4"),
+    ("(x+1)²", "x+1²"),
+    # currencies
+    ("€10", "$10"),
+    ("£5", "¥5"),
     # vowel signs
     ("कि", "का"),
 ]

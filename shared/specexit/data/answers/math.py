@@ -10,6 +10,7 @@ from typing import NamedTuple
 from specexit.data.answers.base import AnswerKind
 from specexit.data.answers.math_bases import digits_as_names, has_letters
 from specexit.data.answers.math_boxes import joined, last_boxes
+from specexit.data.answers.math_chains import same_chains
 from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_names import says_names
 from specexit.data.answers.math_numbers import as_decimal, is_decimal, number, same_number
@@ -69,6 +70,8 @@ class Math(AnswerKind):
             return one.quantity.casefold() == other.quantity.casefold()
         if max(len(one.quantity), len(other.quantity)) > _LONGEST:
             return False
+        if (same := same_chains(one.quantity, other.quantity)) is not None:
+            return same
         if one.value is None or other.value is None or (one.unit != other.unit and "%" in (one.unit, other.unit)):
             return None
         return same_number(one.value, other.value)

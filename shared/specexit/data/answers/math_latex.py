@@ -62,7 +62,8 @@ _SPELLINGS = [
         r"(?<=\d) ?x ?(?=10 ?\^)": r"\\times ",
         r"√\(([^()]*)\)": r"\\sqrt{\1}",
         # An argument without its braces, where the parser wants them.
-        r"\\(sqrt ?\[\d+\]) ?(\d)": r"\\\1{\2}",
+        r"(√|\\sqrt ?\[\d+\]) ?(\d+(?:\.\d+)?)": r"\1{\2}",
+        r"\\sqrt ?(\d+\.\d+|\d{2,})": r"\\sqrt{\1}",
         r"(\^|\\sqrt) ?(\\[dtc]?frac) ?(\d|\{[^{}]*\}) ?(\d|\{[^{}]*\})": r"\1{\2\3\4}",
         # Sizes of brackets and fractions.
         r"\\(?:m?(?:left|right|middle)|[bB]igg?[lrm]?)(?=\\?[()\[\]|{}]| ?\\[lr](?:angle|brace|vert|Vert))": "",

@@ -16,12 +16,14 @@ from specexit.data.answers.math_infinity import evaluated, has_infinity, same_in
 from specexit.data.answers.math_names import equation, value, with_both_signs, without_index
 from specexit.data.answers.math_numbers import same_number
 from specexit.data.answers.math_readable import in_radians, readable
+from specexit.data.answers.math_text import apart
 
 _LONGEST = 1000
 """Digits of a number that is computed with."""
 _DIGITS = 6
 """Digits to which numbers are compared, the zeros that a small one begins with left out."""
 
+_COLON = re.compile(":")
 _FLIPPED = {">": "<", r"\ge": r"\le ", r"\geq": r"\le "}
 
 
@@ -67,11 +69,22 @@ def _as_tuple(text: str, other: str) -> str:
     return "(" + column[1].replace(r"\\", ",") + ")"
 
 
+def _ratio(text: str) -> str:
+    r"""A ratio of three numbers or more as a tuple, what the first is to each; any other text as it is.
+
+    Example:
+      >>> _ratio("2:4:6"), _ratio("4:6")
+      ('(\\frac{4}{2},\\frac{6}{2})', '4:6')
+    """
+    first, *others = apart(text, _COLON)
+    return text if len(others) < 2 else "(" + ",".join(rf"\frac{{{part}}}{{{first}}}" for part in others) + ")"
+
+
 def _equal(a: str, b: str) -> bool:
     from sympy import And, Eq, FiniteSet, Interval, Tuple
     from sympy.logic.boolalg import BooleanAtom
 
-    a, b = with_both_signs(a), with_both_signs(b)
+    a, b = with_both_signs(_ratio(a)), with_both_signs(_ratio(b))
     a, b = _as_tuple(a, b), _as_tuple(b, a)
     how = _Parsing.of_both(a, b)
     one, other = pair = [_as_one_value(_parsed(text, how)) for text in (a, b)]
@@ -81,10 +94,18 @@ def _equal(a: str, b: str) -> bool:
     ranges = Tuple | Interval | And
     if any(isinstance(each, FiniteSet) for each in pair) and any(isinstance(each, ranges) for each in pair):
         return False
+    if len({_holds_sets(each) for each in pair}) > 1:  # math-verify takes a set of one number for the number
+        return False
     # Two equations without solutions have the same ones, which says nothing.
     if isinstance(one, Eq) and isinstance(other, Eq) and not (_has_solutions(one) and _has_solutions(other)):
         return _verified(one.lhs, other.lhs) and _verified(one.rhs, other.rhs)
     return _verified(one, other)
+
+
+def _holds_sets(expression: Any) -> bool:
+    from sympy import FiniteSet
+
+    return isinstance(expression, FiniteSet) and any(isinstance(member, FiniteSet) for member in expression.args)
 
 
 def _as_one_value(expression: Any) -> Any:

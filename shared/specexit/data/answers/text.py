@@ -23,6 +23,7 @@ _BRACKETED = re.compile(r"\\?[\[({].*[\])}]")
 _MEMBERS = r"(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*"
 _LIST = re.compile(rf"\[({_MEMBERS})\]")
 _INITIAL = re.compile(r"(?<![^\W_])([^\W\d_])\.(?=[^\W\d_](?![^\W_]))")
+_BESIDE_SIGN = re.compile(r"[-+*/^=] ?\(([^()]*+)\)|\(([^()]*+)\)!? ?[-+*/^=]")
 _EXCLAMATION = re.compile(r"(?<![\d)])!+(?!=)")
 
 
@@ -65,9 +66,10 @@ def _clean(text: str) -> str | None:
 def normal(text: str) -> str:
     """Lower case, one form of each character, no article in front, no punctuation, single spaces, after SQuAD's rule.
 
-    What changes the meaning stays: the point of a number, signs, superscripts, braces, mathematical symbols, the lists
-    in a list. So does a text of nothing but punctuation. A hyphen beside a word of two letters or more joins words; any
-    other is a minus. In an answer in brackets a comma separates members, not thousands.
+    What changes the meaning stays: the point of a number, signs, superscripts, braces, brackets in a formula,
+    mathematical symbols, currencies, the lists in a list. So does a text of nothing but punctuation. A hyphen beside a
+    word of two letters or more joins words; any other is a minus. In an answer in brackets a comma separates members,
+    not thousands.
 
     Example:
       >>> normal("The  “Eiffel” Tower!"), normal("-3.50"), normal("a"), normal("C++"), normal("!?")
@@ -80,10 +82,22 @@ def normal(text: str) -> str:
     whole = _ARTICLE.sub("", _one_form(_unstyled(text)))
     bare = whole if _BRACKETED.fullmatch(whole) else re.sub(r"(?<=\d),(?=\d{3}\b)", "", whole)
     bare = found.group(1) if (found := _LIST.fullmatch(bare)) else re.sub(r"[\[\]]", " ", bare)
+    if _is_bracketed_formula(bare):
+        bare = bare.replace("(", "{").replace(")", "}")
     bare = re.sub(r"(?<!\d)[.](?!\d)|(?<=\d)[.](?!\d)|(?<=[^\W\d])[.](?=\d)", " ", _EXCLAMATION.sub(" ", bare))
     bare = re.sub(r"(?<=\S) ([-+/]) (?=\S)|(?<=\d) (%)", r"\1\2", _HYPHEN.sub(" ", bare))
     bare = re.sub(r"\s+", " ", "".join(map(_apart, bare.replace("'", ""))))
     return bare.replace("- ", "-").strip() or whole
+
+
+def _is_bracketed_formula(text: str) -> bool:
+    """Whether brackets tell what is computed first: around a sign, and beside another.
+
+    Example:
+      >>> _is_bracketed_formula("(3+4)*2"), _is_bracketed_formula("-(5)"), _is_bracketed_formula("a (b-c)")
+      (True, False, False)
+    """
+    return any(re.search("[-+*/^=]", found[1] or found[2] or "") for found in _BESIDE_SIGN.finditer(text))
 
 
 def _unstyled(text: str) -> str:
@@ -106,4 +120,4 @@ def _apart(char: str) -> str:
     category = unicodedata.category(char)
     if char.isalnum() or char in "+-/.#%!" or category[0] == "M":
         return char
-    return f" {char} " if char in "*^{}[]" or category == "Sm" else " "
+    return f" {char} " if char in "*^{}[]" or category in ("Sm", "Sc") else " "

@@ -171,8 +171,7 @@ def _folder(folder: Path) -> Iterator[LocatedRow]:
     splits = sorted({_split_name(file) for file in files})
     if len(splits) > 1:
         raise PromptError(f"{folder}: holds the splits {', '.join(splits)}, expected one: {folder / splits[0]}")
-    for file in files:
-        yield from _READERS[file.suffix](file)
+    yield from _of_one_kind(files)
 
 
 def _split_of(path: Path) -> Iterator[LocatedRow]:
@@ -180,17 +179,23 @@ def _split_of(path: Path) -> Iterator[LocatedRow]:
     files = [file for file in _data_files(path.parent) if _split_name(file) == path.name]
     if not files:
         raise PromptError(f"{path}: cannot be read: there is no such file or folder")
+    yield from _of_one_kind(files)
+
+
+def _of_one_kind(files: list[Path]) -> Iterator[LocatedRow]:
+    """The rows of a split: where it is there in several formats, those of the first of these."""
     for file in files:
-        yield from _READERS[file.suffix](file)
+        if file.suffix == files[0].suffix:
+            yield from _READERS[file.suffix](file)
 
 
 _ROWS = (".parquet", ".jsonl", ".csv")
-"""Files of rows in a folder of the hub; where it has several kinds, the first of these is read."""
+"""Files of rows in a folder of the hub."""
 
 
 def _data_files(folder: Path) -> list[Path]:
     found = (sorted([*folder.glob(f"*{end}"), *folder.glob(f"data/*{end}")]) for end in _ROWS)
-    return next(filter(None, ([file for file in files if not _is_hidden(file)] for files in found)), [])
+    return [file for files in found for file in files if not _is_hidden(file)]
 
 
 def _is_hidden(path: Path) -> bool:
