@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import griffe
 import pytest
@@ -263,6 +264,18 @@ def test_the_gallery_shows_every_command_or_says_why_not() -> None:
     assert set(run) | excused.keys() == cli.COMMANDS.keys()
     empty = [block for block in re.findall(r"^```text\n(.*?)\n```$", page, re.M | re.S) if "\n" not in block]
     assert not empty, "a command that is shown prints something"
+
+
+@pytest.mark.parametrize("page", PAGES[2:], ids=lambda page: page.name)
+def test_on_the_site_no_path_runs_into_the_code_beside_it(page: Path) -> None:
+    """`sbatch` and the path of its file were one word there, with two backticks between them."""
+    spec = importlib.util.spec_from_file_location("sources", ROOT / "configs" / "site" / "sources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sources = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sources)
+    shown = sources.on_page_markdown(page.read_text(), SimpleNamespace(file=SimpleNamespace(src_path=page.name)))
+    assert re.findall(r".*[^`]``[^`].*", shown) == []
 
 
 def test_the_page_of_python_names_shows_examples_as_code_and_no_table_of_signs() -> None:
