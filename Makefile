@@ -13,7 +13,7 @@ RELEASES ?= runs/vllm-releases
   bench-full-size continuation soak layouts features plan-all docs figures tiny-reasoner tiny-mixed format clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK=1 for a smaller one)
 	@$(BIN)/specexit demo quick=$(if $(QUICK),true,false)
@@ -165,7 +165,7 @@ soak: $(VENV)/.dev-ready  ## A server for twenty minutes under load, reloads, we
 continuation: $(VENV)/.dev-ready  ## 1,500 exits on every runner and scheduler, each checked against plain vLLM
 	@SPECEXIT_CONTINUATION=1 $(BIN)/python -m pytest tests/serving/test_continuation.py -s $(ARGS)
 
-layouts: $(VENV)/.dev-ready  ## A draft of every published layout in vLLM, against JAX and PyTorch (a quarter of an hour)
+layouts: $(VENV)/.dev-ready  ## A draft of every published layout in vLLM, against JAX and PyTorch (half an hour)
 	@SPECEXIT_LAYOUTS=1 $(BIN)/python -m pytest tests/serving/test_layouts_in_vllm.py -s $(ARGS)
 
 features: $(VENV)/.dev-ready  ## Train on stored features against online ones: what each storage type changes (minutes)

@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "collect": Command(
         "Data",
-        "Generate traces, and the answer the target would give at every step boundary.",
+        "Generate traces, and the answers the target would give at step boundaries.",
         "specexit.schemas.collect:CollectConfig",
         "torch_specexit.collecting:collect",
         "serve",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-WORDS = {int: "whole number", float: "number", str: "text", bool: "true | false", Path: "path", type(None): "none"}
+WORDS = {int: "whole number", float: "number", str: "text", bool: "true | false", Path: "path", type(None): "null"}
 PLURALS = {int: "whole numbers", float: "numbers", Path: "paths"}
 REQUIRED = "required"
 
@@ -21,7 +21,7 @@ def kind_of(annotation: Any) -> str:
 
     Example:
       >>> kind_of(int), kind_of(Path | None), kind_of(Literal["draft", "fc"]), kind_of(tuple[str, ...])
-      ('whole number', 'path, or none', 'draft | fc', 'list of text')
+      ('whole number', 'path, or null', 'draft | fc', 'list of text')
     """
     origin, inside = get_origin(annotation), get_args(annotation)
     if annotation in WORDS:
@@ -76,7 +76,7 @@ def rows(schema: type[BaseModel], values: Mapping[str, Any] | None = None, prefi
             inner = default.model_dump(mode="json") if isinstance(default, BaseModel) else {}
             yield from rows(nested, inner | (given or {}), f"{prefix}{key}.")
             continue
-        kind, optional, _ = kind_of(nested).partition(", or none")
+        kind, optional, _ = kind_of(nested).partition(", or null")
         kind = " ".join(part for part in (kind, limits_of(field)) if part) + optional
         shown = REQUIRED if given is None and field.is_required() else written(default if given is None else given)
         yield Row(f"{prefix}{key}", kind, shown, field.description or "")
@@ -87,10 +87,10 @@ def written(value: Any) -> str:
 
     Example:
       >>> [written(value) for value in (None, True, 0.5, ("a", "b"), {}, "\\n\\n")]
-      ['none', 'true', '0.5', '[a, b]', '{}', "'\\\\n\\\\n'"]
+      ['null', 'true', '0.5', '[a, b]', '{}', "'\\\\n\\\\n'"]
     """
     if value is None:
-        return "none"
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
 """A draft of every published layout, imported and served by vLLM: it drafts what JAX and PyTorch draft.
 
 By hand, `make layouts`: nine drafts at the tiny reasoner's size, each under the names and the config of its project
-and trained for some twenty seconds so that vLLM accepts drafts at all, and an engine for each; a quarter of an hour.
+and trained for some twenty seconds so that vLLM accepts drafts at all, and an engine for each; half an hour.
 """
 
 from __future__ import annotations

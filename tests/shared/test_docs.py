@@ -1,5 +1,6 @@
 """Every link of a page leads somewhere, and every command of the Makefile and the table that a page names exists."""
 
+import ast
 import importlib
 import importlib.util
 import math
@@ -7,7 +8,9 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import griffe
 import pytest
 
 from specexit import cli
@@ -261,6 +264,33 @@ def test_the_gallery_shows_every_command_or_says_why_not() -> None:
     assert set(run) | excused.keys() == cli.COMMANDS.keys()
     empty = [block for block in re.findall(r"^```text\n(.*?)\n```$", page, re.M | re.S) if "\n" not in block]
     assert not empty, "a command that is shown prints something"
+
+
+@pytest.mark.parametrize("page", PAGES[2:], ids=lambda page: page.name)
+def test_on_the_site_no_path_runs_into_the_code_beside_it(page: Path) -> None:
+    """`sbatch` and the path of its file were one word there, with two backticks between them."""
+    spec = importlib.util.spec_from_file_location("sources", ROOT / "configs" / "site" / "sources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sources = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sources)
+    shown = sources.on_page_markdown(page.read_text(), SimpleNamespace(file=SimpleNamespace(src_path=page.name)))
+    assert re.findall(r".*[^`]``[^`].*", shown) == []
+
+
+def test_the_page_of_python_names_shows_examples_as_code_and_no_table_of_signs() -> None:
+    """What is typed was a quotation, three deep, and a table in the way of Sphinx one line of `=`."""
+    (option,) = re.findall(r"extensions: \[\./(.*)\]", (ROOT / "configs" / "site" / "mkdocs.yml").read_text())
+    extensions = griffe.load_extensions(str(ROOT / "configs" / "site" / option))
+    loader = griffe.GriffeLoader(extensions=extensions, search_paths=[ROOT / "shared"])
+    told = loader.load("specexit.method.labels")["exit_point"].docstring
+    assert told is not None
+    assert "examples" in [section.kind.value for section in told.parse("google", warnings=False)]
+    names = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert len(names) >= 7
+    for name in names:
+        root = ROOT / "shared" if name.startswith("specexit") else ROOT
+        assert "=====" not in (ast.get_docstring(ast.parse((root / f"{name.replace('.', '/')}.py").read_text())) or "")
 
 
 def test_the_readme_says_how_a_machine_with_a_card_keeps_to_its_cpu(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from specexit import cli
-from specexit.help import rows
+from specexit.config import _parse, load
+from specexit.help import REQUIRED, rows, written
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.train import TrainConfig
@@ -63,6 +64,21 @@ def test_defaults_are_those_in_force() -> None:
     """A command may set another default than the schema that it nests."""
     default = {row.key: row.default for row in rows(CollectConfig)}
     assert default["engine.max_num_seqs"] == str(CollectConfig.model_fields["engine"].default.max_num_seqs)
+
+
+def test_a_default_in_the_help_is_what_one_would_type() -> None:
+    """For no value it said `none`, which ``load`` takes for a text: ``eval_traces=none`` was a folder of that name."""
+    for command in cli.COMMANDS.values():
+        schema = cli._load(command.schema)
+        for row in rows(schema):
+            if row.default != REQUIRED:
+                assert written(_parse(schema, row.key, row.default)) == row.default, row.key
+    found = {row.key: row for row in rows(TrainConfig)}
+    assert found["eval_traces"].kind == "path, or null"
+    assert (
+        load(BenchConfig, None, ["draft=d", "traces=t", "out=o", "scores=null", "n=null", "tasks=null"]).tasks is None
+    )
+    assert {found[key].default for key in ("eval_traces", "evaluate_n", "wandb")} == {"null"}
 
 
 def test_help_says_how_much_accuracy_methods_of_a_benchmark_may_be_tuned_to_lose() -> None:

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = sorted((ROOT / "configs" / "images").glob("*.Dockerfile"))
@@ -38,6 +39,16 @@ def test_what_an_image_names_exists(path: Path) -> None:
 def test_nothing_of_this_checkout_gets_into_an_image_but_its_sources() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv*", "runs"} <= set(ignored)
+
+
+def test_weights_that_lie_where_the_shipped_configs_look_for_them_get_into_no_image_and_no_commit() -> None:
+    """A checkout with ``models/Qwen3-4B-Thinking-2507`` made an image 8 GB larger."""
+    files = [path for folder in ("recipes", "targets") for path in (ROOT / "configs" / folder).glob("*.yaml")]
+    named = [yaml.safe_load(path.read_text()).get(key, "") for path in files for key in ("path", "init_from")]
+    places = {place.split("/")[0] for place in named if "/" in place}
+    assert {"models", "drafts"} <= places
+    assert places <= set((ROOT / ".dockerignore").read_text().split())
+    assert {f"/{place}/" for place in places} - {"/runs/"} <= set((ROOT / ".gitignore").read_text().split())
 
 
 def test_a_python_of_an_image_is_one_that_the_package_takes() -> None:

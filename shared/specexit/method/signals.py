@@ -1,15 +1,11 @@
 """The signals a draft predicts beside its tokens, in their fixed order. A fifth one is added here and nowhere else.
 
-======== ==================================================== ========== =====
-column   what it estimates, for the token it belongs to        activation loss
-======== ==================================================== ========== =====
-0        confidence: geometric mean of the probabilities of    sigmoid    MSE
-         the answer's tokens, were it given at this step's end
-1        progress: share of the needed thinking that is done   sigmoid    MSE
-2        remaining: tokens of needed thinking still to come    exp        MSLE
-3        validity: probability that the answer given at this   sigmoid    BCE
-         step's end is the answer of the whole trace
-======== ==================================================== ========== =====
+By column, for the token that it belongs to (activation, loss):
+
+0. confidence: geometric mean of the probabilities of the answer's tokens, given at this step's end (sigmoid, MSE)
+1. progress: share of the needed thinking that is done (sigmoid, MSE)
+2. remaining: tokens of needed thinking still to come (exp, MSLE)
+3. validity: probability that the answer given at this step's end is the answer of the whole trace (sigmoid, BCE)
 
 The first three are the paper's (arXiv 2509.24248); validity is ours, because a threshold on it *is* a statement about
 risk, and because on our study target the paper's thresholds cost nearly all accuracy.

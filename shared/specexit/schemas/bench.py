@@ -28,7 +28,9 @@ class BenchConfig(Config):
         description="new folder for results.json, requests.jsonl, report.html and run.yaml; simulation.json with scores"
     )
     methods: tuple[str, ...] | None = Field(
-        default=None, description="names (see specexit.bench.methods), or paths of Python files with a Method in them"
+        default=None,
+        description="names (see docs/bench.md), or paths of Python files with a Method in them; by default those of "
+        "none, eagle3, specexit, specexit-fc and budget that what is given allows",
     )
     scores: Path | None = Field(
         default=None,
