@@ -192,6 +192,12 @@ def test_a_policy_that_makes_no_sense_is_refused(override, message):
         load(Policy, overrides=[override])
 
 
+def test_early_thresholds_with_an_average_over_rounds_are_refused():
+    """That rule knows no token eight before: they would be passed over, and exits come where none was asked for."""
+    with pytest.raises(ConfigError, match=r"early is {'validity': 0.4}, expected none with smoothing 'round'"):
+        load(Policy, overrides=["early.validity=0.4", "smoothing=round"])
+
+
 def test_a_maximum_below_the_minimum_is_refused_and_an_equal_one_is_a_fixed_budget():
     with pytest.raises(ConfigError, match=r"max_thinking_tokens is 3, expected at least min_.*, which is 4"):
         load(Policy, overrides=["min_thinking_tokens=4", "max_thinking_tokens=3"])
