@@ -29,12 +29,12 @@ chat: $(VENV)/.demo-ready  ## Ask the server of `make serve`, and watch it think
 test: $(VENV)/.dev-ready  ## Run the tests, real vLLM engines included (test-slow: what it leaves out)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of tests that start engines, and five minutes of `make soak`
-	@SPECEXIT_SLOW=1 SPECEXIT_SOAK=$${SPECEXIT_SOAK:-300} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_schedulers.py tests/serving/test_faults.py \
+test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of tests that start engines, 20 kills of a `collect`, and five minutes of `make soak`
+	@SPECEXIT_SLOW=1 SPECEXIT_KILLS=1 SPECEXIT_SOAK=$${SPECEXIT_SOAK:-300} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_schedulers.py tests/serving/test_faults.py \
 	  tests/serving/test_server.py tests/serving/test_kubernetes.py tests/serving/test_bench_serving.py \
 	  tests/serving/test_starting.py tests/serving/test_engine.py tests/serving/test_corners.py \
-	  tests/serving/test_kernel.py tests/torch/test_collect.py tests/parity/test_tiny_mixed.py \
-	  tests/jax/test_jobs.py tests/serving/test_soak.py $(ARGS)
+	  tests/serving/test_kernel.py tests/torch/test_collect.py tests/torch/test_collecting_faults.py \
+	  tests/parity/test_tiny_mixed.py tests/jax/test_jobs.py tests/serving/test_soak.py $(ARGS)
 
 test-full-size: $(VENV)/.dev-ready  ## Run every command on a stand-in of the size of Qwen3-0.6B, and convert at 8B's size (minutes, 10 GB)
 	@SPECEXIT_FULL_SIZE=1 $(BIN)/python -m pytest tests/e2e/test_stand_in.py tests/torch/test_stand_in.py \

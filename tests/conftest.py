@@ -12,6 +12,7 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+import os  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -23,6 +24,9 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from specexit.data.traces import Trace  # noqa: E402
 from specexit.drafts.config import PLAIN_ARCHITECTURE, DraftConfig, SpecExitBlock  # noqa: E402
 from specexit.drafts.directory import write_draft  # noqa: E402
+
+# What is printed is read, and on a narrow terminal it breaks within what is looked for.
+os.environ["COLUMNS"] = "80"
 
 # A busy machine is no failure: no test may depend on how long an example takes.
 settings.register_profile("specexit", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,6 +13,10 @@ QUICK_COMPILATION = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 do to them. What XLA does (sharding, fusion, memory) is the same."""
 
 
+WARNINGS = {"TF_CPP_MIN_LOG_LEVEL": "1"}
+"""What the compiler says is tested, and many a shell says 3, with which it says nothing."""
+
+
 CACHE_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 
@@ -24,4 +28,4 @@ def simulated(devices: int, compiled: Path | None = None) -> dict[str, str]:
         f"--xla_cpu_collective_timeout_seconds={PATIENCE}",
     )
     cache = {} if compiled is None else {"JAX_COMPILATION_CACHE_DIR": str(compiled)} | CACHE_ALL
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)} | QUICK_COMPILATION | cache
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)} | QUICK_COMPILATION | WARNINGS | cache

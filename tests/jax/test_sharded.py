@@ -16,6 +16,9 @@ from tests.jax.devices import simulated
 TIME, HIDDEN = 128, 32
 """Of the test's recipe: tokens of a packed row, which no parameter has as a dimension, and the width of the models."""
 
+REPLICATED = "rematerialization"
+"""Of what the compiler says of an array that it can only bring from one sharding to another by way of whole copies."""
+
 
 @pytest.fixture(scope="module")
 def found(base_recipe: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> dict:
@@ -73,8 +76,31 @@ def test_ten_steps_equal_one_device(found: dict, mesh: str) -> None:
     np.testing.assert_allclose(ours, oracle, rtol=1e-5)
 
 
+RESHARDS = """
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
+
+def program(x):
+    x = jax.lax.with_sharding_constraint(jax.numpy.sin(x), NamedSharding(mesh, P(("a", "b"), None, None)))
+    return jax.lax.with_sharding_constraint(jax.numpy.cos(x), NamedSharding(mesh, P(None, "a", "b")))
+
+jax.jit(program).lower(jax.ShapeDtypeStruct((8, 8, 128), np.float32)).compile()
+"""
+
+
+def test_the_compiler_says_so_where_it_replicates_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the shell of these tests silences: or nothing would be left of the next one, here and for experts."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    done = subprocess.run([sys.executable, "-c", RESHARDS], env=simulated(8), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert REPLICATED in done.stderr
+
+
 def test_the_compiler_replicates_nothing_by_accident(found: dict) -> None:
-    assert "rematerialization" not in found["stderr"]
+    assert REPLICATED not in found["stderr"]
 
 
 def test_no_activation_is_gathered(found: dict) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import threading
@@ -294,6 +295,7 @@ class Thinks(BaseHTTPRequestHandler):
 def typed(terminal: int, shown: bytes, until: bytes, keys: bytes) -> bytes:
     """Wait for what a terminal is to show, then press keys."""
     while until not in shown:
+        assert select.select([terminal], [], [], 300)[0], shown
         shown += os.read(terminal, 1000)
     os.write(terminal, keys)
     return shown
@@ -315,7 +317,7 @@ def test_ctrl_d_leaves_at_the_prompt_and_while_the_model_thinks(thinking):
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            env=os.environ | {"TERM": "xterm"},
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},  # on narrower ones there is no room for the key
         )
         shown = typed(ours, b"", b">", b"How many?\n" if thinking else b"\x04")
         if thinking:

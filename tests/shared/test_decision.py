@@ -23,8 +23,12 @@ def valid(*validity):
 
 @st.composite
 def traces(draw, max_size=40):
-    """(tokens, signals, sizes of decoding steps)."""
-    tokens = draw(st.lists(st.sampled_from([PLAIN, PLAIN, SPLIT, SPLIT, END]), min_size=1, max_size=max_size))
+    """(tokens, signals, sizes of decoding steps). Half of them end their thinking somewhere, and half never."""
+    size = draw(st.integers(1, max_size))
+    tokens = draw(st.lists(st.sampled_from([PLAIN, SPLIT]), min_size=size, max_size=size))
+    end = draw(st.none() | st.integers(0, size - 1))
+    if end is not None:
+        tokens[end] = END
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     signals = rng.uniform(0, 1, (len(tokens), 4)).astype(np.float32)
     signals[:, 2] *= 400
@@ -32,15 +36,21 @@ def traces(draw, max_size=40):
     return tokens, signals, sizes
 
 
+def limits(most):
+    """Thresholds that about half of all values pass, and now and then none or all."""
+    within = {name: st.floats(0, most) for name in ("confidence", "progress", "validity")}
+    return st.fixed_dictionaries({}, optional=within | {"remaining": st.floats(400 * (1 - most), 400)})
+
+
 policies = st.builds(
     Policy,
-    thresholds=st.dictionaries(st.sampled_from(["confidence", "progress", "validity"]), st.floats(0, 1), max_size=3),
-    early=st.dictionaries(st.sampled_from(["confidence", "remaining", "validity"]), st.floats(0, 1), max_size=2),
+    thresholds=limits(0.8),
+    early=limits(0.5),
     smoothing=st.sampled_from(["none", "ewma"]),
     alpha=st.floats(0.05, 1),
     patience=st.integers(1, 3),
-    min_thinking_tokens=st.integers(0, 20),
-    max_thinking_tokens=st.none() | st.integers(20, 40),
+    min_thinking_tokens=st.integers(0, 10),
+    max_thinking_tokens=st.none() | st.integers(10, 30),
 )
 
 
@@ -180,6 +190,12 @@ def test_a_signal_that_is_no_number_passes_no_threshold_and_one_without_does_not
 def test_a_policy_that_makes_no_sense_is_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         load(Policy, overrides=[override])
+
+
+def test_early_thresholds_with_an_average_over_rounds_are_refused():
+    """That rule knows no token eight before: they would be passed over, and exits come where none was asked for."""
+    with pytest.raises(ConfigError, match=r"early is {'validity': 0.4}, expected none with smoothing 'round'"):
+        load(Policy, overrides=["early.validity=0.4", "smoothing=round"])
 
 
 def test_a_maximum_below_the_minimum_is_refused_and_an_equal_one_is_a_fixed_budget():

@@ -112,6 +112,28 @@ def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
     assert "SPECEXIT_SOAK=" in recipe
 
 
+def test_what_waits_for_a_variable_is_run_by_a_target_that_sets_it() -> None:
+    """Twenty kills of one collection waited for one that nothing set, and no page named."""
+    recipes = re.findall(r"^[a-z-]+:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    run = {
+        (name, file)
+        for recipe in recipes
+        for name in re.findall(r"\b(SPECEXIT_[A-Z_]+)=", recipe)
+        for file in re.findall(r"tests/\w+/test_\w+\.py", recipe)
+    }
+    asks = re.compile(r'"(SPECEXIT_[A-Z_]+)"(?: not)? in os\.environ|os\.environ\.get\("(SPECEXIT_[A-Z_]+)"')
+    waits = {
+        ("".join(names), str(path.relative_to(ROOT)))
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for names in asks.findall(path.read_text())
+    }
+    sizes = {"SPECEXIT_MEMORY_TRACES", "SPECEXIT_BENCH_TRACES"}  # of tests that are always run
+    of_tests = {(name, file) for name, file in waits if Path(file).name.startswith("test_") and name not in sizes}
+    assert len(of_tests) >= 9
+    assert sorted(of_tests - run) == []
+    assert {name for name, _ in waits if not name.startswith("SPECEXIT_TEST_")} - sizes <= {name for name, _ in run}
+
+
 def test_the_page_on_files_names_every_file_that_a_command_writes() -> None:
     """Of a draft directory's own records it named none."""
     sources = [path for name in ("shared", "jax_specexit", "torch_specexit") for path in (ROOT / name).rglob("*.py")]

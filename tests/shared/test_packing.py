@@ -100,6 +100,21 @@ def test_layout_of_a_truncated_trace(make_trace):
     assert not laid_out.signal_mask[10:].any()
 
 
+def test_rows_are_filled_with_what_is_left_in_front_of_the_exit_points(make_trace, tmp_path):
+    """Two to a row; as long as they were, they would fill twice as many, and be called cut."""
+    traces = [labelled(make_trace(id=str(i), think_ids=[20 + i] * 10)) for i in range(4)]
+    write_traces(tmp_path / "labelled" / "traces.parquet", traces)
+    meta = pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=26, truncate=True))
+    assert (meta.n, meta.traces, meta.fill, meta.tokens) == (2, 4, 1, 4 * 13)
+    assert (meta.cut, meta.tokens_cut) == (0, 0)
+    end = load_target_config("tiny-reasoner").think_tokens().end
+    found = {example["tokens"][at].item(): (example, at) for example in read_all(tmp_path / "packed") for at in (3, 16)}
+    for trace in traces:
+        (example, at), alone = found[trace.think_ids[0]], make_sequence(trace, end, truncate=True)
+        for name in ("tokens", "loss_mask", "signal_labels", "signal_mask"):
+            np.testing.assert_array_equal(example[name][at - 3 : at + 10], getattr(alone, name))
+
+
 def test_stable_exit_point_counts_further(make_trace):
     laid_out = make_sequence(labelled(make_trace(boundary_agrees=[False, True, False])), END, "stable")
     assert laid_out.signal_labels[3, column("remaining")] == 9

@@ -27,7 +27,7 @@ TOKENIZER = TARGET.tokenizer()
 THINK = TARGET.think_tokens()
 
 SLOW = "SPECEXIT_KILLS" in os.environ
-"""20 kills of a run of 300 prompts; without it 4 of 40."""
+"""20 kills of a run of 300 prompts; without it 3 of 40."""
 
 N = 300 if SLOW else 40
 """Problems that the server of the tests knows."""
