@@ -62,7 +62,7 @@ def convert(config: ConvertConfig) -> None:
     if "JAX_PLATFORMS" not in os.environ and "mesh" not in config.model_fields_set:
         jax.config.update("jax_platforms", "cpu")
     said = _to_draft(config, config.run) if config.run is not None else _to_checkpoint(config)
-    Console(stderr=True).print(f"{said} -> {config.out}", markup=False, highlight=False)
+    Console(stderr=True).print(f"{said} -> {config.out}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _to_draft(config: ConvertConfig, run: Path) -> str:

@@ -87,6 +87,8 @@ class Evaluation:
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
@@ -135,7 +137,7 @@ class Judge:
     def result(self, step: int) -> Evaluation:
         """The numbers so far; ``step`` is that of the parameters."""
         self._replay()
-        top1 = self._hits / self._rows
+        top1 = self._hits / self._rows if self._rows else np.full(len(self._hits), np.nan)
         points = {name: point_of(sums, None) for name, sums in self._sums.items()}
         full, oracle = points.pop("full"), points.pop("oracle")
         best = {str(lost): best_within(points.values(), full.accuracy, lost / 100) for lost in (0, 1)}
@@ -226,4 +228,4 @@ def _signal_losses(trace: LabelledTrace, signals: np.ndarray, kind: ExitKind) ->
 
 def _generated(one: Scored) -> np.ndarray:
     """Hits [step, rows] at the rows of which all TTT steps predict tokens that the target generated."""
-    return one.hits[:, len(one.trace.prompt_ids) - 1 : one.hits.shape[1] - 1 - one.hits.shape[0]]
+    return one.hits[:, len(one.trace.prompt_ids) - 1 : max(0, one.hits.shape[1] - 1 - one.hits.shape[0])]

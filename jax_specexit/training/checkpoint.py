@@ -186,6 +186,7 @@ class Checkpoints:
             Console(stderr=True).print(
                 f"{self.best.directory}: step {step} was chosen by {_words(was)}, but the recipe says "
                 f"{_words(self.measure)}: the next evaluation takes its place",
+                soft_wrap=True,
                 markup=False,
                 highlight=False,
             )

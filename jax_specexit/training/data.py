@@ -24,6 +24,7 @@ from specexit.data.features import Features, check
 from specexit.data.overlap import read_prompts
 from specexit.data.packed import FIELDS, PackError, PackMeta, Records, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
+from specexit.data.traces import vocab_size_of
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
@@ -33,7 +34,8 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
     """Check that the packed data is whole and fits the recipe; reads no example.
 
     Raises:
-      PackError: no shards there, truncated or damaged, too few rows, or packed for another target or tokenizer.
+      PackError: no shards there, truncated or damaged, too few rows, or packed for another target, tokenizer or size of
+        the vocabulary.
       OverlapError: a list of prompts, which the run hands on, cannot be read.
       ConfigError: its rows have another length than the recipe says, or ``loss_chunk`` does not divide it.
     """
@@ -41,6 +43,12 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
     for folder in trained_on(config):
         read_prompts(folder)
     check_target(meta, config.data, target)
+    counted, vocab = len(meta.token_counts), vocab_size_of(target)
+    if counted != vocab:  # of other weights under the same name: JAX takes any id for one that there is
+        raise PackError(
+            f"{config.data / 'meta.json'}: token_counts is of {counted} token ids, but {target.config_place} says "
+            f"vocab_size={vocab}: expected rows that were packed for this target"
+        )
     found = len(open_rows(config.data, meta))
     if found != meta.n:
         raise PackError(f"{config.data}: {found} examples in its shards, expected {meta.n} as meta.json says")

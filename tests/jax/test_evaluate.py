@@ -223,6 +223,17 @@ def test_what_does_not_exist_is_null_and_never_the_best() -> None:
     assert not evaluation.score("auroc") > float("-inf")
 
 
+@pytest.mark.filterwarnings("error")
+def test_traces_shorter_than_a_draft_say_nothing_of_its_tokens() -> None:
+    """They have no row of which all TTT steps predict a token: no share of such rows was hit, and none was missed."""
+    short, rng = [scored(np.random.default_rng(0), steps, 2, 2, 1) for steps in (5, 7)], np.random.default_rng(1)
+    for one in short:
+        found = json.loads(json.dumps(judge([one], 1, "earliest").to_json(), allow_nan=False))
+        assert found["top1"] == [None] * len(one.hits)
+    long = scored(rng, 7, 3, 24, 2)
+    assert judge([short[1], long], 1, "earliest").top1 == judge([long], 1, "earliest").top1
+
+
 def test_labels_without_any_cut_are_shown_as_such() -> None:
     ranking = Ranking(4, 0.0, float("nan"), 0.1, 0.1)
     evaluation = Evaluation(1, 1, [0.5], 1.5, 1.5, {}, ranking, ranking, oracle_cut=0.0, cut={"0": 0.0})

@@ -110,6 +110,24 @@ def test_another_tokenizer_is_refused(recipe: TrainConfig, small_target: Path, t
     assert not recipe.out.exists()
 
 
+@pytest.mark.parametrize("size", [600, 768])
+def test_data_of_another_size_of_the_vocabulary_is_refused(
+    recipe: TrainConfig, small_target: Path, tmp_path: Path, size: int
+) -> None:
+    """Other weights under the same name, with the same tokenizer: JAX would have read another row for a token beyond
+    the embedding."""
+    before = load_target_config(str(small_target))
+    shutil.copytree(before.folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": size}))
+    moved = before.model_copy(update={"path": str(tmp_path / "model")})
+    (tmp_path / "target.yaml").write_text(yaml.safe_dump(moved.model_dump(mode="json")))
+    said = rf"meta\.json: token_counts is of 640 token ids, but .*config\.json says vocab_size={size}: expected rows"
+    with pytest.raises(PackError, match=said):
+        train(changed(recipe, target=str(tmp_path / "target.yaml")))
+    assert not recipe.out.exists()
+
+
 def test_layers_that_the_target_does_not_have_are_refused(
     recipe: TrainConfig, small_target: Path, tmp_path: Path
 ) -> None:
