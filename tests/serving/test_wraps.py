@@ -147,11 +147,16 @@ def test_the_first_pass_runs_wherever_vllm_would_not_draft(max_seq_len):
     assert not wrapped(runner, SimpleNamespace(max_seq_len=max_seq_len))
 
 
-def test_an_outcome_that_cannot_be_reported_fails_no_request():
+def test_an_outcome_that_cannot_be_reported_fails_no_request_and_is_logged_once(monkeypatch, caplog):
+    """The engine core logged a traceback at every step."""
+    monkeypatch.setattr(harmless, "_complaints", set())
     scheduler, output = SimpleNamespace(requests={"a": object()}), SimpleNamespace(specexit={"a": [0.0]})
     outputs = {0: SimpleNamespace(outputs=[SimpleNamespace(request_id="a", finish_reason="stop")])}
     wrapped = wraps.update_from_output(lambda self, scheduled, output: outputs)
-    assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
+    for _ in range(3):
+        assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
+    raised = [record.exc_info[0] for record in caplog.records]
+    assert len(raised) == len(harmless._complaints) > 0
 
 
 def test_a_failure_that_names_a_request_is_logged_once(monkeypatch, caplog):

@@ -5,21 +5,18 @@ A wrap calls the original once and hands on its result. Our own part of it is gu
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.fit import Method
+from torch_specexit.plugin.compat.harmless import harmless
 from torch_specexit.plugin.compat.repairs import cannot_read, cannot_sample
 from torch_specexit.plugin.frontend import arguments
 from torch_specexit.plugin.worker import runner_v1, runner_v2
 from torch_specexit.plugin.worker.exits import draft_of, exits_of
 from torch_specexit.plugin.worker.rule import Sampled
-
-logger = logging.getLogger("vllm.specexit")
-
 
 def get_kv_cache_spec(empty: Callable[[Any], Sampled]) -> Callable[[Method], Method]:
     """Make exits ready, once everything is loaded.
@@ -188,19 +185,12 @@ def update_from_output(original: Method) -> Method:
         inactive = getattr(model_runner_output, outcome.INACTIVE_KEY, None)
         awaiting = getattr(model_runner_output, outcome.AWAITING_KEY, None)
         reporter.replaced |= hasattr(model_runner_output, outcome.REPLACED_KEY)
-        _harmless(lambda: reporter.take(records, self.requests))
+        harmless(lambda: reporter.take(records, self.requests))
         outputs = original(self, scheduler_output, model_runner_output)
-        _harmless(lambda: reporter.report(records, outputs, inactive, awaiting))
+        harmless(lambda: reporter.report(records, outputs, inactive, awaiting))
         return outputs
 
     return update_from_output
-
-
-def _harmless(action: Callable[[], None]) -> None:
-    try:
-        action()
-    except Exception:
-        logger.exception("specexit could not report an outcome; the requests go on")
 
 
 def validate_params(original: Method) -> Method:
