@@ -18,6 +18,7 @@ from torch_specexit.plugin.worker import runner_v1, runner_v2
 from torch_specexit.plugin.worker.exits import draft_of, exits_of
 from torch_specexit.plugin.worker.rule import Sampled
 
+
 def get_kv_cache_spec(empty: Callable[[Any], Sampled]) -> Callable[[Method], Method]:
     """Make exits ready, once everything is loaded.
 
@@ -162,6 +163,18 @@ def prefill(original: Method) -> Method:
             draft.record(0)
 
     return _prefill
+
+
+def sleep(original: Method) -> Method:
+    """Remember the draft's weights, which may have been replaced since the last step."""
+
+    def sleep(self: Any, *args: Any, **kwargs: Any) -> None:
+        exits = exits_of(self.model_runner)
+        if exits is not None:
+            exits.draft.remember_weights()
+        original(self, *args, **kwargs)
+
+    return sleep
 
 
 def wake_up(original: Method) -> Method:
