@@ -26,7 +26,7 @@ class Draft:
 
     def __init__(self, source):
         self.block = SimpleNamespace(source=source)
-        self.first_pass = SimpleNamespace(alone=False)
+        self.first_pass = SimpleNamespace(alone=False, behind=None)
         self.recorded = []
 
     def leave_signals(self, hidden_states): ...
@@ -126,6 +126,20 @@ def test_at_the_end_of_the_context_the_first_pass_runs_and_its_one_draft_is_drop
     assert kept.shape == (2, 3, 7)
     assert propose(proposer, 0, **rows).shape == (2, 0)
     assert proposer.model.recorded == [(1, [3, 5]), (1, [2, 4]), (1, [2, 4])]
+
+
+def test_behind_a_chunk_of_a_prompt_v1s_draft_reads_its_next_token():
+    """It read the last token of the prompt, which was in all signals of that request from there on."""
+    seen, proposer = [], speculator()
+    wrapped = wraps.propose_v1(
+        lambda self, n, **given: seen.append(given["next_token_ids"].tolist()) or torch.ones(3, n)
+    )
+    proposer.model.first_pass.behind = torch.tensor([1]), torch.tensor([6])
+    kept = torch.tensor([4, 9, 5], dtype=torch.int32)
+    for _ in range(2):  # what was of one step is not of the next
+        wrapped(proposer, 3, next_token_ids=kept, token_indices_to_sample=None, common_attn_metadata=STARTS)
+    assert seen == [[4, 6, 5], [4, 9, 5]]
+    assert kept.tolist() == [4, 9, 5]
 
 
 @pytest.mark.parametrize("max_seq_len", [62, 70], ids=["later passes would not fit", "longer than the draft may draft"])

@@ -227,11 +227,16 @@ V1_HOOKS = (
         "propose",
         ("num_speculative_tokens", "target_token_ids"),
         wraps.propose_v1,
-        why="marks the draft's first pass, and makes sure that there is one",
+        why="marks the draft's first pass, makes sure that there is one, and has it read the next token of a prompt in "
+        "chunks, where V1 has it read the prompt's last",
         relies_on="the first pass of a call reads the step's tokens, the last accepted at token_indices_to_sample, or "
-        "at the end of each request's rows; data-parallel ranks wait for each other before the first and second pass",
+        "at the end of each request's rows, and next_token_ids behind these; data-parallel ranks wait for each other "
+        "before the first and second pass",
         since="0.24",
         facts=(
+            Has(f"{_V1}:GPUModelRunner", ("requests", "optimistic_seq_lens_cpu")),
+            Takes("vllm.v1.worker.gpu_input_batch:CachedRequestState.get_token_id", ("idx",)),
+            Has("vllm.v1.worker.gpu_input_batch:CachedRequestState", ("prompt_token_ids",)),
             Has(f"{_PROPOSER}:SpecDecodeBaseProposer", ("model", "_last_draft_probs", "num_speculative_tokens")),
             Takes(f"{_PROPOSER}:SpecDecodeBaseProposer._determine_batch_execution_and_padding", ("num_tokens",)),
             Uses(

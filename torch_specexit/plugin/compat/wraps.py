@@ -125,6 +125,9 @@ def propose_v1(original: Method) -> Method:
         if draft is None:
             return original(self, num_speculative_tokens, *args, **kwargs)
         draft.record(1, _last_rows(**kwargs))
+        if draft.first_pass.behind is not None:
+            kwargs["next_token_ids"] = _next_of_prompts(kwargs["next_token_ids"], *draft.first_pass.behind)
+            draft.first_pass.behind = None
         alone, draft.first_pass.alone = draft.first_pass.alone, False
         try:
             drafts = original(self, 1 if alone else max(num_speculative_tokens, 1), *args, **kwargs)
@@ -138,6 +141,12 @@ def propose_v1(original: Method) -> Method:
         return drafts.new_zeros(drafts.shape[0], num_speculative_tokens)
 
     return propose
+
+
+def _next_of_prompts(next_token_ids: Any, places: Any, tokens: Any) -> Any:
+    """What the draft reads at the end of each request's rows, with the right tokens for those with more prompt to come;
+    a copy, as vLLM keeps its own for the next step."""
+    return next_token_ids.index_copy(0, places, tokens.to(next_token_ids.dtype))
 
 
 def _last_rows(token_indices_to_sample: Any, common_attn_metadata: Any, **others: Any) -> Any:

@@ -44,6 +44,8 @@ class FirstPass:
     """Requests of the step."""
     alone: bool = False
     """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
+    behind: tuple[Tensor, Tensor] | None = None
+    """V1: which requests of the step have more prompt to come, and the token that comes next of each."""
 
 
 class SignalHead(nn.Module):
