@@ -61,6 +61,12 @@ def test_nor_on_chunked_prompts_preemption_and_the_end_of_the_context(engines, s
     room = [288 - len(prompt) for prompt in prompts]
     limit = [min(280, n) for n in room]
     assert texts(pressed) == [text[:n] for text, n in zip(texts(batch), limit, strict=True)]
+    # The draft has read the right token behind each chunk: V1 gives it the last of the prompt, and signals were others.
+    both = [(p, b) for p, b in zip(pressed["requests"], batch["requests"], strict=True) if p["finish"] == b["finish"]]
+    exits = [(p["outcome"]["signals"], b["outcome"]["signals"]) for p, b in both if b["outcome"]["outcome"] == "exit"]
+    assert len(exits) >= 4
+    for found, expected in exits:
+        assert found == pytest.approx(expected, rel=1e-3)
     # Some request must have met the end of the context, where vLLM stops drafting for the whole batch.
     assert any(len(text) == n < 280 for text, n in zip(texts(pressed), room, strict=True))
 

@@ -268,8 +268,11 @@ def test_only_news_is_reported():
 class Recorder(Exits):
     """Exits that take a step down, as the runner describes it."""
 
+    source = "draft"
+
     def __init__(self) -> None:
         self.slots, self.ids = Slots(CPU, capacity=1), IDS
+        self.draft = SimpleNamespace(first_pass=SimpleNamespace(behind=None))
         self.opened, self.steps, self.named = [], [], []
 
     def look_through(self, requests: Any, opens: Any) -> None:
@@ -288,7 +291,7 @@ READ = np.array([[5, 5, 5], [START, 5, END], [5, 5, 5]], np.int32)
 
 
 def on_device(values: torch.Tensor) -> Any:
-    return SimpleNamespace(gpu=values)
+    return SimpleNamespace(gpu=values, np=values.numpy())
 
 
 @pytest.mark.parametrize(("drafts", "ends", "rows"), [(True, [3, 4, 7], [*range(7)]), (False, [1, 2, 3], [1, 4, 7])])
@@ -301,6 +304,9 @@ def test_a_step_of_v1_is_of_the_requests_that_run_and_reads_no_prompt_that_goes_
     served.discard_request_mask = on_device(torch.tensor([False, True, False, False]))
     served.query_start_loc, served.input_ids = on_device(torch.tensor([0, 2, 5, 8, 8])), on_device(torch.arange(8))
     served.positions = torch.arange(8)
+    no_tokens = SimpleNamespace(prompt_token_ids=None)
+    served.requests = {"a": no_tokens, "b": CachedPrompt([4, 5, 6, 7]), "c": no_tokens}
+    served.optimistic_seq_lens_cpu = torch.tensor([3, 2, 3, 0])
     indices = SimpleNamespace(cu_num_sampled_tokens=torch.tensor([3, 4, 7]), logits_indices=torch.arange(7).int())
     output: Any = SimpleNamespace(sampled_token_ids=tokens, logprobs_tensors=None)
     metadata: Any = indices if drafts else None
@@ -311,6 +317,20 @@ def test_a_step_of_v1_is_of_the_requests_that_run_and_reads_no_prompt_that_goes_
     assert [step.n.dtype, step.ends.dtype, step.logits_rows.dtype] == [torch.int32, torch.int32, torch.int64]
     assert (step.tokens.data_ptr(), step.tokens.shape) == (tokens.data_ptr(), (3, 3))
     assert (exits.opened, exits.named) == ([(["a", "b", "c"], True)], [True])
+    assert [values.tolist() for values in exits.draft.first_pass.behind] == [[1], [6]]  # vLLM takes 7, its last
+    served.requests["b"] = no_tokens
+    runner_v1.rewrite(served, exits, output, None, metadata)
+    assert exits.draft.first_pass.behind is None
+
+
+class CachedPrompt:
+    """Stands for vLLM's ``CachedRequestState`` of a request without output."""
+
+    def __init__(self, prompt_token_ids: list[int]):
+        self.prompt_token_ids = prompt_token_ids
+
+    def get_token_id(self, idx: int) -> int:
+        return self.prompt_token_ids[idx]
 
 
 def test_a_step_of_v2_is_of_the_requests_that_run():

@@ -122,7 +122,7 @@ def test_a_step_of_v1_without_drafts_names_forced_tokens_though_it_samples_in_pl
         return SimpleNamespace(sampled_token_ids=torch.full((8, 1), 5), logprobs_tensors=tensors)
 
     def on_device(values: torch.Tensor) -> Any:
-        return SimpleNamespace(gpu=values)
+        return SimpleNamespace(gpu=values, np=values.numpy())
 
     served: Any = SimpleNamespace(
         _specexit=exits,
@@ -133,6 +133,8 @@ def test_a_step_of_v1_without_drafts_names_forced_tokens_though_it_samples_in_pl
         execute_model_state=None,
         discard_request_mask=on_device(torch.zeros(8, dtype=torch.bool)),
         query_start_loc=on_device(torch.arange(9)),
+        requests={},
+        optimistic_seq_lens_cpu=torch.ones(8, dtype=torch.int32),
         positions=torch.ones(8, dtype=torch.int64),
         input_ids=on_device(torch.full((8,), 2)),
         device=CPU,

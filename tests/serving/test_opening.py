@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 from specexit.config import ConfigError
 from specexit.drafts.directory import DraftError
@@ -27,6 +28,7 @@ from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend import opening
 from torch_specexit.plugin.frontend.audit import Case
 from torch_specexit.plugin.settings import draft_config
+from torch_specexit.plugin.worker.model import WithSignals
 
 pytestmark = pytest.mark.vllm
 
@@ -315,6 +317,30 @@ def test_a_transition_that_holds_a_marker_keeps_a_server_from_starting(text, dra
     monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"transition": text}))
     with pytest.raises(ConfigError, match=f"transition is '{text}', expected a text without '</?think>'"):
         opening.settings_of(config_with(draft))
+
+
+class Stock(nn.Module):
+    """Stands for vLLM's draft model."""
+
+    def __init__(self, **_):
+        super().__init__()
+
+
+class Model(WithSignals, Stock):
+    """Our draft model, as an engine makes it."""
+
+
+@pytest.mark.parametrize("said_by", ["config.json", "generation_config.json"])
+def test_a_transition_that_ends_the_answer_keeps_an_engine_from_starting(said_by, target, draft, monkeypatch):
+    """Every request that exited ended within the text, without an answer, and as if by itself."""
+    config = engine_config(target, draft)
+    text = "<|im_end|>" if said_by == "config.json" else "<|endoftext|>"
+    (end,) = target.tokenizer().encode(text)
+    said = {} if said_by == "config.json" else {"eos_token_id": [end]}
+    monkeypatch.setattr(type(config.model_config), "try_get_generation_config", lambda self: said)
+    monkeypatch.setenv("SPECEXIT_SERVING", json.dumps({"transition": f"Time is up.{text}"}))
+    with pytest.raises(ConfigError, match=f"transition is 'Time .*', expected a text without token {end}, with which"):
+        Model(vllm_config=config)
 
 
 @pytest.mark.parametrize(

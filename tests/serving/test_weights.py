@@ -236,6 +236,31 @@ def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are
     assert text_of(exits, given_step(["a"], [[5]], at=[1])) == [[END if survives else 5]]
 
 
+@pytest.mark.parametrize("survives", [True, False])
+def test_so_does_a_sleep_right_behind_an_update(survives):
+    """Without a step between the two, what the sleep had left was taken for the updated weights, and judged by."""
+    exits = ready()
+    head = vars(exits.draft)["head"]
+    exits.draft.weights.begin()
+    head.weight.data.add_(1.0)
+    for name in ("a", "b"):
+        exits.draft.weights.arrived(name)
+    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=exits))
+
+    def sleeps(self: Any, level: int) -> None:
+        if not survives:
+            head.weight.data.fill_(float("nan"))
+
+    wraps.sleep(sleeps)(worker, 2)
+    wraps.wake_up(lambda self, tags: None)(worker)
+    exits.track(scheduled(new("a")))
+    text = text_of(exits, given_step(["a"], [[2]]), given_step(["a"], [[5]], at=[1]))
+    assert text == [[2], [END if survives else 5]]
+    assert (why_lost(worker) is None, exits.draft.weights.replaced) == (survives, True)
+    worker.model_runner._specexit = None
+    assert wraps.sleep(sleeps)(worker, 1) is None
+
+
 def test_a_fingerprint_is_taken_in_blocks_and_is_that_of_the_whole(monkeypatch):
     """Torch sums bytes up in a copy of them as integers: eight times a parameter, in the memory of the KV cache."""
     generator = torch.Generator().manual_seed(0)

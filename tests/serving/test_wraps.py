@@ -26,7 +26,7 @@ class Draft:
 
     def __init__(self, source):
         self.block = SimpleNamespace(source=source)
-        self.first_pass = SimpleNamespace(alone=False)
+        self.first_pass = SimpleNamespace(alone=False, behind=None)
         self.recorded = []
 
     def leave_signals(self, hidden_states): ...
@@ -128,6 +128,20 @@ def test_at_the_end_of_the_context_the_first_pass_runs_and_its_one_draft_is_drop
     assert proposer.model.recorded == [(1, [3, 5]), (1, [2, 4]), (1, [2, 4])]
 
 
+def test_behind_a_chunk_of_a_prompt_v1s_draft_reads_its_next_token():
+    """It read the last token of the prompt, which was in all signals of that request from there on."""
+    seen, proposer = [], speculator()
+    wrapped = wraps.propose_v1(
+        lambda self, n, **given: seen.append(given["next_token_ids"].tolist()) or torch.ones(3, n)
+    )
+    proposer.model.first_pass.behind = torch.tensor([1]), torch.tensor([6])
+    kept = torch.tensor([4, 9, 5], dtype=torch.int32)
+    for _ in range(2):  # what was of one step is not of the next
+        wrapped(proposer, 3, next_token_ids=kept, token_indices_to_sample=None, common_attn_metadata=STARTS)
+    assert seen == [[4, 6, 5], [4, 9, 5]]
+    assert kept.tolist() == [4, 9, 5]
+
+
 @pytest.mark.parametrize("max_seq_len", [62, 70], ids=["later passes would not fit", "longer than the draft may draft"])
 def test_the_first_pass_runs_wherever_vllm_would_not_draft(max_seq_len):
     """Longer than ``speculative_config.max_model_len``, requests were judged by the signals of another step."""
@@ -147,11 +161,16 @@ def test_the_first_pass_runs_wherever_vllm_would_not_draft(max_seq_len):
     assert not wrapped(runner, SimpleNamespace(max_seq_len=max_seq_len))
 
 
-def test_an_outcome_that_cannot_be_reported_fails_no_request():
+def test_an_outcome_that_cannot_be_reported_fails_no_request_and_is_logged_once(monkeypatch, caplog):
+    """The engine core logged a traceback at every step."""
+    monkeypatch.setattr(harmless, "_complaints", set())
     scheduler, output = SimpleNamespace(requests={"a": object()}), SimpleNamespace(specexit={"a": [0.0]})
     outputs = {0: SimpleNamespace(outputs=[SimpleNamespace(request_id="a", finish_reason="stop")])}
     wrapped = wraps.update_from_output(lambda self, scheduled, output: outputs)
-    assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
+    for _ in range(3):
+        assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
+    raised = [record.exc_info[0] for record in caplog.records]
+    assert len(raised) == len(harmless._complaints) > 0
 
 
 def test_a_failure_that_names_a_request_is_logged_once(monkeypatch, caplog):

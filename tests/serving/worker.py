@@ -24,7 +24,8 @@ class Draft:
     def __init__(self) -> None:
         block = SpecExitBlock(source="draft", target="t", policy=Policy(thresholds={}))
         self.block, self.serving, self.think_tokens, self.vocab_size = block, Serving(), IDS, VOCAB
-        self.signals, self.first_pass, self.transition = torch.zeros(8, 4, len(NAMES)), None, ()
+        self.signals, self.transition = torch.zeros(8, 4, len(NAMES)), ()
+        self.first_pass = SimpleNamespace(behind=None)
         self.weights, self.head = Weights(["a", "b", "d2t"]), nn.Linear(2, 2)
         for name in ("a", "b"):
             self.weights.arrived(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock,
 from specexit.drafts.policy import FILE
 from specexit.errors import dotted, repeated
 from torch_specexit.plugin.compat.checks import draft_cache, draft_folder
+from torch_specexit.plugin.frontend.own_end import end_tokens
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -77,6 +78,27 @@ def check_transition(serving: Serving, block: SpecExitBlock) -> None:
             raise ConfigError(
                 f"{KEY}.transition is {serving.transition!r}, expected a text without {marker!r}: "
                 f"{block.think_end.strip()!r} is written behind it anyway"
+            )
+
+
+def check_ends_nothing(serving: Serving, written: Sequence[int], model_config: Any) -> None:
+    """Check that no token of a server's transition text ends the answer.
+
+    Args:
+      serving: the settings.
+      written: the tokens of the text.
+      model_config: vLLM's, of the target.
+
+    Raises:
+      ConfigError: one does. Every request that exits would end within the text, without an answer.
+    """
+    own = getattr(model_config.hf_text_config, "eos_token_id", None)
+    ends = end_tokens(model_config).union([own] if isinstance(own, int) else own or ())
+    for token in written:
+        if token in ends:
+            raise ConfigError(
+                f"{KEY}.transition is {serving.transition!r}, expected a text without token {token}, with which the "
+                "target ends its answer"
             )
 
 

@@ -121,19 +121,38 @@ def _runner_hooks(
     )
 
 
-SLEEP_HOOK = Hook(
-    _WORKER,
-    "Worker",
-    "wake_up",
-    ("tags",),
-    wraps.wake_up,
-    why="a deep sleep leaves the draft's weights behind: harmless for its tokens, not for its verdicts",
-    relies_on="weights are back, or lost, when it returns",
-    since="0.24",
-    facts=(Has(f"{_WORKER}:Worker", ("model_runner", "sleep")),),
-    upstream="none",
-    until="when a draft model is told that its weights were discarded",
-    without="exits that end where a deep sleep has left the draft's weights behind",
+_WITHOUT_SLEEP = "exits that end where a deep sleep has left the draft's weights behind"
+_UNTIL_TOLD = "when a draft model is told that its weights were discarded"
+
+SLEEP_HOOKS = (
+    Hook(
+        _WORKER,
+        "Worker",
+        "sleep",
+        ("level",),
+        wraps.sleep,
+        why="an update may have ended since the last step, and its weights are to be known again behind the sleep",
+        relies_on="weights are in place when it is called",
+        since="0.24",
+        facts=(Has(f"{_WORKER}:Worker", ("model_runner",)),),
+        upstream="none",
+        until=_UNTIL_TOLD,
+        without=_WITHOUT_SLEEP,
+    ),
+    Hook(
+        _WORKER,
+        "Worker",
+        "wake_up",
+        ("tags",),
+        wraps.wake_up,
+        why="a deep sleep leaves the draft's weights behind: harmless for its tokens, not for its verdicts",
+        relies_on="weights are back, or lost, when it returns",
+        since="0.24",
+        facts=(Has(f"{_WORKER}:Worker", ("model_runner", "sleep")),),
+        upstream="none",
+        until=_UNTIL_TOLD,
+        without=_WITHOUT_SLEEP,
+    ),
 )
 
 OUTPUT_HOOK = Hook(
@@ -150,7 +169,7 @@ OUTPUT_HOOK = Hook(
     until="when outputs of a runner have a field for plug-ins",
 )
 
-_BOTH = (SLEEP_HOOK, OUTPUT_HOOK)
+_BOTH = (*SLEEP_HOOKS, OUTPUT_HOOK)
 
 V1_HOOKS = (
     *_BOTH,
@@ -208,11 +227,16 @@ V1_HOOKS = (
         "propose",
         ("num_speculative_tokens", "target_token_ids"),
         wraps.propose_v1,
-        why="marks the draft's first pass, and makes sure that there is one",
+        why="marks the draft's first pass, makes sure that there is one, and has it read the next token of a prompt in "
+        "chunks, where V1 has it read the prompt's last",
         relies_on="the first pass of a call reads the step's tokens, the last accepted at token_indices_to_sample, or "
-        "at the end of each request's rows; data-parallel ranks wait for each other before the first and second pass",
+        "at the end of each request's rows, and next_token_ids behind these; data-parallel ranks wait for each other "
+        "before the first and second pass",
         since="0.24",
         facts=(
+            Has(f"{_V1}:GPUModelRunner", ("requests", "optimistic_seq_lens_cpu")),
+            Takes("vllm.v1.worker.gpu_input_batch:CachedRequestState.get_token_id", ("idx",)),
+            Has("vllm.v1.worker.gpu_input_batch:CachedRequestState", ("prompt_token_ids",)),
             Has(f"{_PROPOSER}:SpecDecodeBaseProposer", ("model", "_last_draft_probs", "num_speculative_tokens")),
             Takes(f"{_PROPOSER}:SpecDecodeBaseProposer._determine_batch_execution_and_padding", ("num_tokens",)),
             Uses(

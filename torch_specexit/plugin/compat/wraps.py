@@ -5,20 +5,18 @@ A wrap calls the original once and hands on its result. Our own part of it is gu
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.fit import Method
+from torch_specexit.plugin.compat.harmless import harmless
 from torch_specexit.plugin.compat.repairs import cannot_read, cannot_sample
 from torch_specexit.plugin.frontend import arguments
 from torch_specexit.plugin.worker import runner_v1, runner_v2
 from torch_specexit.plugin.worker.exits import draft_of, exits_of
 from torch_specexit.plugin.worker.rule import Sampled
-
-logger = logging.getLogger("vllm.specexit")
 
 
 def get_kv_cache_spec(empty: Callable[[Any], Sampled]) -> Callable[[Method], Method]:
@@ -127,6 +125,9 @@ def propose_v1(original: Method) -> Method:
         if draft is None:
             return original(self, num_speculative_tokens, *args, **kwargs)
         draft.record(1, _last_rows(**kwargs))
+        if draft.first_pass.behind is not None:
+            kwargs["next_token_ids"] = _next_of_prompts(kwargs["next_token_ids"], *draft.first_pass.behind)
+            draft.first_pass.behind = None
         alone, draft.first_pass.alone = draft.first_pass.alone, False
         try:
             drafts = original(self, 1 if alone else max(num_speculative_tokens, 1), *args, **kwargs)
@@ -140,6 +141,12 @@ def propose_v1(original: Method) -> Method:
         return drafts.new_zeros(drafts.shape[0], num_speculative_tokens)
 
     return propose
+
+
+def _next_of_prompts(next_token_ids: Any, places: Any, tokens: Any) -> Any:
+    """What the draft reads at the end of each request's rows, with the right tokens for those with more prompt to come;
+    a copy, as vLLM keeps its own for the next step."""
+    return next_token_ids.index_copy(0, places, tokens.to(next_token_ids.dtype))
 
 
 def _last_rows(token_indices_to_sample: Any, common_attn_metadata: Any, **others: Any) -> Any:
@@ -167,6 +174,18 @@ def prefill(original: Method) -> Method:
     return _prefill
 
 
+def sleep(original: Method) -> Method:
+    """Remember the draft's weights, which may have been replaced since the last step."""
+
+    def sleep(self: Any, *args: Any, **kwargs: Any) -> None:
+        exits = exits_of(self.model_runner)
+        if exits is not None:
+            exits.draft.remember_weights()
+        original(self, *args, **kwargs)
+
+    return sleep
+
+
 def wake_up(original: Method) -> Method:
     """Check whether a sleep has left the draft's weights as they were."""
 
@@ -188,19 +207,12 @@ def update_from_output(original: Method) -> Method:
         inactive = getattr(model_runner_output, outcome.INACTIVE_KEY, None)
         awaiting = getattr(model_runner_output, outcome.AWAITING_KEY, None)
         reporter.replaced |= hasattr(model_runner_output, outcome.REPLACED_KEY)
-        _harmless(lambda: reporter.take(records, self.requests))
+        harmless(lambda: reporter.take(records, self.requests))
         outputs = original(self, scheduler_output, model_runner_output)
-        _harmless(lambda: reporter.report(records, outputs, inactive, awaiting))
+        harmless(lambda: reporter.report(records, outputs, inactive, awaiting))
         return outputs
 
     return update_from_output
-
-
-def _harmless(action: Callable[[], None]) -> None:
-    try:
-        action()
-    except Exception:
-        logger.exception("specexit could not report an outcome; the requests go on")
 
 
 def validate_params(original: Method) -> Method:

@@ -27,7 +27,7 @@ from torch_specexit.plugin.compat.checks import (
     folder_of,
 )
 from torch_specexit.plugin.compat.hooks import install_worker_hooks
-from torch_specexit.plugin.settings import check_transition, serving_over
+from torch_specexit.plugin.settings import check_ends_nothing, check_transition, serving_over
 from torch_specexit.plugin.worker.weights import Weights
 
 _ROWS = 1024
@@ -44,6 +44,8 @@ class FirstPass:
     """Requests of the step."""
     alone: bool = False
     """Set by a V1 hook where the engine would skip drafting, though the signals are needed."""
+    behind: tuple[Tensor, Tensor] | None = None
+    """V1: which requests of the step have more prompt to come, and the token that comes next of each."""
 
 
 class SignalHead(nn.Module):
@@ -74,8 +76,8 @@ class WithSignals(Eagle3):
 
     Raises:
       DraftError: the draft is not there, see `draft_folder`, or cannot serve this target, see `check_draft`.
-      ConfigError: ``--additional-config`` holds settings that cannot be used, see `serving_over` and
-        `check_transition`; or exits are required, and this vLLM does not fit.
+      ConfigError: ``--additional-config`` holds settings that cannot be used, see `serving_over`,
+        `check_transition` and `check_ends_nothing`; or exits are required, and this vLLM does not fit.
       SplitError: the target's tokenizer has no such think markers or no split token; see `resolve`.
     """
 
@@ -101,6 +103,7 @@ class WithSignals(Eagle3):
         tokenizer = load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json"))
         self.transition = tokenizer.encode(self.serving.transition, add_special_tokens=False)
         """Tokens that are written before the end marker where thinking is ended."""
+        check_ends_nothing(self.serving, self.transition, target)
         self.think_tokens = block.think_tokens(tokenizer)
         width = config.hidden_size if block.source == "draft" else config.aux_size
         self.signal_head = SignalHead(width)

@@ -84,6 +84,14 @@ class Buffer(Protocol):
 
 
 @runtime_checkable
+class BufferV1(Buffer, Protocol):
+    """The same with its values on the host."""
+
+    np: Any
+    """An array of numpy's."""
+
+
+@runtime_checkable
 class InputBatchV1(Protocol):
     """`vllm.v1.worker.gpu_input_batch.InputBatch`."""
 
@@ -92,6 +100,18 @@ class InputBatchV1(Protocol):
     req_id_to_index: dict[str, int]
     token_ids_cpu: Int[np.ndarray, "requests tokens"]
     """On the host: of each request, its prompt and behind that its output."""
+
+
+@runtime_checkable
+class RequestV1(Protocol):
+    """`vllm.v1.worker.gpu_input_batch.CachedRequestState`."""
+
+    prompt_token_ids: list[int] | None
+    """None of a prompt in embeddings, of which no token is known."""
+
+    def get_token_id(self, idx: int) -> int:
+        """A token of prompt and output."""
+        ...
 
 
 @runtime_checkable
@@ -123,7 +143,11 @@ class RunnerV1(Runner, Protocol):
     """`vllm.v1.worker.gpu_model_runner.GPUModelRunner`."""
 
     input_batch: InputBatchV1
-    discard_request_mask: Buffer
+    requests: Mapping[str, RequestV1]
+    discard_request_mask: BufferV1
+    """Requests whose prompts are not yet through."""
+    optimistic_seq_lens_cpu: Int[Tensor, " requests"]
+    """Tokens of each request behind the step, were all drafts accepted."""
     query_start_loc: Buffer
     positions: Int[Tensor, " time"]
     input_ids: Buffer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -36,6 +37,22 @@ def rewrite(
     exits.look_through(requests, lambda name, size: _opens(runner, exits, name, size))
     if exits.step(sampled):
         exits.name_forced(output, sampled, logits, by_request=True)
+    if exits.source == "draft":
+        exits.draft.first_pass.behind = _behind_chunks(runner, exits)
+
+
+def _behind_chunks(runner: RunnerV1, exits: Exits) -> tuple[Tensor, Tensor] | None:
+    """Which requests have more prompt to come, and the token that comes next of each; None where there are none.
+
+    vLLM has the draft read the *last* token of such a prompt behind each chunk. What the draft keeps of that place is
+    never written again, and all signals of the request would be read beside it."""
+    unfinished = np.flatnonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs]).tolist()
+    requests = [(i, runner.requests[runner.input_batch.req_ids[i]]) for i in unfinished]
+    ends = runner.optimistic_seq_lens_cpu.tolist() if requests else []
+    tokens = {i: r.get_token_id(ends[i]) for i, r in requests if r.prompt_token_ids is not None}
+    if not tokens:
+        return None
+    return exits.slots.to_device(list(tokens)).long(), exits.slots.to_device(list(tokens.values()))
 
 
 def read_closing(runner: RunnerV1, exits: Exits, logits: Float[Tensor, "requests vocab"] | None) -> Closing | None:
