@@ -224,8 +224,11 @@ def follow(before: Followed, seen: Followed, beta: float) -> Followed:
 def smooth(
     before: Float[Array, " n"], seen: Float[Array, " n"], beta: float, *, from_zero: bool = False
 ) -> Float[Array, " n"]:
-    """Exponential average, which starts at the first values seen or at 0; what is not finite is left out."""
-    first = jnp.all(before == 0) & (not from_zero)
+    """Exponential averages, each of which starts at the first value seen or at 0; what is not finite is left out.
+
+    A signal of which the first batches have no label has values of 0, and has not begun.
+    """
+    first = (before == 0) & (not from_zero)
     average = jnp.where(first, seen, beta * before + (1 - beta) * seen)
     return jax.lax.stop_gradient(jnp.where(jnp.all(jnp.isfinite(seen)), average, before))
 

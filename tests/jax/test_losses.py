@@ -177,6 +177,18 @@ def test_a_signal_that_begins_at_a_constant_s_loss_pulls_for_some_forty_steps() 
     np.testing.assert_array_equal(worse.losses, followed.losses)
 
 
+def test_a_signal_of_which_the_first_batches_have_no_label_begins_at_its_own_first_value() -> None:
+    """Begun at 0 with the others, it had a twentieth of its force, and twenty times its weight, for its first steps."""
+    n = len(SIGNALS)
+    none_of_the_last = jnp.ones(n).at[-1].set(0)
+    before = Followed(jnp.zeros(1 + n), jnp.zeros(n), jnp.zeros(n))
+    seen = Followed(jnp.append(3.0, none_of_the_last), none_of_the_last, none_of_the_last)
+    before = follow(before, seen, 0.95)
+    after = follow(before, Followed(jnp.full(1 + n, 2.0), jnp.ones(n), jnp.full(n, 2.0)), 0.95)
+    assert (float(after.magnitudes[-1]), float(after.constants[-1])) == (2.0, 2.0)
+    np.testing.assert_allclose(after.magnitudes[0], 0.95 * 3 + 0.05 * 2)
+
+
 @pytest.mark.parametrize(("times", "whole", "nothing"), [(2.2, 10, 12), (100.0, 0, 1)])
 def test_a_signal_that_begins_above_a_constant_s_loss_pulls_for_fewer_steps(
     times: float, whole: int, nothing: int
