@@ -380,6 +380,20 @@ def test_a_step_that_is_left_alone_in_the_midst_of_the_closing_tokens_writes_no_
     pair.compare_tables()
 
 
+def test_a_marker_is_heard_though_a_step_within_it_is_left_alone(kernel):
+    """As while weights are updated. Unheard, an interrupt behind it wrote a second one, into the answer."""
+    pair, one = Pair(kernel, "draft", smooth=False, ids=replace(IDS, marker=(5, END))), torch.ones(1, dtype=torch.int32)
+    pair.add("a", ALWAYS)
+    for token, failed in ((7, 0.0), (5, 0.0), (END, INCOMPLETE)):
+        pair.active.fill_(failed)
+        pair.step(["a"], torch.tensor([[token]]), one)
+    for slots in pair.slots:
+        slots.interrupt("a", now=True)
+    pair.active.fill_(0.0)
+    assert pair.step(["a"], torch.tensor([[8]]), one).tokens.tolist() == [[8]]
+    pair.compare_tables()
+
+
 def test_what_is_remembered_reaches_as_far_back_as_steps_can_be_dropped(kernel):
     pair = Pair(kernel, "draft", smooth=False)
     pair.add("a", ALWAYS._replace(policy=Policy(thresholds={"validity": 0.9}, patience=STEPS_BACK + 1)))

@@ -86,16 +86,16 @@ def go_back(state_at, past_at, prompt, fed_at, positions_ptr, known, moves, left
     """Go back to the token from which vLLM goes on, where that is not the last one that a row has seen.
 
     Returns where the state was read, whether it is lost, and the state. It is lost where no copy of it is left, or the
-    step is to be left alone."""
+    step is to be left alone; what is matched of a marker only where no copy is left."""
     fed = tl.load(fed_at, mask=moves, other=0).to(tl.int64)
     outputs = tl.load(positions_ptr + fed, mask=moves, other=0).to(tl.int32) + 1 - prompt
     stale = moves & (outputs != column(state_at, OUTPUTS, known))
-    at, lost = recall(state_at, past_at, stale, outputs)
-    lost = lost | (moves & left_alone)
+    at, unknown = recall(state_at, past_at, stale, outputs)
+    lost = unknown | (moves & left_alone)
     count, text, judged, closing, marks, average, early = load(at, known, signal)
     count = (count[0], count[1], count[2], tl.where(stale, outputs, count[3]))
     marks = (marks[0], tl.where(lost, 0, marks[1]), tl.where(stale | lost, 0, marks[2]))
-    text = (tl.where(lost, 0, text[0]), tl.where(lost, 0, text[1]))  # nothing is left to be judged, or due
+    text = (tl.where(lost, 0, text[0]), tl.where(unknown, 0, text[1]))  # nothing is left to be judged, or due
     closing = (tl.where(lost, 0, closing[0]), tl.where(lost, 0, closing[1]), closing[2], closing[3])
     early = (early[0], tl.where(lost, 0, early[1]))
     return at, lost, (count, text, judged, closing, marks, average, early)

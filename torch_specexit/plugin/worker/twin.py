@@ -64,8 +64,8 @@ class Row:
         return list(vars(self.state).values())
 
     def lose(self) -> None:
-        """Switch exits off, with nothing left to be judged or due: the state of the request is not known any more."""
-        lost = ("on", "unread", "last", "matched", "deferred", "closed", "looping", "told")
+        """Switch exits off, with nothing left to be judged or due. The text is read on; a client may interrupt."""
+        lost = ("on", "unread", "last", "deferred", "closed", "looping", "told")
         vars(self.state).update(dict.fromkeys(lost, 0))
 
     def may_end(self) -> bool:
@@ -178,6 +178,7 @@ class Twin:
             vars(row.state).update(zip(rule.STATE, past[found[0]].tolist(), strict=True))
         else:
             row.lose()
+            row.state.matched = 0  # nor is it known what was written last
         row.state.outputs, row.state.told = outputs, 0
 
     def _judge_left_out(self, requests: Sequence[str], values: Sequence[Sequence[Signals]], *, active: bool) -> None:
