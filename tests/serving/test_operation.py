@@ -238,6 +238,11 @@ def test_of_several_choices_for_a_prompt_the_first_alone_is_audited():
 def test_certified_is_what_runs_under_a_certified_point_on_what_it_was_calibrated_with():
     assert operation().resolve(None).certified
     assert not get(operation(), validity=0.95).certified
+    for mode in ("exit", "shadow"):
+        said = get(operation(mode=mode, audit_rate=1), mode="exit")  # what the server does anyway
+        assert (said.mode, said.point, said.certified, said.audited) == (mode, "usual", True, False)
+    assert get(operation(), mode="shadow").point is None
+    assert get(operation(mode="shadow", requests="any"), mode="exit").point is None
     assert not operation(reasons=["dtype is float16, calibrated with bfloat16"]).resolve(None).certified
     assert not operation(loras={"poet": "careful"}).resolve(None, lora="poet").certified
     assert not operation().resolve(None, lora="poet").certified  # another target than the calibrated one

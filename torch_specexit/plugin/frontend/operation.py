@@ -332,9 +332,11 @@ class Operation:
         elif point != asked:  # put there by audits, which make no request an error
             policy = imposed_policy_of(arguments, point.policy)
         mode = self._mode_of(arguments, request, point)
-        own = (policy, arguments.specexit_splits, arguments.specexit_mode) == (point.policy, None, None)
+        silent = self._mode_of(RequestArguments(), request, point)
+        own = (policy, arguments.specexit_splits, mode) == (point.policy, None, silent)  # as if it said nothing
         like = sampled and not forced and mode != "off"  # as what was calibrated
-        audited = self.audits and own and like and choice == 0 and in_share(request, self.serving.audit_rate)
+        audited = self.audits and own and arguments.specexit_mode is None and like and choice == 0
+        audited = audited and in_share(request, self.serving.audit_rate)
         return Admitted(
             policy=policy,
             mode="shadow" if audited else mode,
