@@ -75,6 +75,24 @@ def test_a_file_that_was_seen_half_written_is_read_again_once_it_is_whole(draft,
         assert server.mode == mode
 
 
+def test_a_file_that_could_not_be_opened_for_a_while_is_read_as_soon_as_it_can_be(draft, monkeypatch, caplog):
+    """As where all file handles were in use: a kill switch was lost until the next edit."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+    written(draft, serving={"mode": "off"})
+    with monkeypatch.context() as busy:
+
+        def refused(*args):
+            raise PolicyError("policy.json: cannot be read: Too many open files")
+
+        busy.setattr(watching, "read_policy", refused)
+        for _ in range(3):
+            assert not watch.changed(server)
+    assert caplog.text.count("Too many open files") == 1
+    assert watch.changed(server)
+    assert server.mode == "off"
+
+
 def test_who_asks_a_server_that_nobody_uses_is_told_what_the_file_says_now(draft, monkeypatch):
     """Its operator wrote `off`, looked, and was told `exit` until somebody sent a request."""
     monkeypatch.setattr(watching, "SECONDS", 0.0)

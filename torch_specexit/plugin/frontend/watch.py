@@ -93,6 +93,8 @@ class PolicyWatch:
     def __init__(self, folder: Path, block: SpecExitBlock, additional_config: Any, served: Mapping[str, str | None]):
         self.folder, self.block, self.additional_config, self.served = folder, block, additional_config, dict(served)
         self._seen, self._looked = self._stamp(), time.monotonic()
+        self._logged: tuple[object, str] | None = None
+        """The file and its error that were logged last."""
 
     def _stamp(self) -> tuple[int, int, int] | None:
         try:
@@ -103,7 +105,8 @@ class PolicyWatch:
         return found.st_mtime_ns, found.st_ino, found.st_size
 
     def changed(self, operation: Operation, *, at_once: bool = False) -> bool:
-        """Take a changed file in, and say whether that was done. One that cannot be used is logged and left.
+        """Take a changed file in, and say whether that was done. One that cannot be used is logged, and read again at
+        the next look: the fault may be the machine's, as where no file can be opened for a while.
 
         Args:
           operation: takes it in.
@@ -115,11 +118,12 @@ class PolicyWatch:
         self._looked, stamp = now, self._stamp()
         if stamp == self._seen:
             return False
-        self._seen = stamp
         try:
             return self.reload(operation)
         except (PolicyError, ConfigError) as error:
-            logger.error("specexit: the policy stays as it was: %s", error)
+            if (stamp, str(error)) != self._logged:
+                logger.error("specexit: the policy stays as it was: %s", error)
+            self._logged = stamp, str(error)
             return False
 
     def reload(self, operation: Operation, point: str | None = None) -> bool:
