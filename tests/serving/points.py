@@ -32,3 +32,32 @@ POINTS = (point("bold", 0.7, 0.05), point("usual", 0.9, 0.02), point("careful", 
 def operation(*, reasons=(), **serving):
     file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
     return Operation(BLOCK, file, Serving.model_validate(serving), reasons)
+
+
+def get(server, **arguments):
+    return server.resolve({f"specexit_{name}" if name else "specexit": value for name, value in arguments.items()})
+
+
+RARER = [
+    {"specexit": False},
+    {"specexit": True},
+    {"specexit_mode": "shadow"},
+    {"specexit_mode": "exit"},
+    {"specexit_validity": 0.95},
+    {"specexit_confidence": 0.3},
+    {"specexit_remaining": 5},
+    {"specexit_min_thinking_tokens": 31},
+    {"specexit_max_thinking_tokens": 900},
+    {"specexit_patience": 2},
+    {"specexit_alpha": 0.1},
+    {"specexit_risk": 0.01},
+]
+BOLDER = [
+    ({"specexit_validity": 0.89}, "expected at least 0.9"),
+    ({"specexit_min_thinking_tokens": 29}, "expected at least 30"),
+    ({"specexit_max_thinking_tokens": 899}, "expected at least 900"),
+    ({"specexit_patience": 1}, "expected at least 2"),
+    ({"specexit_alpha": 0.2}, "expected the server's 0.1"),
+    ({"specexit_splits": ["\n\n"]}, "expected none, as the server wants 2 boundaries in a row"),
+    ({"specexit_risk": 0.05}, "expected at most 0.02"),
+]

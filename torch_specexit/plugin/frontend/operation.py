@@ -327,16 +327,16 @@ class Operation:
         if rule == "stricter":
             check_rarer(arguments, offered, asked)
         policy = policy_of(arguments, asked.policy, keep_thresholds=rule == "stricter")
-        if rule == "stricter":
-            policy = point.policy if policy == asked.policy else stricter_of(policy, point.policy)
-        elif point != asked:  # put there by audits, which make no request an error
+        if point != asked and rule != "stricter":  # put there by audits, which make no request an error
             policy = imposed_policy_of(arguments, point.policy)
+        elif point != asked:
+            policy = point.policy if policy == asked.policy else stricter_of(policy, point.policy)
         mode = self._mode_of(arguments, request, point)
         silent = self._mode_of(RequestArguments(), request, point)
         own = (policy, arguments.specexit_splits, mode) == (point.policy, None, silent)  # as if it said nothing
         like = sampled and not forced and mode != "off"  # as what was calibrated
-        audited = self.audits and own and arguments.specexit_mode is None and like and choice == 0
-        audited = audited and in_share(request, self.serving.audit_rate)
+        chosen = choice == 0 and in_share(request, self.serving.audit_rate)
+        audited = self.audits and own and arguments.specexit_mode is None and like and chosen
         return Admitted(
             policy=policy,
             mode="shadow" if audited else mode,
