@@ -48,7 +48,7 @@ def read_status(run: Path) -> tuple[Status, int, int]:
         status, step, steps = found["status"], int(found["step"]), int(found["steps"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PassingError(f"{path}: file does not exist, expected a run folder that `specexit train` wrote") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise PassingError(f"{path}: cannot be read as the status of a training run: {error!r}") from error
     if status not in get_args(Status):
         raise PassingError(f"{path}: status is {status!r}, expected one of {', '.join(get_args(Status))}")

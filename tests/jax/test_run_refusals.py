@@ -334,6 +334,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         (["signals.share=.inf"], "signals.share is inf: .*finite number"),
         (["signals.boundary_weight=.inf"], "signals.boundary_weight is inf: .*finite number"),
         (["seed=-1"], "seed is -1: .*greater than or equal to 0"),
+        (["steps=2147483648"], "steps is 2147483648: .*less than 2147483648"),  # steps are counted in int32
         (["seed=4294967296"], "seed is 4294967296: .*less than 4294967296"),
     ],
 )

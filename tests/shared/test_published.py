@@ -90,6 +90,13 @@ def test_the_drafts_own_geometry_is_kept(tmp_path):
     assert of["deepspec"].architectures == ("Eagle3Qwen3ForCausalLM",)
 
 
+@pytest.mark.parametrize(("layout", "positions"), [("deepspec", 32_768), ("specforge", 2048), ("nemo", 2048)])
+def test_positions_that_a_config_does_not_say_are_its_familys(layout, positions, tmp_path):
+    """transformers' defaults for Qwen3 and for Llama, which vLLM reads as well."""
+    config = mutated(layout, "max_position_embeddings", None)
+    assert read_config(imported(tmp_path, layout, config)).max_position_embeddings == positions
+
+
 DYNAMIC = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0}
 
 

@@ -41,7 +41,14 @@ def test_the_exit_code_says_whether_to_start_again(
     assert bool(err) == bool(error)
 
 
-@pytest.mark.parametrize(("text", "error"), [(None, "file does not exist"), ("{", "cannot be read as the status of")])
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (None, "file does not exist"),
+        ("{", "cannot be read as the status of"),
+        ('{"status": "running", "step": 1e999, "steps": 8}', "cannot be read as the status of"),
+    ],
+)
 def test_a_folder_that_says_nothing_is_no_run_to_go_on_with(
     tmp_path: Path, capsys: pytest.CaptureFixture, text: str | None, error: str
 ) -> None:

@@ -117,9 +117,19 @@ def certificate(
 
 
 def shown_p(value: float) -> str:
-    """A P-value as a person reads it."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    """A P-value as a person reads it: three digits, which never hide on which side of 0.05 it is.
+
+    >>> shown_p(0.0004), shown_p(0.0496), shown_p(0.05), shown_p(0.0504), shown_p(0.0512)
+    ('< 0.001', '< 0.05', '0.050', '> 0.05', '0.051')
+    """
+    digits = f"{value:.3f}"
+    if value < 0.001:
+        return "< 0.001"
+    if digits == "0.050" and value != 0.05:
+        return "< 0.05" if value < 0.05 else "> 0.05"
+    return digits
 
 
 def _p(value: float) -> str:
-    return shown_p(value) if value < 0.001 else f"= {shown_p(value)}"
+    shown = shown_p(value)
+    return shown if shown[0] in "<>" else f"= {shown}"

@@ -165,7 +165,7 @@ class TrainConfig(Config):
     signals: SignalConfig = SignalConfig()
     init_from: Location | None = Field(default=None, description="draft directory whose trunk the run starts from")
     freeze_trunk: bool = Field(default=False, description="train the signal head alone; source fc, with init_from")
-    steps: int = Field(gt=0, description="optimizer steps")
+    steps: int = Field(gt=0, lt=2**31, description="optimizer steps")
     batch_size: int = Field(gt=0, description="packed rows per step, over all devices")
     length: int | None = Field(default=None, gt=0, description="tokens in a packed row; data of another one is refused")
     ttt_steps: int = Field(default=3, gt=0, description="training-time-test steps; draft tokens proposed in serving")

@@ -100,18 +100,19 @@ def decoder_fields(keys: Keys) -> Fields:
     ):
         keys.only(key, *values)
     keys.ignore(*_IDLE, *_OF_EXPERTS)
+    qwen = model_type == "qwen3"
     return {
         "model_type": model_type,
         "hidden_size": hidden,
         "intermediate_size": keys.take("intermediate_size", int),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.take("num_key_value_heads", int, heads),
-        "head_dim": keys.take("head_dim", int, 128 if model_type == "qwen3" else hidden // heads),
+        "head_dim": keys.take("head_dim", int, 128 if qwen else hidden // heads),
         "vocab_size": keys.take("vocab_size", int),
         "rms_norm_eps": keys.take("rms_norm_eps", NUMBER, 1e-6),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "max_position_embeddings": _positions(keys, scaling),
+        "max_position_embeddings": _positions(keys, scaling, 32_768 if qwen else 2048),
         "attention_bias": keys.take("attention_bias", bool, False),
     }
 
@@ -145,8 +146,8 @@ def _rope(keys: Keys) -> Fields:
     return newer | older
 
 
-def _positions(keys: Keys, scaling: RopeScaling | None) -> int:
-    said = keys.take("max_position_embeddings", int, 2048)
+def _positions(keys: Keys, scaling: RopeScaling | None, default: int) -> int:
+    said = keys.take("max_position_embeddings", int, default)
     if scaling is None or scaling.positions is None or said <= scaling.positions:
         return said
     keys.note(
