@@ -40,6 +40,8 @@ class Start(NamedTuple):
     """Which prompts chose the draft that the run begins with: on them, the trained draft looks too good as well."""
     imported: str | None = None
     """Layout of the published draft that it goes back to, see `specexit.drafts.begun.imported_as`."""
+    target_sha256: str | None = None
+    """Which weights the target has, see `target_fingerprint`; None in runs of older versions and converted drafts."""
 
 
 class _Written(BaseModel):
@@ -53,6 +55,7 @@ class _Written(BaseModel):
     stored: StoredType | None = None
     before: Selection | None = None
     imported: str | None = None
+    target_sha256: str | None = None
 
 
 def save_start(run: Path, fixed: Start) -> None:
@@ -64,6 +67,7 @@ def save_start(run: Path, fixed: Start) -> None:
         "data": fixed.data,
         "stored": fixed.stored,
         "imported": fixed.imported,
+        "target_sha256": fixed.target_sha256,
         **{
             name: found and found.model_dump(mode="json")
             for name, found in (("selection", fixed.selection), ("before", fixed.before))
@@ -95,7 +99,8 @@ def read_start(run: Path) -> Start:
     for name, has, field, expected in counts:
         if has != expected:
             raise ConfigError(f"{path}: {name} holds {has} numbers, but {field} is {expected}")
-    later = {name: getattr(found, name) for name in ("data", "selection", "stored", "before", "imported")}
+    names = ("data", "selection", "stored", "before", "imported", "target_sha256")
+    later = {name: getattr(found, name) for name in names}
     return Start(shape, np.asarray(found.vocab, np.int64), found.aux_rms, **later)
 
 
@@ -109,7 +114,7 @@ checks the data, not what is learned."""
 
 MAY_MOVE = {"features", "target"}
 """Keys whose value is a place, or a name of one, and may change. What is there is compared instead: name, tokenizer,
-layers and sizes of a target; of features also the target's weights, the data, and the type that they are stored in."""
+layers, sizes and weights of a target; of features also the data, and the type that they are stored in."""
 
 
 def check_folder(config: TrainConfig) -> None:

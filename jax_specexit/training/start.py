@@ -30,6 +30,7 @@ from specexit.differences import leaves
 from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.drafts.directory import read_draft
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig
 from specexit.schemas.train import TrainConfig
 
@@ -83,7 +84,11 @@ def start(
     else:
         params, vocab = warm_params(*source, shape, aux_rms)
         nnx.update(draft, jax.tree.map(jnp.asarray, params))
-    fixed = Start(shape, vocab, aux_rms, meta.identity, stored=config.features and read_manifest(config.features).dtype)
+    fixed = Start(
+        *(shape, vocab, aux_rms, meta.identity),
+        stored=config.features and read_manifest(config.features).dtype,
+        target_sha256=target_fingerprint(target_config.folder),
+    )
     if before is not None:
         fixed = fixed._replace(selection=before.selection, before=before.before, imported=before.imported)
     elif config.init_from is not None:
@@ -176,8 +181,8 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
     older versions kept a published draft's.
 
     Raises:
-      ConfigError, DraftError: it was begun with another target, with other data under the same name, or with features
-        that are stored in another type; or see `draft_config`.
+      ConfigError, DraftError: it was begun with another target, or with other weights or other data under the same
+        name, or with features that are stored in another type; or see `draft_config`.
     """
     path = config.out / "draft.json"
     before = read_start(config.out) if path.exists() else None
@@ -196,6 +201,13 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
         raise ConfigError(
             f"{path}: this run was begun with the data {before.data}, but {config.data / 'meta.json'} is that of "
             f"{meta.identity}: its position in the data means nothing there"
+        )
+    weights = target_fingerprint(target_config.folder)
+    if before.target_sha256 not in (None, weights):
+        raise ConfigError(
+            f"{path}: this run was begun with weights of the target whose fingerprint is {before.target_sha256}, but "
+            f"those in {target_config.folder} have {weights}: it would learn from another model; restore them, "
+            "config.json and file names included, or choose another `out`"
         )
     stored = config.features and read_manifest(config.features).dtype
     if before.stored not in (None, stored):

@@ -20,6 +20,7 @@ from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.train import train
 from specexit.config import REPOSITORY, ConfigError
 from specexit.data.packed import PackError, PackMeta
+from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
 from specexit.status import read_status
 from tests.jax.devices import simulated
@@ -157,6 +158,27 @@ def test_data_with_another_exit_point_does_not_continue_a_run(finished: TrainCon
     said = r"draft\.json: this run was begun with specexit\.exit_point=earliest, but target and data now say stable$"
     with pytest.raises(ConfigError, match=said):
         train(finished.model_copy(update={"data": data}))
+
+
+def test_other_weights_under_the_same_name_do_not_continue_a_run(finished: TrainConfig, tmp_path: Path) -> None:
+    """A target may move, and its copy is known again; a fine-tune of the same sizes is another teacher."""
+    target = load_target_config(finished.target)
+    model = Path(shutil.copytree(target.folder, tmp_path / "model"))
+    (tmp_path / "small.yaml").write_text(
+        yaml.safe_dump(target.model_copy(update={"path": str(model)}).model_dump(mode="json"))
+    )
+    moved = finished.model_copy(update={"target": str(tmp_path / "small.yaml")})
+    train(moved)
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        last = file.read()
+        file.seek(-2, os.SEEK_END)
+        file.write(bytes(255 - byte for byte in last))
+    said = (
+        r"draft\.json: this run was begun with weights of the target whose fingerprint is [0-9a-f]{64}, but those in "
+    )
+    with pytest.raises(ConfigError, match=said + re.escape(str(model))):
+        train(moved)
 
 
 def test_data_of_another_target_is_refused(recipe: TrainConfig) -> None:
