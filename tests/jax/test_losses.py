@@ -81,6 +81,7 @@ def test_fused_cross_entropy_reports_what_it_says() -> None:
     losses = -jnp.sum(
         jax.nn.softmax(teacher.hidden @ teacher.head) * jax.nn.log_softmax(hidden @ head, axis=-1), axis=-1
     )
+    # Here and below: float32 sums of up to some thousand numbers, in another order.
     np.testing.assert_allclose(result.per_step, jnp.sum(losses * weights, (1, 2)) / jnp.sum(weights, (1, 2)), rtol=1e-5)
     hits = jnp.argmax(hidden @ head, -1) == teacher.labels
     valid = weights > 0

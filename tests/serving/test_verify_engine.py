@@ -31,7 +31,7 @@ def test_jax_torch_and_vllm_say_the_same(drafts, target, make_trace, tmp_path, c
     assert found["runner"] == "V1"
     steps = {"logits", "logits, draft step 1", "logits, draft step 2"}
     assert set(found["differences"]) == steps | {"confidence", "progress", "remaining", "validity"}
-    assert 0 < max(found["differences"].values()) <= 1e-4
+    assert 0 < max(found["differences"].values()) <= 1e-4  # what `verify` allows float32
     assert found["greedy_drafts"]["same"] == found["greedy_drafts"]["compared"] > 100
     assert found["acceptance"]["vllm"] == found["acceptance"]["torch"]
     assert found["acceptance"]["vllm"]["length"] > 1.5
