@@ -156,7 +156,7 @@ bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by famil
 	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(QUICK),true,false)
 
 bench-full-size: $(VENV)/.demo-ready  ## Measure at the size of Qwen3-0.6B, on a stand-in (SHAPE=... for another; needs `make demo`)
-	@$(BIN)/specexit bench-full-size configs/bench/full-size.yaml $(if $(SHAPE),shape=$(SHAPE))
+	@$(BIN)/specexit bench-full-size configs/bench/full-size.yaml $(if $(SHAPE),shape=$(SHAPE)) $(ARGS)
 
 soak: $(VENV)/.dev-ready  ## A server for twenty minutes under load, reloads, weight updates and preemption
 	@SPECEXIT_SOAK=$${SPECEXIT_SOAK:-1200} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_load.py \

@@ -264,6 +264,9 @@ def test_what_has_been_trained_is_kept(training, paths):
     asking, asked = training
     ablate(asking)
     asked.clear()
+    with pytest.raises(BenchError, match=r"/out: holds ablations already, .*: delete the folder .*/drafts is kept$"):
+        ablate(asking)
+    assert asked == []
     ablate(asking.model_copy(update={"out": paths / "again"}))
     assert {name for name, _ in asked} == {"train"}  # which finds its run finished
 

@@ -215,6 +215,9 @@ def test_the_page_on_training_makes_what_every_full_size_recipe_reads() -> None:
     assert packed == {name: (str(recipe.data), recipe.length) for name, recipe in recipes.items()}
     made = set(re.findall(r"parts\.(\w+)=", told))
     assert made == set(re.findall(r"for part in ([\w ]+);", told)[0].split())
+    collects = re.findall(r"^specexit collect (.*?)^(?=specexit|for)", told, re.M | re.S)
+    every = {part: "boundaries=all" in one for one in collects for part in re.findall(r"parts\.(\w+)=", one)}
+    assert every == {part: part == "calibrate" for part in made}, "an exit where nobody tried is an error there"
     assert {Path(str(recipe.eval_traces)).parent.name for recipe in recipes.values()} == {"labelled"}
     assert {Path(str(recipe.eval_traces)).name for recipe in recipes.values()} <= made
     (name, given), *others = re.findall(r"specexit (?:plan|train) (\S+) (topology=[^#\n]*?) *(?:#.*)?$", told, re.M)

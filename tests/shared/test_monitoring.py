@@ -61,6 +61,19 @@ def test_every_expression_is_one_that_prometheus_can_parse(name):
         promql_parser.parse(expression + ")")
 
 
+def test_failed_audits_are_held_against_those_that_have_asked():
+    """An audit whose thinking states nothing asks for no answer: held against these, too, failures were never most."""
+    failed, _, _ = expressions()["SpecExitAuditsFail"].partition("or\n")
+    assert re.findall(r'result=~?"([^"]*)"', failed) == ["failed", "same|changed"]
+
+
+def test_the_quotient_that_the_page_gives_is_one_that_a_panel_asks():
+    """Two counters of different labels have no quotient but as sums, and what it gave was empty."""
+    (told,) = re.findall(r"^```promql\n(.*)\n```$", (DOCS / "serving-watching.md").read_text(), re.M)
+    panels = [re.sub(r'model_name=~"\$model",?', "", asked).replace("{}", "") for asked in expressions().values()]
+    assert told in panels
+
+
 @pytest.mark.parametrize("file", ["alerts.yaml", "alerts-test.yaml", "dashboard.json"])
 def test_only_metrics_that_exist_are_asked_for(file):
     asked = set(METRIC.findall((FOLDER / file).read_text()))

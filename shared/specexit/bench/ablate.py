@@ -134,10 +134,19 @@ def _inputs(config: AblateConfig) -> dict[str, str]:
 
 
 def _found_before(config: AblateConfig, inputs: dict[str, str]) -> Ablations | None:
-    """The same ablations in the output folder; None without any, or where drafts are trained, perhaps on other data."""
+    """The same ablations in the output folder; None without any.
+
+    Raises:
+      BenchError: they are of other files, or may be, as drafts were trained for them; or they cannot be read.
+    """
     path = config.out / "ablations.json"
-    if config.trained is not None or not path.exists():
+    if not path.exists():
         return None
+    if config.trained is not None:
+        raise BenchError(
+            f"{config.out}: holds ablations already, and the drafts of `trained` may be others by now: delete the "
+            f"folder to replay anew, or give another out; what lies in {config.trained.out} is kept"
+        )
     try:
         found = Ablations.model_validate_json(path.read_text())
     except ValidationError as error:

@@ -23,6 +23,6 @@ class ChatConfig(Config):
         allow_inf_nan=False,
         description="0 is greedy; by default the sampling that the server's certificates are of, or else its own",
     )
-    arguments: dict[str, Any] = Field(default={}, description="what to ask of the plug-in: '{specexit_validity: 0.95}'")
+    arguments: dict[str, Any] = Field(default={}, description="what to ask of the plug-in: '{specexit_validity: 0.99}'")
     show_thinking: bool = Field(default=False, description="print the thinking, too")
     timeout: float = Field(default=600.0, gt=0, le=1e6, description="seconds without a word from the server")

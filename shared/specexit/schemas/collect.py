@@ -50,7 +50,7 @@ class CollectConfig(Config):
         default=None, description="problems of an embedded target in place of a prompt file"
     )
     n: int | None = Field(
-        default=None, gt=0, description="the first n prompts; by default the whole file, or 500 of a split"
+        default=None, gt=0, description="the first n prompts; by default the whole file, or 500 of what is generated"
     )
     parts: dict[str, PartConfig] = Field(
         default={},
