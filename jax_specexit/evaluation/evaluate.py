@@ -31,7 +31,7 @@ from jax_specexit.weights import load_target
 from specexit.config import ConfigError, write_text
 from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_trained
-from specexit.data.traces import LabelledTrace, read_outlines, stream_labelled, target_of_file
+from specexit.data.traces import LabelledTrace, check_tokenizer, read_outlines, stream_labelled, target_of_file
 from specexit.drafts.directory import DraftConfig, check_target
 from specexit.errors import InputError
 from specexit.schemas.evaluate import EvaluateConfig
@@ -60,6 +60,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     known = read_outlines(config.traces, config.n, LabelledTrace)
     check_lengths(config, shape, target_config, known)
     target_of_file(config.traces, config.target, config.run)
+    check_tokenizer(config.traces, target_config)
     refuse_trained(config.run, known, config.traces)
     backend = started_backend()
     step, params = restore_params(config.run, config.which)

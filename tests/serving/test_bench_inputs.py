@@ -16,7 +16,7 @@ from specexit.config import find, load
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.scores import ScoreError, Scores, write_scores
-from specexit.data.traces import Trace, data_sha256, write_traces
+from specexit.data.traces import Trace, TraceError, data_sha256, write_traces
 from specexit.drafts.directory import DraftError, plain_copy, read_config
 from specexit.drafts.policy import (
     Certificate,
@@ -51,6 +51,31 @@ from torch_specexit.plugin.compat.checks import check_draft
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("bench-inputs"))
+
+
+@pytest.mark.parametrize("key", ["traces", "calibration_traces"])
+def test_traces_of_another_target_are_refused(inputs: Path, tmp_path: Path, key: str) -> None:
+    """Their exit points are another model's: the oracle was, and what methods chose on them."""
+    split = {"traces": "test", "calibration_traces": "calibration"}[key]
+    write_traces(tmp_path / "t.parquet", [replace(trace, target="another") for trace in generated_traces(N, split)])
+    with pytest.raises(BenchError, match=r"t\.parquet: traces of target 'another', expected those of 'tiny-reasoner'"):
+        bench(config(inputs, **{key: tmp_path / "t.parquet"}, out=tmp_path / "new"))
+
+
+def test_traces_of_another_tokenizer_are_refused(inputs: Path, tmp_path: Path) -> None:
+    write_traces(tmp_path / "t.parquet", list(generated_traces(N, "test")), tokenizer_sha256="0" * 64)
+    with pytest.raises(TraceError, match=r"t\.parquet: written with the tokenizer 000000000000"):
+        bench(config(inputs, traces=tmp_path / "t.parquet", out=tmp_path / "new"))
+
+
+def test_a_method_in_the_home_folder_is_an_input(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was found there, but not read again: what it was before was called measured already."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ours, found = config(inputs, methods=("eagle3", "~/mine.py")), []
+    for text in "ab":
+        (tmp_path / "mine.py").write_text(text)
+        found.append(conditions.inputs_served(ours, TARGET)["~/mine.py"])
+    assert found[0] != found[1]
 
 
 def test_every_method_of_the_field_has_a_draft_that_can_be_served(inputs: Path, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import pytest
 
 from specexit import tiny
 from specexit.data.boundaries import boundaries_tried
+from specexit.data.traces import TraceError, read_traces, write_traces
 from specexit.drafts import locking
 from specexit.drafts.files import TensorError
 from specexit.drafts.fingerprints import quantization_of, quantization_served
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import Event, PolicyError, Serving, read_policy, write_policy
 from specexit.method.calibrate import calibrate
+from specexit.method.certify import CertificateError
 from specexit.method.decision import OFF
 from specexit.method.stored import replays
 from specexit.schemas.calibrate import CalibrateConfig
@@ -50,6 +52,25 @@ def test_exits_that_nobody_tried_are_told_with_what_to_collect(setting, capsys, 
     why = "traces err as they exit where no answer was tried: collect them anew with boundaries=all"
     assert said.replace("WHY", why) in " ".join(capsys.readouterr().out.split())
     assert boundaries_tried([True] * 100, "all", 8) == list(range(100)) != boundaries_tried([True] * 100, "refine", 8)
+
+
+def test_traces_of_another_tokenizer_are_refused(paths):
+    """The certificate named the tokenizer of today, with which none of its traces was written."""
+    write_traces(paths["traces"], read_traces(paths["traces"]), tokenizer_sha256="0" * 64)
+    refused(paths, "written with the tokenizer 000000000000", TraceError)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"split_endings": ("\n",)}, r"split_endings of their target is \('\\n',\), but "),
+        ({"think_end": "</t>"}, "think_end of"),
+    ],
+)
+def test_traces_of_other_steps_than_the_drafts_are_refused(paths, tmp_path, fields, said):
+    """Exits were judged at boundaries that no server of the draft looks at."""
+    save_target(tmp_path, load_target_config("tiny-reasoner").model_copy(update=fields))
+    refused(paths, said, CertificateError)
 
 
 def test_a_point_that_serving_names_must_come_again_which_is_said_before_anything_is_replayed(paths, monkeypatch):

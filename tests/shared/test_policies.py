@@ -267,6 +267,17 @@ def test_a_method_in_one_file_is_played_beside_the_others(files, capsys):
     assert "\n  last " in capsys.readouterr().out
 
 
+def test_two_methods_may_call_their_settings_the_same(files):
+    """Of two that are quoted as they are, the table and the file had the later one alone."""
+    for name, where in (("last", "len(trace.boundaries) - 1"), ("first", "0")):
+        text = STRANGER.replace("len(trace.boundaries) - 1", where).replace('"last"', f'"{name}"')
+        (files / f"{name}.py").write_text(text.replace(", play)", ", play, tuned=False)"))
+    found = simulate(config_of(files, methods=(files / "last.py", files / "first.py"))).named
+    cuts = [found[f"{name}: the last boundary"].thinking_cut for name in ("last", "first")]
+    assert cuts[0] < cuts[1]
+    assert "paper, none" in found
+
+
 def test_the_file_of_a_method_may_hold_a_dataclass_whose_annotations_are_text(tmp_path):
     head = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
     setting = "@dataclass(frozen=True)\nclass Setting:\n    m: int\n"

@@ -54,7 +54,8 @@ def test_where_too_few_answers_were_written_in_full_it_is_not_the_observed_risk_
     assert "would break" not in said
 
 
-def test_comparisons_that_are_required_have_to_be_there(setting):
+def test_comparisons_that_are_required_have_to_be_there(setting, monkeypatch):
+    monkeypatch.setattr("specexit.method.calibrate.replays", lambda *_: pytest.fail("hours are spent"))
     paths = setting(np.full(N, 0.9), [True] * N)
     refused(paths, "no trial was compared with the answer written in full", label_noise="require")
 

@@ -27,7 +27,7 @@ from specexit.bench.requests import Run, write_requests
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
 from specexit.data.overlap import refuse_calibrated, refuse_selected, refuse_shared, refuse_trained
-from specexit.data.traces import Trace, first_samples, read_outlines, read_traces, target_named_in
+from specexit.data.traces import Trace, check_tokenizer, first_samples, read_outlines, read_traces, target_named_in
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, write_policy
 from specexit.errors import first_problem
@@ -53,8 +53,8 @@ def bench(config: BenchConfig) -> Results:
     ``scores`` the report has what `simulate` replays of the traces, which is written as well.
 
     Raises:
-      BenchError: the traces are too few or lack references, an engine fails, responses run out of tokens, or another
-        benchmark was finished or interrupted in the output folder, or measures into it.
+      BenchError: the traces are another target's, are too few or lack references, an engine fails, responses run out
+        of tokens, or another benchmark was finished or interrupted in the output folder, or measures into it.
       MethodError: a method does not exist, or cannot be run with what is given.
       DraftError: a draft cannot be used, or belongs to another target.
       OverlapError: a draft was trained on some of the problems, its checkpoint was chosen on them, or methods would be
@@ -69,6 +69,7 @@ def bench(config: BenchConfig) -> Results:
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     config = config.model_copy(update={"target": target_reference(config.target, *places, name=name)})
     target = find_target(config.target, *places, name=name)
+    _refuse_other_target(config, target)
     config = config.model_copy(update={"max_new_tokens": longest_response(config, target)})
     traces = read_problems(config)
     config = as_traced(config, traces)
@@ -89,6 +90,16 @@ def bench(config: BenchConfig) -> Results:
             report(ReportConfig(bench=folder, out=folder / "report.html", simulation=simulation, **given))
         journal.remove()
     return shown(results)
+
+
+def _refuse_other_target(config: BenchConfig, target: TargetConfig) -> None:
+    for path in filter(None, (config.traces, config.calibration_traces)):
+        if (wrote := target_named_in(path)) != target.name:
+            raise BenchError(
+                f"{path}: traces of target {wrote!r}, expected those of {target.name!r}: the oracle, and what methods "
+                "choose on them, would be another model's"
+            )
+        check_tokenizer(path, target)
 
 
 def shown(results: Results, *remarks: str) -> Results:

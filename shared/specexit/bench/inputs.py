@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,8 +50,9 @@ def inputs_of(config: BenchConfig, target: TargetConfig, over: Callable[[Serving
     if config.calibration_traces is not None:
         found["tolerance"] = f"{tolerance_of(config.draft).lost:g}"
     for reference in config.methods or ():
-        if reference.endswith(".py") and Path(reference).exists():
-            found[reference] = file_sha256(Path(reference))
+        path = Path(os.path.expanduser(reference))  # as `find_method` reads it
+        if reference.endswith(".py") and path.exists():
+            found[reference] = file_sha256(path)
     return found
 
 

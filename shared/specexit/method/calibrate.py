@@ -22,7 +22,7 @@ from specexit.data.engine import EngineTypes, engine_types_of
 from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_selected, refuse_trained
 from specexit.data.scores import StoredScores, open_scores
-from specexit.data.traces import data_sha256, read_outlines, target_of_file, tokenizer_sha256
+from specexit.data.traces import check_tokenizer, data_sha256, read_outlines, target_of_file, tokenizer_sha256
 from specexit.drafts.certified import confidence, in_percent, judged_otherwise
 from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
 from specexit.drafts.fingerprints import quantization_served, target_fingerprint
@@ -91,6 +91,9 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         raise CertificateError(
             f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
         )
+    _check_steps(config, target, block)
+    if target.folder.exists():
+        check_tokenizer(config.traces, target)
     marks = _fingerprints(target, scores, engine_types_of(config.traces))
     sampling, trial = one_sampling(traces, config.traces), _one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
@@ -99,8 +102,11 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     data = data_sha256(config.traces)
     config = config.model_copy(update={"early": early_of(block.source, config.early)})
     sample, seen = Sample(traces, unjudged=config.unjudged, grouped=config.groups), PassedBy()
+    compared = _compared(sample, trial)
+    if config.label_noise == "require" and not compared:
+        raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
     for epsilon in config.epsilon:  # what no outcome could support is refused before hours of replaying
-        check_size(sample, _of_trials(config, epsilon, compared=_compared(sample, trial)))
+        check_size(sample, _of_trials(config, epsilon, compared=compared))
     judged = judge(sample, seen.look(replays(config.traces, scores)), grid(config), config.risk)
     points, remarks = choose(sample, judged, config, data, sampling, trial)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -215,8 +221,6 @@ def _boldest(sample: Sample, claims: Sequence[Claim], judged: Sequence[Judged]) 
 def _claims(sample: Sample, config: CalibrateConfig, epsilon: float, compared: Sequence[Judged] | None) -> list[Claim]:
     """The claims to try in order: on whole answers where there are enough comparisons, then on trial answers."""
     bare = _of_trials(config, epsilon, compared=compared is not None)
-    if config.label_noise == "require" and compared is None:
-        raise CertificateError(f"{config.traces}: no trial was compared with the answer written in full")
     claims = []
     if compared is not None and config.label_noise != "ignore":
         noise, noisy = min(worst_noise(each, bare.own_delta) for each in compared)
@@ -292,6 +296,17 @@ def _one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
 def _written_in_full(trial: dict[str, Any] | None) -> bool:
     """Whether nothing was forced behind the end marker, so that a trial answer is the one that is served."""
     return bool(trial) and all(kind.get("text") == "" for kind in trial.values())
+
+
+def _check_steps(config: CalibrateConfig, target: TargetConfig, block: SpecExitBlock) -> None:
+    """Check that the traces have their boundaries where a server of the draft looks for them."""
+    for name in ("think_start", "think_end", "split_endings", "split_connectors"):
+        theirs, ours = getattr(target, name), getattr(block, name)
+        if theirs != ours and (isinstance(ours, str) or set(theirs) != set(ours)):
+            raise CertificateError(
+                f"{config.traces}: {name} of their target is {theirs!r}, but {config.draft / 'config.json'} says "
+                f"{ours!r}, by which a server finds boundaries: expected traces that were collected with the draft's"
+            )
 
 
 def _fingerprints(target: TargetConfig, scores: StoredScores, told: EngineTypes) -> Fingerprints:

@@ -11,7 +11,8 @@ trace itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -229,7 +230,7 @@ def run(
 
     return Simulation(
         **vars(found),
-        named={point.setting: point for label in quoted if label not in unknown for point in points[label]},
+        named=_by_setting({label: points[label] for label in quoted if label not in unknown}),
         tasks={name: of_task(name) for name in known} if len(known) > 1 else {},
         methods=about,
         thresholds=tuple(points.get("validity", ())),
@@ -257,6 +258,16 @@ def _known(traces: Outlines) -> dict[str, Known]:
 
 def _points(tally: Tally, part: int | None) -> list[Point]:
     return [point_of(*one) for one in tally.of(part)]
+
+
+def _by_setting(points: Mapping[str, Sequence[Point]]) -> dict[str, Point]:
+    """Points by their setting, with the method's name in front where two methods call one the same."""
+    often = Counter(point.setting for each in points.values() for point in each)
+    return {
+        point.setting if often[point.setting] == 1 else f"{label}: {point.setting}": point
+        for label, each in points.items()
+        for point in each
+    }
 
 
 def _part(known: Known, points: dict[str, list[Point]], tuned: Container[str], asking: Container[str]) -> Part:

@@ -280,6 +280,8 @@ DIFFERENT = [
     # ratios of more than two
     ("1:2:3", "1:3:2"),
     ("1:2:3", "1:6"),
+    ("1:2:3", "(2,3)"),
+    ("1:2:3", r"\frac{1}{6}"),
     (r"1:\sqrt{3}:2", r"1:2:\sqrt{3}"),
     # roots without braces
     ("√12", "2"),

@@ -84,7 +84,10 @@ def _equal(a: str, b: str) -> bool:
     from sympy import And, Eq, FiniteSet, Interval, Tuple
     from sympy.logic.boolalg import BooleanAtom
 
-    a, b = with_both_signs(_ratio(a)), with_both_signs(_ratio(b))
+    one, other = _ratio(a), _ratio(b)
+    if (one == a) != (other == b):  # a ratio is no point, though it is compared as one
+        return False
+    a, b = with_both_signs(one), with_both_signs(other)
     a, b = _as_tuple(a, b), _as_tuple(b, a)
     how = _Parsing.of_both(a, b)
     one, other = pair = [_as_one_value(_parsed(text, how)) for text in (a, b)]

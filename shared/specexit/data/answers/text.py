@@ -24,6 +24,8 @@ _MEMBERS = r"(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*"
 _LIST = re.compile(rf"\[({_MEMBERS})\]")
 _INITIAL = re.compile(r"(?<![^\W_])([^\W\d_])\.(?=[^\W\d_](?![^\W_]))")
 _BESIDE_SIGN = re.compile(r"[-+*/^=] ?\(([^()]*+)\)|\(([^()]*+)\)!? ?[-+*/^=]")
+_AMOUNT = re.compile(r"(?<!\S)(-?)([\d.]+) ([€£¥¢₩₹₽])(?!\S)")
+"""A currency behind its number, in what has single spaces."""
 _EXCLAMATION = re.compile(r"(?<![\d)])!+(?!=)")
 
 
@@ -87,6 +89,7 @@ def normal(text: str) -> str:
     bare = re.sub(r"(?<!\d)[.](?!\d)|(?<=\d)[.](?!\d)|(?<=[^\W\d])[.](?=\d)", " ", _EXCLAMATION.sub(" ", bare))
     bare = re.sub(r"(?<=\S) ([-+/]) (?=\S)|(?<=\d) (%)", r"\1\2", _HYPHEN.sub(" ", bare))
     bare = re.sub(r"\s+", " ", "".join(map(_apart, bare.replace("'", ""))))
+    bare = _AMOUNT.sub(r"\1\3 \2", bare)
     return bare.replace("- ", "-").strip() or whole
 
 
