@@ -31,6 +31,7 @@ from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.drafts.directory import read_draft
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.drafts.target_weights import target_files
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig
 from specexit.schemas.train import TrainConfig
 
@@ -87,7 +88,7 @@ def start(
     fixed = Start(
         *(shape, vocab, aux_rms, meta.identity),
         stored=config.features and read_manifest(config.features).dtype,
-        target_sha256=target_fingerprint(target_config.folder),
+        target_sha256=target_fingerprint(target_config.folder) if before is None else before.target_sha256,
     )
     if before is not None:
         fixed = fixed._replace(selection=before.selection, before=before.before, imported=before.imported)
@@ -132,8 +133,8 @@ def draft_config(
 
     Raises:
       ConfigError, DraftError: the target lacks a layer, or its config a field; the draft's sizes do not go together,
-        or a fresh one is not as wide as its target; or ``init_from`` cannot be read, is of another target or does not
-        fit the recipe.
+        or a fresh one is not as wide as its target, or has heads that no engine reads; or ``init_from`` cannot be read,
+        is of another target or does not fit the recipe.
     """
     layers = target.layers_read(config.aux_layers)
     block = SpecExitBlock(
@@ -155,11 +156,18 @@ def draft_config(
         return warm_config(source, config.init_from, target, config.draft, layers, block)
     found = target.needed(*FOR_DRAFTS)
     found |= {f"target_{name}": found.pop(name) for name in ("hidden_size", "num_hidden_layers")}
+    longest = max(found["max_position_embeddings"], target.max_model_len)  # a draft's own RoPE has no end
+    found["max_position_embeddings"] = longest
     width, expected = config.draft.hidden_size, found["target_hidden_size"]
     if width != expected:
         raise ConfigError(
             f"draft.hidden_size={width}, expected the target's {expected}: a fresh draft embeds tokens as its target "
             "does, and only one in init_from can have embeddings of its own"
+        )
+    if width % (heads := config.draft.num_attention_heads):
+        raise ConfigError(
+            f"draft.num_attention_heads={heads}, expected a divisor of draft.hidden_size={width}: transformers, and so "
+            "an engine, reads no other Llama layer, whatever its head_dim is"
         )
     try:
         return DraftConfig(
@@ -183,6 +191,7 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
     Raises:
       ConfigError, DraftError: it was begun with another target, or with other weights or other data under the same
         name, or with features that are stored in another type; or see `draft_config`.
+      TensorError: files are missing that the index of the target's weights names.
     """
     path = config.out / "draft.json"
     before = read_start(config.out) if path.exists() else None
@@ -203,6 +212,8 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
             f"{meta.identity}: its position in the data means nothing there"
         )
     weights = target_fingerprint(target_config.folder)
+    if weights is None and before.target_sha256 is not None:
+        target_files(target_config.folder)  # which says what is missing
     if before.target_sha256 not in (None, weights):
         raise ConfigError(
             f"{path}: this run was begun with weights of the target whose fingerprint is {before.target_sha256}, but "
@@ -215,4 +226,4 @@ def check_start(config: TrainConfig, target_config: TargetConfig, meta: PackMeta
             f"{path}: this run was begun with features stored as {before.stored}, but those in {config.features} are "
             f"{stored}: it would go on with other rounding errors"
         )
-    return before._replace(shape=shape)
+    return before._replace(shape=shape, target_sha256=weights)

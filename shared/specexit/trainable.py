@@ -73,7 +73,7 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary embedding's fields, under either of the names that transformers has for them.
 
     Raises:
-      ValueError: one of the two is something else than fields.
+      ValueError: one of the two is something else than fields, or the base stands beside them, too, and is another.
     """
     found: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
@@ -81,6 +81,9 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(fields, Mapping):
             raise ValueError(f"{key} is {fields!r}, expected keys and values")
         found |= fields
+    top, inner = config.get("rope_theta"), found.get("rope_theta")
+    if None not in (top, inner) and top != inner:
+        raise ValueError(f"rope_theta is {top!r}, but rope_parameters says {inner!r}, by which engines go")
     return found
 
 

@@ -35,6 +35,7 @@ from specexit.config import ConfigError, load, write_text
 from specexit.data.packed import read_meta
 from specexit.data.packing import pack
 from specexit.drafts.directory import read_draft
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import read_header
 from specexit.errors import lasts
 from specexit.schemas.convert import ConvertConfig
@@ -47,6 +48,16 @@ pytestmark = pytest.mark.usefixtures("storage_server")
 
 def refused(*_: object, **__: object) -> NoReturn:
     raise BucketError("no connection")
+
+
+def test_a_targets_fingerprint_reads_its_blocks_alone(
+    bucket: BucketPath, small_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open object fetches five megabytes behind each of 65 blocks a file, on every host and at every start."""
+    folder = load_target_config(str(small_target)).folder
+    upload(folder, bucket / "model")
+    monkeypatch.setattr(BucketPath, "open", refused)
+    assert target_fingerprint(bucket / "model") == target_fingerprint(folder)
 
 
 def test_a_metric_line_that_a_bucket_refuses_goes_with_the_next(

@@ -23,7 +23,7 @@ from jax_specexit.model.draft import Draft
 from jax_specexit.sharding import make_mesh
 from jax_specexit.training.data import first_rows
 from jax_specexit.training.run import Start, read_start, save_start
-from jax_specexit.training.start import start
+from jax_specexit.training.start import draft_config, start
 from jax_specexit.training.step import ttt_outputs
 from jax_specexit.training.train import train
 from jax_specexit.training.warm import chosen_on, length_of, read_source, widen
@@ -265,6 +265,12 @@ PUBLISHED = {
     },
 }
 """Layout, and what its instance says here: another RoPE than the target's; own embeddings, and norms before fc."""
+
+
+def test_a_fresh_draft_is_as_long_as_its_target_is_served(recipe: TrainConfig, small_target: Path) -> None:
+    """Stretched by YaRN a target is longer than its config.json says; engines refuse a draft that is shorter."""
+    target = load_target_config(str(small_target)).model_copy(update={"max_model_len": 2048})
+    assert draft_config(recipe, target, "earliest").max_position_embeddings == 2048
 
 
 @pytest.mark.parametrize("layout", PUBLISHED)

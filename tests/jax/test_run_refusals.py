@@ -211,6 +211,14 @@ def test_sizes_that_do_not_go_together_are_refused(recipe: TrainConfig, key: str
     assert not recipe.out.exists()
 
 
+def test_heads_that_no_engine_reads_are_refused(recipe: TrainConfig) -> None:
+    """A run was trained and converted, and the first engine ended in a traceback of transformers."""
+    sizes = recipe.draft.model_copy(update={"num_attention_heads": 6})
+    with pytest.raises(ConfigError, match=r"^draft\.num_attention_heads=6, expected a divisor of .*hidden_size=32: "):
+        train(recipe.model_copy(update={"draft": sizes}))
+    assert not recipe.out.exists()
+
+
 def test_a_fresh_draft_of_another_width_than_its_target_is_refused(recipe: TrainConfig, tmp_path: Path) -> None:
     """By a run and by a plan. It has no embeddings but its target's; one that is elsewhere may have some."""
     sizes = recipe.draft.model_copy(update={"hidden_size": 48})

@@ -20,6 +20,7 @@ from jax_specexit.training.data import choose_draft_vocab
 from jax_specexit.training.train import train
 from specexit.config import REPOSITORY, ConfigError
 from specexit.data.packed import PackError, PackMeta
+from specexit.drafts.files import TensorError
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
 from specexit.status import read_status
@@ -178,6 +179,10 @@ def test_other_weights_under_the_same_name_do_not_continue_a_run(finished: Train
         r"draft\.json: this run was begun with weights of the target whose fingerprint is [0-9a-f]{64}, but those in "
     )
     with pytest.raises(ConfigError, match=said + re.escape(str(model))):
+        train(moved)
+    index = {"weight_map": {"model.norm.weight": "model-2.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(TensorError, match=r"index\.json: names model-2\.safetensors, which is not there"):
         train(moved)
 
 

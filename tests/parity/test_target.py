@@ -137,6 +137,10 @@ MOE = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "num_experts_
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings is missing"),
         ({"rope_parameters": {"rope_type": "llama3", "mscale": 1.0}}, "mscale is 1.0, which a scaling of"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic', expected"),
+        (
+            {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            "rope_theta is 500000.0, but rope_parameters says 10000.0, by which engines go",
+        ),
         ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
         (
             {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},

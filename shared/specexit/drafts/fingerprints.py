@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from specexit.buckets import BucketPath
 from specexit.drafts.files import TensorError, parse_json
 from specexit.drafts.target_weights import target_files
 
@@ -33,11 +34,20 @@ def target_fingerprint(folder: Path) -> str | None:
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for i in range(BLOCKS + 1):
-                file.seek(i * max(0, size - BLOCK) // BLOCKS)
-                digest.update(file.read(BLOCK))
+        for block in _blocks(path, size):
+            digest.update(block)
     return digest.hexdigest()
+
+
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    places = [i * max(0, size - BLOCK) // BLOCKS for i in range(BLOCKS + 1)]
+    if isinstance(path, BucketPath):  # an open object would fetch megabytes behind each of them
+        yield from (path.read_range(at, min(at + BLOCK, size)) for at in places)
+        return
+    with path.open("rb") as file:
+        for at in places:
+            file.seek(at)
+            yield file.read(BLOCK)
 
 
 def quantization_of(fields: Mapping[str, Any]) -> str:

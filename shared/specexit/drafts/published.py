@@ -204,6 +204,12 @@ class Published:
         fields = self._fields(options, target)
         self.config = self._config(fields)
         check_target(self.config, home, target.hf_config(), target.name)
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        if self.config.model_type == "llama" and width % heads:
+            self.notes.append(
+                f"{home}: hidden_size is {width}, no multiple of num_attention_heads, {heads}: transformers 5 reads no "
+                "such Llama layer, and an engine that uses it does not start"
+            )
         sizes = self.config.draft_vocab_size, self.config.vocab_size
         self.form: Form
         d2t, t2d = self._array("d2t", sizes[0]), self._array("t2d", sizes[1])
