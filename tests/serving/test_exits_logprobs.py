@@ -65,6 +65,13 @@ def test_whom_nobody_could_tell_the_logprob_of_a_forced_token_has_no_exits(serve
     assert text_of(exits, *boundary_and_more()) == [[2], [5]]
 
 
+def test_where_tokens_come_with_those_they_were_drawn_among_nobody_has_exits():
+    """A forced token is none of them, and whoever trains on it with this mask has an infinite loss."""
+    exits = ready(return_sampling_mask=True)
+    exits.track(scheduled(new("a")))
+    assert exits.slots.admissions["a"].policy is None
+
+
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits"])
 def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_others(mode, given):

@@ -154,6 +154,7 @@ def test_a_beam_search_is_not_counted_step_by_step(server):
     before = server.metrics()
     beams = chat(use_beam_search=True, n=2, max_tokens=12)
     assert len(server.post("/v1/chat/completions", beams)["choices"]) == 2
+    assert list(server.stream("/v1/chat/completions", beams))
     server.post("/v1/chat/completions", chat(vllm_xargs={"specexit": False}))
     after = server.metrics()
     counted = {name: after[name] - before[name] for name in after if name.startswith("requests_total")}

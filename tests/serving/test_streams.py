@@ -15,6 +15,7 @@ from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError
+from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.streaming import Reports
 from torch_specexit.plugin.outcome import KEY
@@ -53,6 +54,28 @@ def test_a_chunk_carries_what_its_choice_has_to_say_for_the_first_time():
         "kv_transfer_params": {KEY: {"outcome": "thinking"}},
     }
     assert json.loads(fourth.removeprefix("data: "))["kv_transfer_params"] == {KEY: {"outcome": "length"}}
+
+
+def test_a_streamed_beam_searchs_steps_are_no_requests_either():
+    """What marks them is set in the task that makes the stream, and another one runs it."""
+    (hook,) = (hook for hook in FRONTEND_HOOKS if hook.method == "chat_completion_stream_generator")
+    seen = []
+
+    async def steps():
+        seen.append(inner.get())
+        yield output_of()
+
+    async def chunks(_, __, results):
+        async for _ in results:
+            yield "data: [DONE]\n\n"
+
+    async def stream(beams):
+        request = SimpleNamespace(n=2, use_beam_search=beams)
+        assert [text async for text in hook.wrap(chunks)(None, request, steps())] == ["data: [DONE]\n\n"]
+
+    for beams in (True, False):
+        asyncio.run(stream(beams))
+    assert seen == [True, False]
 
 
 EARLY = ("generate", "_generate_with_builtin_tools")

@@ -261,6 +261,20 @@ def test_so_does_a_sleep_right_behind_an_update(survives):
     assert wraps.sleep(sleeps)(worker, 1) is None
 
 
+def test_a_deep_sleep_leaves_the_buffers_as_they_were():
+    """Of a draft vLLM keeps none before 0.28: signals were read at garbage rows, and exits were certified."""
+    draft = WithSignals.__new__(WithSignals)
+    torch.nn.Module.__init__(draft)
+    draft.register_buffer("back", torch.arange(4), persistent=False)
+    draft.weights, draft.kept = Weights(["a"]), {}
+    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=SimpleNamespace(draft=draft)))
+    wraps.sleep(lambda self, level: draft.back.fill_(7))(worker, 2)
+    wraps.wake_up(lambda self, tags: None)(worker, ["kv_cache"])
+    assert draft.back.tolist() == [7] * 4
+    wraps.wake_up(lambda self, tags: None)(worker, ["weights"])
+    assert draft.back.tolist() == [0, 1, 2, 3]
+
+
 def test_a_fingerprint_is_taken_in_blocks_and_is_that_of_the_whole(monkeypatch):
     """Torch sums bytes up in a copy of them as integers: eight times a parameter, in the memory of the KV cache."""
     generator = torch.Generator().manual_seed(0)

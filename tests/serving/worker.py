@@ -33,7 +33,9 @@ class Draft:
     def remember_weights(self) -> None:
         self.weights.remember(self.head.named_parameters())
 
-    def check_weights(self) -> None:
+    fall_asleep = remember_weights
+
+    def awake(self) -> None:
         self.weights.check(self.head.named_parameters())
 
     def record(self, passes: int, last_rows: Any = None) -> None: ...
@@ -54,10 +56,15 @@ class Group:
         self.world_size, self.rank_in_group = world_size, rank
 
 
-def runner(logprobs_mode: str = "raw_logprobs", batch_sharder: object = None, **structured: Any) -> Any:
+def runner(
+    logprobs_mode: str = "raw_logprobs",
+    batch_sharder: object = None,
+    return_sampling_mask: bool = False,
+    **structured: Any,
+) -> Any:
     settings = {"reasoning_parser": "deepseek_r1", "enable_in_reasoning": False} | structured
     config = SimpleNamespace(
-        model_config=SimpleNamespace(logprobs_mode=logprobs_mode),
+        model_config=SimpleNamespace(logprobs_mode=logprobs_mode, return_sampling_mask=return_sampling_mask),
         scheduler_config=SimpleNamespace(max_num_seqs=8),
         speculative_config=SimpleNamespace(num_speculative_tokens=3),
         structured_outputs_config=SimpleNamespace(**settings),

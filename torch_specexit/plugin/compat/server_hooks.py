@@ -28,10 +28,17 @@ def _to_sampling_params(original: Method) -> Method:
 def _to_beam_search_params(original: Method) -> Method:
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         arguments.admit_beams(self.vllm_xargs)
-        inner.set(True)  # for the rest of this HTTP request
+        inner.set(True)  # for the rest of this HTTP request, or for the part that makes a chat's stream: `_as_inner`
         return original(self, *args, **kwargs)
 
     return to_beam_search_params
+
+
+async def _as_inner(results: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """vLLM makes the parameters of a chat's stream in a task of its own, and runs the stream in another."""
+    inner.set(True)
+    async for result in results:
+        yield result
 
 
 def _stream_chat(original: Method) -> Method:
@@ -39,6 +46,8 @@ def _stream_chat(original: Method) -> Method:
         self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
         told = Reports(request.n or 1)
+        if request.use_beam_search:
+            result_generator = _as_inner(result_generator)
         return told.through(original(self, request, told.watch(result_generator), *args, **kwargs))
 
     return chat_completion_stream_generator
@@ -80,7 +89,7 @@ SERVER_HOOKS = (
         why="outcome and progress in streamed chat chunks",
         relies_on="yields 'data: ' and JSON with one choice",
         since="0.24",
-        facts=(Has(f"{_CHAT}.protocol:ChatCompletionRequest", ("n",)),),
+        facts=(Has(f"{_CHAT}.protocol:ChatCompletionRequest", ("n", "use_beam_search")),),
         upstream="vllm-project/vllm#36308 (kv_transfer_params in last chunks, since 0.33)",
         until="when vLLM puts it into every chunk",
         without="reports in streamed chat chunks",

@@ -175,12 +175,12 @@ def prefill(original: Method) -> Method:
 
 
 def sleep(original: Method) -> Method:
-    """Remember the draft's weights, which may have been replaced since the last step."""
+    """Have the draft remember its weights, which may have been replaced since the last step, and keep its buffers."""
 
     def sleep(self: Any, *args: Any, **kwargs: Any) -> None:
         exits = exits_of(self.model_runner)
         if exits is not None:
-            exits.draft.remember_weights()
+            exits.draft.fall_asleep()
         original(self, *args, **kwargs)
 
     return sleep
@@ -193,7 +193,7 @@ def wake_up(original: Method) -> Method:
         original(self, tags, *args, **kwargs)
         exits = exits_of(self.model_runner)
         if exits is not None and (tags is None or "weights" in tags):
-            exits.draft.check_weights()
+            exits.draft.awake()
 
     return wake_up
 

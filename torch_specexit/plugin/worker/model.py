@@ -116,6 +116,8 @@ class WithSignals(Eagle3):
         self.register_buffer("back", torch.arange(last), persistent=False)
         self.first_pass = FirstPass()
         self.weights = Weights(config.tensor_shapes())
+        self.kept: dict[str, Tensor] = {}
+        """Buffers during a sleep."""
         self.apart: dict[str, Tensor] = {}
         """See `as_in_directory`."""
         v2 = getattr(vllm_config, "use_v2_model_runner", True)
@@ -197,8 +199,18 @@ class WithSignals(Eagle3):
         """Remember the weights as they are, to find out whether a sleep leaves them so."""
         self.weights.remember(self.named_parameters())
 
-    def check_weights(self) -> None:
-        """Check whether a sleep has left the weights as they were; nothing exits where it has not."""
+    def fall_asleep(self) -> None:
+        """Remember the weights, and keep the buffers, which vLLM before 0.28 loses of a draft in a deep sleep."""
+        self.remember_weights()
+        self.kept = {name: buffer.cpu().clone() for name, buffer in self.named_buffers()}
+
+    def awake(self) -> None:
+        """Put the buffers back, and check whether the sleep has left the weights as they were; nothing exits where it
+        has not."""
+        for name, buffer in self.named_buffers():
+            if name in self.kept:
+                buffer.data.copy_(self.kept[name])
+        self.kept = {}
         self.weights.check(self.named_parameters())
 
     def signals_of_target(

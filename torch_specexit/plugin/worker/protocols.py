@@ -228,8 +228,12 @@ class Draft(Protocol):
         """Remember the weights as they are."""
         ...
 
-    def check_weights(self) -> None:
-        """Check whether a sleep has left the weights as they were."""
+    def fall_asleep(self) -> None:
+        """Remember the weights, and keep the buffers, before a sleep."""
+        ...
+
+    def awake(self) -> None:
+        """Put the buffers back, and check whether the sleep has left the weights as they were."""
         ...
 
     def record(self, passes: int, last_rows: Int[Tensor, " batch"] | None = None) -> None:

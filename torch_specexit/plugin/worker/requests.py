@@ -42,6 +42,7 @@ class Requests:
         self.closing = (*draft.transition, *self.ids.end_marker)
         self._grammar_binds_thinking = _grammar_binds_thinking(config.structured_outputs_config)
         self._budget_has_text = closes_with_text(config, self.ids.end_marker)
+        self._masked = bool(getattr(config.model_config, "return_sampling_mask", False))  # since 0.28
         self._nameless: bool = sharded or config.model_config.logprobs_mode.startswith("processed")
         self.unread: set[str] = set()
         """Requests whose prompts are still to be looked through, in the place where vLLM keeps them."""
@@ -122,15 +123,16 @@ class Requests:
 
     def _may_not_exit(self, params: SamplingParams | None) -> bool:
         """Whether a request may have no exit: its grammar would refuse a forced token, and end it in an error; or its
-        client forbids such a token; or an exit may cut into a text that vLLM writes to its end; or nobody could say the
-        token's logprob, as vLLM hands on processed ones only of the tokens that it has drawn, and where each rank
-        samples for a part of the batch no logits of all of it."""
+        client forbids such a token; or an exit may cut into a text that vLLM writes to its end; or each token comes
+        with those that it was drawn among, of which a forced one is none; or nobody could say the token's logprob, as
+        vLLM hands on processed ones only of the tokens that it has drawn, and where each rank samples for a part of the
+        batch no logits of all of it."""
         if params is None:
             return False
         nameless = params.num_logprobs is not None and self._nameless
         refused = params.structured_outputs is not None and self._grammar_binds_thinking
         closed = self._budget_has_text and getattr(params, "thinking_token_budget", None) is not None
-        return nameless or refused or closed or forbids(params, self.closing)
+        return self._masked or nameless or refused or closed or forbids(params, self.closing)
 
     def look_through(self, requests: Collection[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:
         """Look through prompts of `unread`, which vLLM has in place by now.
