@@ -16,7 +16,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo-ready  ## Run the whole pipeline on the tiny reasoner (QUICK=1 for a smaller one)
-	@$(BIN)/specexit demo quick=$(if $(QUICK),true,false)
+	@$(BIN)/specexit demo quick=$(if $(filter-out 0 no false,$(QUICK)),true,false)
 
 install: $(VENV)/.demo-ready  ## Set up .venv for every command; `. .venv/bin/activate` then puts specexit on the path
 
@@ -29,8 +29,8 @@ chat: $(VENV)/.demo-ready  ## Ask the server of `make serve`, and watch it think
 test: $(VENV)/.dev-ready  ## Run the tests, real vLLM engines included (test-slow: what it leaves out)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of tests that start engines, 20 kills of a `collect`, and five minutes of `make soak`
-	@SPECEXIT_SLOW=1 SPECEXIT_KILLS=1 SPECEXIT_SOAK=$${SPECEXIT_SOAK:-300} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_schedulers.py tests/serving/test_faults.py \
+test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of tests that start engines, 20 kills of a `collect`, and `make soak`
+	@SPECEXIT_SLOW=1 SPECEXIT_KILLS=1 SPECEXIT_SOAK=$${SPECEXIT_SOAK:-1200} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_schedulers.py tests/serving/test_faults.py \
 	  tests/serving/test_server.py tests/serving/test_kubernetes.py tests/serving/test_bench_serving.py \
 	  tests/serving/test_starting.py tests/serving/test_engine.py tests/serving/test_corners.py \
 	  tests/serving/test_kernel.py tests/torch/test_collect.py tests/torch/test_collecting_faults.py \
@@ -69,13 +69,13 @@ format: $(VENV)/.dev-ready  ## Format the code and apply safe fixes
 bench: $(VENV)/.demo-ready  ## Measure the methods again on the draft that `make demo` trained
 	@$(BIN)/specexit bench configs/bench/tiny-reasoner.yaml out=runs/bench-$$(date +%Y%m%d-%H%M%S)
 
-bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, after `make demo` (FULL=1: at 0.6B)
-ifeq ($(FULL),)
-	@$(BIN)/specexit bench-serving configs/bench/serving.yaml
+bench-serving: $(VENV)/.demo-ready  ## Measure what the plug-in costs where no exit fires, at 0.6B, after `make demo` (TINY=1: in the tiny reasoner)
+ifneq ($(filter-out 0 no false,$(TINY)),)
+	@$(BIN)/specexit bench-serving configs/bench/serving-tiny.yaml
 else
 	@rm -rf runs/stand-in/serving # may be of an earlier demo's draft
 	@$(BIN)/specexit stand-in target=tiny-reasoner shape=qwen3-0.6b draft=runs/demo/draft out=runs/stand-in/serving
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/specexit bench-serving configs/bench/serving-full-size.yaml
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/specexit bench-serving configs/bench/serving.yaml
 endif
 
 bench-data: $(VENV)/.demo-ready  ## Measure annotate and pack on a generated corpus (TRACES=20000 for the large one)
@@ -153,7 +153,7 @@ FIELD_REPORT = $(BIN)/specexit report traces=runs/field/traces scores=runs/field
   $(addprefix full_size=,$(wildcard runs/bench/full-size.json))
 
 bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by family, on one of which nothing can be cut
-	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(QUICK),true,false)
+	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(filter-out 0 no false,$(QUICK)),true,false)
 
 bench-full-size: $(VENV)/.demo-ready  ## Measure at the size of Qwen3-0.6B, on a stand-in (SHAPE=... for another; needs `make demo`)
 	@$(BIN)/specexit bench-full-size configs/bench/full-size.yaml $(if $(SHAPE),shape=$(SHAPE)) $(ARGS)

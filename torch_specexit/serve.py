@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import sys
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,6 +17,7 @@ from specexit.drafts.config import DraftConfig
 from specexit.drafts.directory import check_target, read_draft
 from specexit.drafts.verified import doubt_of
 from specexit.errors import InputError, printable
+from specexit.processes import python
 from specexit.schemas.serve import ServeConfig
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.chat import check_read
@@ -188,8 +188,8 @@ def _server(model: str) -> list[str]:
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        return [sys.executable, "-m", "torch_specexit.vllm_cpu", "serve", model]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+        return python("torch_specexit.vllm_cpu", "serve", model)
+    return python("vllm.entrypoints.cli.main", "serve", model)
 
 
 def hook_table(hooks: Sequence[Hook], release: Release) -> Table:

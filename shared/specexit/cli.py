@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from specexit.completion import Keyed, complete_values_in_bash
+from specexit.processes import look_in_working_folder
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -339,7 +340,8 @@ def show_help(name: str, command: Command, arguments: list[str]) -> None:
     if path is not None and command.configs is not None:
         path = find(command.configs, str(path))
     first = f"[{command.subject.upper()}]" if command.subject else "[config.yaml]"
-    help.show(name, command.help, schema, read_yaml(path) if path is not None else None, first)
+    values = read_yaml(path) if path is not None and command.subject is None else None
+    help.show(name, command.help, schema, values, first)
 
 
 HELP = ("--help", "-h")
@@ -421,5 +423,5 @@ def main() -> None:
     The working directory is put on the module path, so that a user's own function there is found, as with ``python -m
     specexit``. It comes last, so that no file there stands in for a library.
     """
-    sys.path.append(str(Path.cwd()))
+    look_in_working_folder()
     app()

@@ -257,9 +257,11 @@ def _takes(schema: type[BaseModel], text: str) -> bool:
 
 def _set(data: dict[str, Any], parts: list[str], value: Any) -> None:
     for part in parts[:-1]:
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"{'.'.join(parts)}={value}: {part} is {data!r} already, expected keys and values")
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{'.'.join(parts)}={value}: {part} is {inner!r} already, expected keys and values")
+        data[part] = inner = dict(inner)  # an alias in YAML is the very object of its anchor
+        data = inner
     data[parts[-1]] = value
 
 
@@ -291,6 +293,8 @@ def _explain(schema: type[BaseModel], error: ValidationError, file: str, overrid
 def _known(schema: type[BaseModel], key: str) -> str:
     """What an unknown key may have been meant for: one of its own section, where that has any."""
     section, _, last = key.rpartition(".")
+    if section and kinds_of(schema, key):  # as it is written on the command line
+        return f": in a file it is {last!r} below {section!r}, on a line of its own"
     models = [kind for kind in kinds_of(schema, section) if _is_schema(kind)]
     beside = [field.alias or name for model in models for name, field in model.model_fields.items()]
     if not beside:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.config import ConfigError, find, save_run, write_bytes, write_text
+from specexit.processes import python
 from specexit.schemas.demo import DemoConfig
 
 
@@ -179,7 +179,7 @@ def demo(config: DemoConfig) -> None:
         console.rule(f"[bold]{number}/{len(todo)}  {stage.title}[/bold]  [dim]{minutes:.1f} min[/dim]", align="left")
         console.print(f"$ specexit {' '.join(stage.arguments)}", style="dim", soft_wrap=True, markup=False)
         environment = ON_CPU | os.environ | ALLOCATOR
-        code = subprocess.run([sys.executable, "-m", "specexit", *stage.arguments], env=environment).returncode
+        code = subprocess.run(python("specexit", *stage.arguments), env=environment).returncode
         if code:
             raise ConfigError(
                 f"stage {number} ({stage.title}) ended with exit code {code}; run the demo again to go on"

@@ -39,7 +39,8 @@ def parse_yaml(text: str) -> Any:
     """The value that a YAML text stands for; None for an empty one.
 
     Raises:
-      yaml.YAMLError: it is no YAML, a key is there twice, or its aliases stand for more than `MAX_WRITTEN_OUT`.
+      yaml.YAMLError: it is no YAML, a key is there twice, a value is none of its kind, or its aliases stand for more
+        than `MAX_WRITTEN_OUT`.
       RecursionError: it is nested without end.
     """
     loader = _Loader(text)
@@ -49,7 +50,10 @@ def parse_yaml(text: str) -> Any:
             return None
         if _written_out(node, {}) > max(MAX_WRITTEN_OUT, 4 * len(text)):  # the second: what has no aliases may be long
             raise yaml.YAMLError(f"its aliases stand for more than {MAX_WRITTEN_OUT} characters")
-        return loader.construct_document(node)
+        try:
+            return loader.construct_document(node)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:  # such as 2026-02-30, or "!!int x"
+            raise yaml.YAMLError(f"a value is none of its kind: {error}") from error
     finally:
         loader.dispose()
 

@@ -20,6 +20,7 @@ from specexit.data.traces import read_labelled
 from specexit.demo import ALLOCATOR
 from specexit.schemas.target import load_target_config
 from tests.ports import hold_port
+from torch_specexit.plugin.worker.checking import SWITCH
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "add-a-target.md").read_text()
@@ -43,7 +44,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
-    environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1", SWITCH: "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run([sys.executable, ROOT / "tests/e2e/second_world.py", folder], env=environment, check=True)
     for title, text in blocks("yaml"):

@@ -78,7 +78,10 @@ def test_the_draft_carries_its_guarantee(run: Path) -> None:
         config, _ = read_draft(run / name)
         assert config.specexit is not None
         block = config.specexit
-        if block.calibration is not None:
+        if name == "draft":
+            assert block.calibration is not None
+            assert block.calibration.n > 100
+        if block.calibration is not None:  # of the second draft there may be no policy that can be certified
             assert block.calibration.bound <= block.calibration.epsilon
         assert set(block.policy.thresholds) == {"validity"}
 

@@ -13,6 +13,7 @@ from specexit.method.policies import METHODS as METHODS_REPLAYED
 from specexit.method.simulate import Simulation
 from tests.serving.benching import BUDGET, METHODS, N_LATENCY, TARGET, N, config, write_inputs
 from torch_specexit.bench.run import bench
+from torch_specexit.plugin.worker.checking import SWITCH
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def results(inputs: Path) -> Results:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch_specexit.bench.turns.WARM_UP_TOKENS", 4)  # how fast engines are is not looked at here
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv(SWITCH, "1")
         bench(config(inputs))
     return read_results(inputs / "out" / "results.json")
 

@@ -33,7 +33,7 @@ CLIENTS, SLICES = 32, 20
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(not SECONDS, reason="twenty minutes: make soak, five: make test-slow"),
+    pytest.mark.skipif(not SECONDS, reason="twenty minutes: make soak, make test-slow"),
 ]
 
 

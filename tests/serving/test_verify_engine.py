@@ -11,11 +11,13 @@ from specexit.data.traces import write_traces
 from specexit.drafts.verify import _judged, verify
 from specexit.schemas.verify import VerifyConfig
 from tests.serving.make_draft import texts
+from torch_specexit.plugin.worker.checking import SWITCH
 
 pytestmark = pytest.mark.vllm
 
 
-def test_jax_torch_and_vllm_say_the_same(drafts, target, make_trace, tmp_path, capsys):
+def test_jax_torch_and_vllm_say_the_same(drafts, target, make_trace, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv(SWITCH, "1")
     ids, traces = target.think_tokens(), []
     for i, text in enumerate(texts(target, 704)[-4:]):
         start, end = text.index(ids.start) + 2, text.index(ids.end)

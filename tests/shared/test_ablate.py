@@ -13,7 +13,7 @@ from specexit.bench import trained
 from specexit.bench.ablate import Ablations, ablate
 from specexit.bench.process import BenchError
 from specexit.cli import run
-from specexit.config import ConfigError
+from specexit.config import ConfigError, find, load
 from specexit.data.rows import infer_agrees
 from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import data_sha256, write_traces
@@ -22,6 +22,7 @@ from specexit.method.replay import Replay
 from specexit.report.ablations import ablated
 from specexit.report.verdict import percent
 from specexit.schemas.ablate import AblateConfig, TrainedConfig
+from specexit.schemas.train import TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -314,3 +315,16 @@ def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, tr
         one.figure.numbers.rows for one in ablated(Ablations(n=12, full_accuracy=1.0, ablations={"own": found["own"]}))
     ]
     assert {row[2:] for row in rows if row[0] == "b"} == {(percent(0.0), percent(0.0))}
+
+
+def test_every_alternative_of_the_shipped_ablations_is_a_recipe():
+    """They are trained by hand alone, for two hours: a key that has another name by now is to be seen before."""
+    asking = load(AblateConfig, find("bench", "ablate")).trained
+    assert asking is not None
+    recipe = find("recipes", asking.recipe)
+    changed = {
+        alternative: load(TrainConfig, recipe, [*trained._overrides(asking, alternative), "out=run"])
+        for question in asking.questions.values()
+        for alternative in question.variants.values()
+    }
+    assert len({config.model_dump_json() for config in changed.values()}) == len(changed) == 13

@@ -211,6 +211,31 @@ def test_a_tilde_is_the_home_folder_in_lists_and_mappings_too(recipe, tmp_path, 
             load(Paths, None, [empty])
 
 
+def test_an_override_changes_no_other_place_of_an_alias(tmp_path):
+    """An alias is the very object of its anchor, so that `test.n` was 5 as well."""
+    path = tmp_path / "c.yaml"
+    path.write_text("target: t\nout: o\nparts: {calibration: &p {prompts: q.jsonl, n: 800}, test: *p}\n")
+    parts = load(CollectConfig, path, ["parts.calibration.n=5"]).parts
+    assert (parts["calibration"].n, parts["test"].n) == (5, 800)
+
+
+@pytest.mark.parametrize("value", ["2026-02-30", "!!int x", "!!bool maybe", "!!timestamp x"])
+def test_a_value_that_is_none_of_its_kind_is_told(recipe, value):
+    recipe.write_text(f"text: {value}\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: cannot be read as YAML: a value is none of its kind"):
+        load(Paths, recipe)
+
+
+def test_a_key_with_a_dot_in_a_file_is_told_how_it_is_written_there(tmp_path):
+    """It was said to be meant for itself."""
+    path = tmp_path / "c.yaml"
+    path.write_text("signals.boundary_weight: 5\n")
+    with pytest.raises(
+        ConfigError, match=r"'signals\.boundary_weight': in a file it is 'boundary_weight' below 'signals'"
+    ):
+        load(TrainConfig, path)
+
+
 def test_a_folder_in_place_of_a_file_to_write_is_refused_before_any_work(tmp_path):
     """What had been measured for hours was lost when it was to be written."""
     outs = {name: (command.schema, _load(command.schema).model_fields.get("out")) for name, command in COMMANDS.items()}

@@ -99,6 +99,7 @@ def test_a_config_file_shows_its_values() -> None:
 
 def test_a_draft_directory_may_be_named_alone_and_help_says_so() -> None:
     assert "specexit inspect [DRAFT] [key=value ...]" in specexit("inspect", "--help")
+    assert "specexit inspect [DRAFT] [key=value ...]" in specexit("inspect", str(RECIPE.parent), "--help")
 
 
 def test_keys_are_never_folded_and_nested_ones_stand_apart() -> None:
@@ -155,3 +156,7 @@ def test_bash_adds_no_space_behind_a_completed_key_and_completes_files_there(tmp
     for value in (["run", "="], ["run", "=", "ru"], ["--run", "ru"], ["--run", "=", "ru"]):
         assert completed("specexit", "convert", *value) == [""]
     assert completed("specexit", "convert", "ru") == ["-o nospace", "run="]
+
+
+def test_a_section_that_is_none_in_a_file_leaves_the_help_as_it_is() -> None:
+    assert list(rows(TrainConfig, {"signals": "fc"})) == list(rows(TrainConfig))

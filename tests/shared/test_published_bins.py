@@ -5,15 +5,18 @@ torch is never imported by this process, so the files are written and read by an
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from specexit.config import REPOSITORY
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_draft
-from specexit.drafts.published import import_draft
+from specexit.drafts.published import import_draft, safetensors_of
 from specexit.drafts.tensors import FLOATS
 from specexit.schemas.published import ImportConfig
 from tests.shared.published import tensors_of, write_published, write_target
@@ -162,6 +165,24 @@ def test_a_scratch_folder_without_room_is_what_is_named_and_not_the_bin(bins, tm
     said = done.stderr.strip().splitlines()[-1]
     assert re.search(rf"tensors cannot be written into the temporary folder {tmp_path} \(TMPDIR .*File too large", said)
     assert "cannot be read" not in said
+
+
+def test_what_lies_beside_a_bin_is_not_executed_either(bins, tmp_path, monkeypatch):
+    """The working folder came first on the module path of the process that reads it."""
+    home = Path(shutil.copytree(bins / "good", tmp_path / "home"))
+    for name in ("torch", "pickle", "zipfile"):
+        (home / f"{name}.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(home)
+    with safetensors_of(Path()) as folder:
+        assert (folder / "model.safetensors").exists()
+    assert not (home / "ran").exists()
+
+
+def test_no_process_of_ours_looks_in_the_working_folder_first():
+    """All are started by `specexit.processes`, but that which compares answers and has a path of its own."""
+    packages = (REPOSITORY / name for name in ("shared/specexit", "jax_specexit", "torch_specexit"))
+    starting = {file.name for package in packages for file in package.rglob("*.py") if '"-m"' in file.read_text()}
+    assert starting == {"processes.py", "apart.py"}
 
 
 READ_BINS = """

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from specexit import tiny
 from specexit.config import ConfigError
 from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import load_target_config
@@ -100,6 +101,17 @@ def test_another_architecture_is_refused() -> None:
 def test_sizes_that_no_model_has_are_refused_by_name(changes: dict[str, object], message: str) -> None:
     with pytest.raises(StandInError, match=message):
         Shape.read({"architectures": ["Qwen3ForCausalLM"]} | LARGE.fields() | changes, "mine")
+
+
+def test_the_path_in_a_targets_yaml_counts_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everywhere else; another model that lies where the command is run would be the shape in silence."""
+    (tmp_path / "sub" / "model").mkdir(parents=True)
+    fields = yaml.safe_load((tiny.MODEL_DIR / "config.json").read_text())
+    (tmp_path / "sub" / "model" / "config.json").write_text(json.dumps(fields | {"intermediate_size": 4321}))
+    target = load_target_config("tiny-reasoner").model_copy(update={"path": "model"})
+    (tmp_path / "sub" / "t.yaml").write_text(yaml.safe_dump(target.model_dump(mode="json")))
+    monkeypatch.chdir(tmp_path)
+    assert read_shape("sub/t.yaml")[1]["intermediate_size"] == 4321
 
 
 def test_a_file_that_is_no_config_is_told(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -37,6 +36,7 @@ from specexit.data.traces import Trace, read_traces, target_named_in
 from specexit.drafts.directory import check_target, plain_copy, read_config
 from specexit.hardware import describe_hardware
 from specexit.method.statistics import paired_bootstrap
+from specexit.processes import python
 from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.bench import worker
@@ -258,7 +258,7 @@ def count_operations(*, interpreted: bool) -> dict[str, Any]:
     Raises:
       BenchError: that process fails.
     """
-    command = [sys.executable, "-m", "torch_specexit.plugin.step_cost"]
+    command = python("torch_specexit.plugin.step_cost")
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if interpreted else {})
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -27,6 +27,7 @@ from specexit.bench.methods import Marks, MethodError, Problem, Trial, from_job
 from specexit.bench.process import claim_stdout, jobs, reply
 from specexit.errors import InputError
 from specexit.method.splits import FastTokenizer, load_tokenizer
+from specexit.processes import look_in_working_folder
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.bench.driver import drive
@@ -45,6 +46,7 @@ COUNTERS = {
 
 def main() -> None:
     """Serve jobs until stdin ends."""
+    look_in_working_folder()
     replies, asked = claim_stdout(), jobs()
     setup = next(asked)
     target = TargetConfig.model_validate(setup["target"])

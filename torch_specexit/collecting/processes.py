@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import IO
 
 from specexit.config import ConfigError
 from specexit.data.rows import Trace
+from specexit.processes import python
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.claim import HIDDEN
@@ -115,7 +115,7 @@ class _Worker:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "torch_specexit.collecting.worker"],
+            python("torch_specexit.collecting.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from specexit.errors import InputError
+from specexit.processes import look_in_working_folder
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import load_target_config
 from torch_specexit.collecting.local import LocalEngine
@@ -71,6 +72,7 @@ async def _work(engine: LocalEngine, tracer: Tracer, asks: Asks, send: Send) -> 
 
 def main() -> None:
     """Trace what the parent asks for, until it says that there is nothing more."""
+    look_in_working_folder()
     send = _channel()
     config = CollectConfig.model_validate(json.loads(sys.stdin.readline())["config"])
     target = load_target_config(config.target)

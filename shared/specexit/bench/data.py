@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from specexit.config import versions, write_text
 from specexit.data.packed import read_meta
 from specexit.data.rows import SCHEMA
 from specexit.hardware import describe_hardware, processors
+from specexit.processes import python
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
 
@@ -140,7 +140,7 @@ def measure(arguments: list[str], tokens: int) -> dict[str, Any]:
       BenchError: it fails.
     """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, "-m", "specexit", *arguments]
+    command = python("specexit", *arguments)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         peak = 0

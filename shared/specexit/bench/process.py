@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from specexit.errors import InputError
+from specexit.processes import python
 
 TO_END = 1.0
 """Seconds in which a process that has nothing to do takes note that its input has ended."""
@@ -45,9 +45,8 @@ class BenchProcess:
     def __init__(self, name: str, module: str, setup: dict[str, Any], log: Path):
         self.name, self.log = name, log
         with log.open("w") as stream:
-            command = [sys.executable, "-m", module]
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True
+                python(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True
             )
         self._send(setup)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,6 +24,7 @@ from specexit.config import ConfigError, find, load, versions, write_text
 from specexit.data.packed import read_meta
 from specexit.demo import ALLOCATOR
 from specexit.hardware import describe_hardware
+from specexit.processes import python
 from specexit.schemas.bench_recipe import BenchRecipeConfig
 from specexit.schemas.train import TrainConfig
 from specexit.status import check_finished
@@ -70,7 +70,7 @@ def bench_recipe(config: BenchRecipeConfig) -> dict[str, Any]:
 
 def _trained(recipe: Path, overrides: Sequence[str], run: Path) -> dict[str, float]:
     """What a run's last evaluation says of its draft; the run is begun, continued, or found finished."""
-    command = [sys.executable, "-m", "specexit", "train", str(recipe), *overrides, f"out={run}"]
+    command = python("specexit", "train", str(recipe), *overrides, f"out={run}")
     Console(stderr=True).print(f"$ specexit {' '.join(command[3:])}", style="dim", soft_wrap=True, markup=False)
     code = subprocess.run(command, env=os.environ | ALLOCATOR).returncode
     if code:

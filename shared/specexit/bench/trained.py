@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from specexit.config import ConfigError, find, load
 from specexit.data.traces import data_sha256
 from specexit.demo import ALLOCATOR
+from specexit.processes import python
 from specexit.schemas.ablate import Alternative, TrainedConfig
 from specexit.schemas.train import TrainConfig
 from specexit.status import check_finished
@@ -95,6 +95,6 @@ def _draft(config: TrainedConfig, recipe: Path, alternative: Alternative, traces
 
 def _command(name: str, arguments: Sequence[str]) -> None:
     Console(stderr=True).print(f"$ specexit {name} {' '.join(arguments)}", style="dim", soft_wrap=True, markup=False)
-    code = subprocess.run([sys.executable, "-m", "specexit", name, *arguments], env=os.environ | ALLOCATOR).returncode
+    code = subprocess.run(python("specexit", name, *arguments), env=os.environ | ALLOCATOR).returncode
     if code:
         raise ConfigError(f"{name} {arguments[-1]} ended with exit code {code}; start again to go on")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +32,7 @@ from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import dotted, first_problem, shown
 from specexit.outputs import new_folder, removed_at_the_end
+from specexit.processes import python
 from specexit.schemas.published import ImportConfig
 from specexit.schemas.target import TargetConfig, load_target_config, save_target
 
@@ -161,7 +161,7 @@ def safetensors_of(folder: Path) -> Iterator[Path]:
     if find_spec("torch") is None:
         raise DraftError(f"{path}: needs torch, which is not installed: pip install torch")
     with removed_at_the_end(), tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "torch_specexit.unpickle", str(path), scratch]
+        command = python("torch_specexit.unpickle", str(path), scratch)
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"{path}: no message, exit code {done.returncode}"])[-1]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +45,7 @@ from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
 from specexit.errors import install
 from specexit.method.signals import NAMES
+from specexit.processes import python
 from specexit.schemas.target import TargetConfig, target_reference
 from specexit.schemas.verify import VerifyConfig
 
@@ -294,7 +294,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _probe(side: str, config: VerifyConfig, out: Path) -> Path:
     out.mkdir()
-    command = [sys.executable, "-m", PROBES[side], "--draft", str(config.draft), "--traces", str(config.traces)]
+    command = python(PROBES[side], "--draft", str(config.draft), "--traces", str(config.traces))
     target = target_reference(config.target, config.draft, config.traces, name=target_named_in(config.traces))
     command += ["--target", target, "--n", str(config.n), "--out", str(out)]
     command += ["--steps", str(config.steps), "--rows", str(config.rows), "--tokens", str(config.tokens)]

@@ -270,7 +270,7 @@ def _read(path: Path | None, kind: type[Written], command: str, measured: Measur
         return None
     try:
         found = kind.model_validate_json(path.read_text())
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ReportError(f"{path}: cannot be read as what {command} writes: {error}") from error
     except ValidationError as error:
         raise ReportError(

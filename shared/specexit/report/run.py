@@ -59,7 +59,7 @@ def read_run(folder: Path) -> Run:
 def _target_of(path: Path) -> str:
     try:
         return str(yaml.safe_load(path.read_text())["name"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ReportError(f"{path}: cannot be read as the target of a training run: {error!r}") from error
 
 

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from specexit.config import ConfigError, find, load, save_run, write_text
+from specexit.config import ConfigError, save_run, write_text
 from specexit.drafts.directory import FLOATS, check_target, read_draft, write_draft
 from specexit.drafts.policy import write_policy
 from specexit.drafts.target_weights import target_files
@@ -112,7 +112,7 @@ def read_shape(shape: str) -> tuple[str, dict[str, Any], tuple[int, ...]]:
             raise StandInError(f"{path}: num_hidden_layers is {shown(layers)}, expected a number")
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
         return name, fields, tuple(eagle3_layers(layers))
-    target = load(TargetConfig, find("targets", shape))
+    target = load_target_config(shape)
     return target.name, target.config or target.hf_config(), tuple(target.aux_layers)
 
 

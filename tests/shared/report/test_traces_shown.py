@@ -10,6 +10,7 @@ import pytest
 from specexit.bench.requests import Request
 from specexit.data.traces import Trace, write_traces
 from specexit.method.decision import Policy
+from specexit.report.charts import signals_chart
 from specexit.report.page import report
 from specexit.report.shown import ReportError, choose, show
 from specexit.schemas.target import load_target_config
@@ -38,6 +39,14 @@ def test_only_a_trial_that_stated_an_answer_has_one_and_a_mark(bench: Path, trac
         "would answer 7 ✓",
         "not tried",
     ]
+
+
+def test_the_end_of_a_trace_without_an_exit_is_none_in_its_chart() -> None:
+    """It said "exit", in bold, where the model had ended by itself."""
+    values = np.full((40, 4), 0.5)
+    kept, whole = (signals_chart(values, [10, 20, 30], end, None) for end in (20, 40))
+    assert (">exit<" in kept, "natural end" in kept) == (True, False)
+    assert (">exit<" in whole, "natural end" in whole) == (False, True)
 
 
 def test_text_of_a_prompt_is_text(bench: Path) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import weakref
 from array import array
 from collections import Counter, defaultdict
@@ -29,6 +28,7 @@ from specexit.data.answers import extract_answer, listed_options, plainly_same
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import LEVEL, binomial_interval
+from specexit.processes import python
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
@@ -302,9 +302,7 @@ async def same_answer_apart(a: str | None, b: str | None, kind: str = "math") ->
 
 async def _ask_apart(question: Any) -> Any:
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "specexit.data.answers", stdin=pipe, stdout=pipe
-    )
+    process = await asyncio.create_subprocess_exec(*python("specexit.data.answers"), stdin=pipe, stdout=pipe)
     try:
         out, _ = await asyncio.wait_for(process.communicate(json.dumps(question).encode()), SECONDS_APART)
     except TimeoutError:

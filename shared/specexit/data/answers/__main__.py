@@ -12,10 +12,12 @@ from typing import Any
 
 from specexit.data.answers import extract_answer, kind, plainly_same
 from specexit.data.answers.apart import own_pipes
+from specexit.processes import look_in_working_folder
 
 
 def main() -> None:
     """Read, answer, print."""
+    look_in_working_folder()
     question, said = own_pipes()
     print(json.dumps(_answer(json.load(question))), file=said, flush=True)
 
