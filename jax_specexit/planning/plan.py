@@ -35,7 +35,7 @@ from jax_specexit.planning.hbm import SHORTER, smaller, too_much
 from jax_specexit.planning.hlo import SLICES, collectives
 from jax_specexit.planning.timeline import timeline
 from jax_specexit.planning.work import Work, compute_seconds, step_work
-from jax_specexit.sharding import ROWS
+from jax_specexit.sharding import CONTEXT, ROWS
 from jax_specexit.training.place import check_place
 from specexit.chips import Chip
 from specexit.config import ConfigError, write_text
@@ -258,10 +258,19 @@ def bytes_on_one_chip(tree: Any) -> int:
     return sum(map(one, jax.tree.leaves(tree)))
 
 
+def _stored_batch(shapes: Shapes, mesh: Mesh | AbstractMesh) -> float:
+    """GiB of stored features in one step's batch on a chip; rows of tokens alone are too few bytes to count."""
+    if shapes.stored is None:
+        return 0.0
+    rows = shapes.batch / math.prod(mesh.shape[axis] for axis in (*ROWS, CONTEXT))
+    return rows * shapes.length * bytes_per_token(shapes.stored, len(shapes.layers), shapes.target.hidden_size) / GIB
+
+
 def _batch_that_fits(
     arguments: float, temporaries: float, capacity: float, shapes: Shapes, mesh: Mesh | AbstractMesh
 ) -> int:
-    """Rows per step, if temporaries grow like the rows of a chip (they grow slower, so a larger batch is safe).
+    """Rows per step, if temporaries, and stored features, grow like the rows of a chip (the former grow slower, so a
+    larger batch is safe).
 
     0 where weights and state alone leave no room for a row on each chip.
     """
@@ -290,7 +299,16 @@ def summarise(
 ) -> Plan:
     """The plan of a compiled step."""
     assert config.topology is not None
-    memory = memory_of(compiled, chip)
+    memory, batch = memory_of(compiled, chip), _stored_batch(shapes, mesh)
+    total, has = memory.total + batch, chip.usable_gib or chip.hbm_gib  # the next one comes while a step runs
+    if total > has:
+        raise ConfigError(
+            f"batch_size={shapes.batch} of length {shapes.length} needs {total:.1f} GiB of HBM per chip with the next "
+            f"batch of features beside it, a {chip.name} has {has:g}: choose a smaller batch_size, or a smaller length"
+        )
+    memory = dataclasses.replace(
+        memory, arguments=memory.arguments + batch, total=total, spare=1 - total / chip.hbm_gib
+    )
     work = list(step_work(config, shapes, mesh))
     flops = sum(w.flops for w in work)
     by_part, by_axis = defaultdict(float), defaultdict(float)
@@ -321,7 +339,9 @@ def summarise(
         dtype=config.dtype,
         peaks={f.name: getattr(chip, f.name) for f in dataclasses.fields(chip) if f.name.endswith(PEAKS)},
         hbm_gib=memory,
-        batch_that_fits=_batch_that_fits(memory.arguments, memory.temporaries, chip.hbm_gib, shapes, mesh),
+        batch_that_fits=_batch_that_fits(
+            memory.arguments - 2 * batch, memory.temporaries + 2 * batch, chip.hbm_gib, shapes, mesh
+        ),
         flops=flops,
         flops_by_part=dict(by_part),
         useful_flops=sum(w.useful for w in work) / flops,

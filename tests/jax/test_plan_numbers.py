@@ -201,6 +201,19 @@ def summarised(config: PlanConfig, shapes: Shapes, chip: Chip) -> Plan:
     return summarise(config, shapes, chip, make_mesh(MeshConfig(), jax.devices()[:1]), compiled, 1.0, {})
 
 
+def test_stored_features_grow_with_the_rows_and_lie_there_twice() -> None:
+    """They were taken as fixed, so that a batch was said to fit that does not; and the next batch comes meanwhile."""
+    config, shapes, chip, _ = full_size("qwen3-4b-v5e-16")
+    bare = summarised(config, shapes._replace(batch=1), chip)
+    assert (bare.hbm_gib.total, bare.batch_that_fits) == (3, int((0.9 * 16 - 1) / 2))
+    row = 8192 * len(shapes.layers) * 2560 * 4 / 2**30
+    found = summarised(config, shapes._replace(batch=1, stored="float32"), chip)
+    assert found.hbm_gib.total == pytest.approx(3 + row)
+    assert found.batch_that_fits == int((0.9 * 16 - (1 - row)) / (2 + 2 * row)) < bare.batch_that_fits
+    with pytest.raises(ConfigError, match=r"^batch_size=48 of length 8192 needs .* GiB of HBM per chip with the next "):
+        summarised(config, shapes._replace(batch=48, stored="float32"), chip)
+
+
 def test_a_plan_without_the_draft_that_it_starts_from_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """It was that of the recipe's sizes, in silence: a draft may have embeddings, norms and biases beside them."""
     config, shapes, chip, _ = full_size("qwen3-4b-v5e-16")
