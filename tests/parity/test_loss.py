@@ -246,15 +246,21 @@ def plain(hidden, head, teacher, weights, chunk):
     return module.TokenLoss(jnp.sum(weights * losses), per_step, top1, jnp.linalg.norm(g))
 
 
-@pytest.fixture
-def light(monkeypatch: pytest.MonkeyPatch, oracle) -> None:
-    """The parts that have tests of their own in plain forms, which need no compilation: what is left is wiring."""
-    _, target, _, batch = problem("draft")
+@pytest.fixture(params=["draft", "fc"])
+def light(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, oracle) -> str:
+    """The parts that have tests of their own in plain forms, which need no compilation: what is left is wiring.
+
+    Returns:
+      The source of the signals.
+    """
+    source = request.param
+    _, target, _, batch = problem(source)
     given = target(batch["tokens"], batch["positions"], batch["segment_ids"], aux_layers=(1, 2))
     monkeypatch.setattr(Target, "__call__", lambda self, *inputs, **options: given)
     monkeypatch.setattr(draft_module, "ttt_attention", ttt_attention_reference)
     monkeypatch.setattr(module, "linear_cross_entropy", plain)
-    assert not is_seen(fast("draft", "float32", gradients=False), oracle("draft", "float32"))
+    assert not is_seen(fast(source, "float32", gradients=False), oracle(source, "float32"))
+    return source
 
 
 def is_seen(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
@@ -262,19 +268,18 @@ def is_seen(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return max(errors(ours, {k: v for k, v in theirs.items() if k != "gradients"}).values()) > 10 * FLOAT32
 
 
-@pytest.mark.usefixtures("light")
-def test_every_shift_that_is_off_by_one_is_seen(oracle) -> None:
-    theirs = oracle("draft", "float32")
+def test_every_shift_that_is_off_by_one_is_seen(oracle, light: str) -> None:
+    theirs = oracle(light, "float32")
     with pytest.MonkeyPatch.context() as patch:
         lines = shifts(patch, lambda line, by: by)
-        assert not is_seen(fast("draft", "float32", gradients=False), theirs)
+        assert not is_seen(fast(light, "float32", gradients=False), theirs)
     assert len(lines) >= 6
     for line, by in lines.items():
         later = len(set(by)) > 1  # a shift by the TTT step: also one that is right at step 0 and wrong behind it
         for wrong in [lambda n: n + 1] + [lambda n, first=by[0]: n if n == first else 2 * n - first] * later:
             with pytest.MonkeyPatch.context() as patch:
                 shifts(patch, lambda at, n, line=line, wrong=wrong: wrong(n) if at == line else n)
-                assert is_seen(fast("draft", "float32", gradients=False), theirs), (line, by)
+                assert is_seen(fast(light, "float32", gradients=False), theirs), (line, by)
 
 
 def mutations() -> dict[str, dict[str, Any]]:
@@ -291,18 +296,16 @@ def mutations() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.usefixtures("light")
 @pytest.mark.parametrize("name", mutations())
-def test_what_is_dropped_or_mistaken_is_seen(oracle, name: str) -> None:
-    assert is_seen(fast("draft", "float32", gradients=False, **mutations()[name]), oracle("draft", "float32"))
+def test_what_is_dropped_or_mistaken_is_seen(oracle, light: str, name: str) -> None:
+    assert is_seen(fast(light, "float32", gradients=False, **mutations()[name]), oracle(light, "float32"))
 
 
-@pytest.mark.usefixtures("light")
-def test_a_teacher_that_runs_backwards_is_seen(oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_that_runs_backwards_is_seen(oracle, light: str, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher_of = module.teacher_of
 
     def backwards(target, hidden, vocab, tokens):
         return teacher_of(target, hidden[:, ::-1], vocab, tokens)
 
     monkeypatch.setattr(module, "teacher_of", backwards)
-    assert is_seen(fast("draft", "float32", gradients=False), oracle("draft", "float32"))
+    assert is_seen(fast(light, "float32", gradients=False), oracle(light, "float32"))
