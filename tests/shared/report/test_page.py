@@ -21,6 +21,7 @@ from specexit.bench.results import (
     result_tables,
     write_results,
 )
+from specexit.config import REPOSITORY
 from specexit.data.traces import Trace
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.method.decision import Policy
@@ -104,6 +105,18 @@ def test_charts_take_the_colours_of_the_page_and_say_what_they_show(bench: Path,
     assert html.count("The numbers behind it") == 7
     assert not [stand_in for stand_in in PALETTE.values() if stand_in in html]
     assert "prefers-color-scheme: dark" in html
+
+
+def test_a_phone_scrolls_tables_and_shrinks_drawings(bench: Path, trace: Trace) -> None:
+    """The page itself never gets wider than the screen."""
+    report(everything(bench, trace))
+    html = (bench / "report.html").read_text()
+    assert 'name="viewport" content="width=device-width, initial-scale=1"' in html
+    assert html.count("<table") == len(re.findall(r'<div class="scroll"[^>]*>\s*<table', html)) >= 10
+    style = (REPOSITORY / "shared/specexit/report/templates/style.css").read_text()
+    for rule in (".scroll { overflow-x: auto;", "figure svg { display: block; width: 100%;"):
+        assert f"\n{rule}" in style
+    assert 'class="wide"' not in html, "a long trace's drawing is wider than a phone, and scrolls as tables do"
 
 
 def test_headline_and_intervals(bench: Path) -> None:
