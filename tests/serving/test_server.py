@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 
+import psutil
 import pytest
 
 from specexit.chat import Turn
@@ -244,6 +245,13 @@ def test_a_server_that_is_told_nothing_takes_a_part_of_the_memory_alone(server):
     """By itself vLLM asks for 92 % of all memory. Every server of the tests used to be told a size."""
     (info,) = (line for line in server.get("/metrics").splitlines() if line.startswith("vllm:cache_config_info{"))
     assert re.findall(r'kv_cache_memory_bytes="(\d+)"', info) == [str(1 << 30)]  # least that it gives, and enough here
+
+
+def test_a_server_fits_a_laptop_with_4_gib_free(server):
+    """All of its processes, KV cache and loaded code included; what they share counts once. 2.7 GiB were seen."""
+    root = psutil.Process(server.process.pid)
+    taken = sum(process.memory_full_info().pss for process in (root, *root.children(recursive=True)))
+    assert 1 << 30 < taken < 4 << 30
 
 
 def test_the_server_says_how_it_treats_exits(server, drafts):
