@@ -1,4 +1,7 @@
-"""``specexit bench-training`` compares the same work: its check of losses, right and mistaken ones. Costs 80 s."""
+"""``specexit bench-training`` compares the same work: its check of losses, right and mistaken ones.
+
+Costs 80 s, and minutes more at the sizes of the benchmark (``make test-slow``).
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +18,16 @@ from jax_specexit.training import step
 from specexit.bench import training as bench
 from specexit.bench.process import BenchError
 from specexit.bench.training import check_losses, write_inputs
+from specexit.config import find, load
 from specexit.schemas.bench_training import BenchTrainingConfig
+from tests.marks import SLOW
 
-STEPS = 3
 
-
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", pytest.param("as shipped", marks=SLOW)])
 def config(request: pytest.FixtureRequest) -> BenchTrainingConfig:
+    """Small sizes in either type, and those that `make bench-training` runs, in float32."""
+    if request.param == "as shipped":
+        return load(BenchTrainingConfig, find("bench", "training"))
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
     return BenchTrainingConfig.model_validate(
         {
@@ -29,7 +35,7 @@ def config(request: pytest.FixtureRequest) -> BenchTrainingConfig:
             "draft": sizes | {"head_dim": 16, "draft_vocab_size": 96},
             "vocab_size": 160,
             "length": 128,
-            "ttt_steps": STEPS,
+            "ttt_steps": 3,
             "loss_chunk": 32,
             "dtype": request.param,
         }
@@ -46,7 +52,7 @@ def inputs(config: BenchTrainingConfig, tmp_path_factory: pytest.TempPathFactory
 def speculators(config: BenchTrainingConfig, inputs: tuple[Path, float]) -> float:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda forward: forward)
-        return theirs.make_step(inputs[0], config.length, STEPS, getattr(torch, config.dtype))()
+        return theirs.make_step(inputs[0], config.length, config.ttt_steps, getattr(torch, config.dtype))()
 
 
 def test_the_same_work_has_the_same_loss(
@@ -75,7 +81,7 @@ def of_embeddings(x: jax.Array, by: int) -> int:
 
 
 # What bfloat16's rounding does not hide, float32's does not either.
-@pytest.mark.parametrize("config", ["bfloat16"], indirect=True)
+@pytest.mark.parametrize("config", ["bfloat16", pytest.param("as shipped", marks=SLOW)], indirect=True)
 @pytest.mark.parametrize(
     ("module", "mistaken"),
     [(ours, of_states), (ours, of_later_states), (step, of_embeddings)],
