@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 STEPS = (
     (
+        "collect",
+        "collect target=tiny-reasoner split=test n=4 out=RUN/gallery/traces",
+        "Traces of the target, and trial answers at their boundaries; on a terminal a progress bar.",
+    ),
+    (
         "annotate",
         "annotate traces=RUN/traces/test out=RUN/gallery/labelled",
         "Exit points, and what they save.",
@@ -26,6 +31,7 @@ STEPS = (
         "train tiny-reasoner data=RUN/packed eval_traces=RUN/labelled/calibration out=RUN/gallery/train steps=20",
         "Twenty steps, as fast as a machine was that did other things as well; on a terminal the bar moves.",
     ),
+    ("status", "status run=RUN/train", "How far a run is; the exit code says it to scripts."),
     (
         "evaluate",
         "evaluate run=RUN/train traces=RUN/labelled/test out=RUN/gallery/evaluation.json n=16",
@@ -59,6 +65,12 @@ STEPS = (
         "What each choice of the method is worth on these traces.",
     ),
     (
+        "bench",
+        "bench draft=RUN/draft traces=RUN/traces/test n=16 n_latency=4 rounds=2 batches=[4] methods=[eagle3,specexit] "
+        "out=RUN/gallery/bench",
+        "Real engines on sixteen problems, too few to say anything; on a terminal progress bars.",
+    ),
+    (
         "bench-replay",
         "bench-replay bench=RUN/bench traces=RUN/labelled/test draft=RUN/draft scores=RUN/scores/test "
         "out=RUN/gallery/replay.json",
@@ -76,6 +88,11 @@ STEPS = (
         "Somebody's EAGLE-3 draft; here the one just exported.",
     ),
     ("migrate", "migrate draft=RUN/gallery/draft", "A directory of an older version; here one that is up to date."),
+    (
+        "stand-in",
+        "stand-in target=tiny-reasoner shape=qwen3-0.6b draft=RUN/draft out=RUN/gallery/stand-in",
+        "The tiny reasoner and its draft in the matrices of Qwen3-0.6B.",
+    ),
 )
 """Command, its arguments, and what it is for; ``RUN`` is the demo's folder."""
 
@@ -93,11 +110,8 @@ TAIL = """## Not shown here
 
 NOT_SHOWN = {
     "demo": "it runs most of the commands above, one after the other",
-    "collect": "an engine writes for minutes; [collecting](collecting.md)",
     "features": "an engine reads for minutes; [stored features](training-variants.md#stored-features)",
     "plan": "it needs libtpu, of 0.7 GB; [planning](planning.md)",
-    "status": "one line, and an exit code for scripts; [training](training.md#how-it-resumes)",
-    "bench": "engines serve for minutes; its table is that of the README",
     "bench-serving": "engines serve for minutes; [what it measures](serving-measured.md)",
     "bench-data": "times, which say something on an idle machine alone; [data](data.md)",
     "bench-labels": "an engine's times; [collecting](collecting.md)",
@@ -105,7 +119,6 @@ NOT_SHOWN = {
     "bench-recipe": "it trains a draft for every variant and seed",
     "bench-certificate": "thousands of samples; [the guarantee in numbers](method.md#the-guarantee)",
     "bench-full-size": "engines of a real target's size; [evidence](evidence.md)",
-    "stand-in": "it writes a model of a real target's size, and says only where",
     "serve": "it serves until it is stopped; its `check` prints a table of an engine's hooks, wider than a page",
     "chat": "it asks a server, and waits for a person",
     "report": "it prints nothing: what it writes is a page",
