@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from specexit.drafts.hold import FILE
-from specexit.drafts.policy import PolicyError
+from specexit.drafts.hold import FILE, held_points
+from specexit.drafts.policy import PolicyError, read_policy
 from tests.serving.points import BLOCK, POINTS, certificate, point
 from tests.serving.test_opening import config_with, engine_with, starting
 from tests.serving.test_watch import draft as draft
@@ -220,6 +220,48 @@ def test_an_operators_word_by_the_route_lifts_it_for_good(draft):
     front.switch(point="usual")
     assert look(front) == look(start(draft)) == PLAIN
     assert not (draft / FILE).exists()
+
+
+def event(what, when="09:00"):
+    return {"when": when, "what": what}
+
+
+WORDS = [
+    event("calibrate answer_changed <= 0.02", "07:00"),
+    event("switch mode=exit point=-", "08:00"),
+    event("switch mode=- point=usual", "08:30"),
+    event("switch mode=- point=usual", "08:30"),  # of two operators in one second
+    event("switch mode=exit point=-"),
+]
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["while it runs", "while it is down"])
+@pytest.mark.parametrize("left", [[], WORDS[1:3], WORDS[3:]], ids=["none", "first", "last"])
+@pytest.mark.parametrize(
+    ("then", "lifts"),
+    [
+        ({"history": [event("calibrate answer_changed <= 0.02", "10:00")]}, False),
+        ({"history": [event("switch mode=off point=-", "10:00")], "serving": {"mode": "off"}}, False),
+        ({"history": [event("switch mode=exit point=-", "10:00")]}, True),
+        ({"history": WORDS[3:4]}, True),  # once more
+        ({"default": "careful"}, True),
+    ],
+)
+def test_a_history_that_is_shortened_lifts_nothing(then, lifts, left, down, draft, monkeypatch, caplog):
+    """It is what the error of a full file advises, and rejected exits were made again."""
+    write(draft, history=WORDS)
+    front = start(draft)
+    audit(front, "usual")
+    write(draft, history=left)
+    assert held_points(draft, read_policy(draft)) == ["usual"]
+    if down:
+        front = start(draft)
+    front.check(None)
+    assert front.operation.ceiling == start(draft).operation.ceiling == "careful"
+    assert "is lifted" not in caplog.text
+    write(draft, **then | {"history": left + then.get("history", [])})
+    front.check(None)
+    assert front.operation.ceiling == start(draft).operation.ceiling == (None if lifts else "careful")
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import dropwhile
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -21,6 +22,10 @@ FILE = "hold.json"
 MAX_BYTES = 10_000_000
 SWITCH = "switch "
 """Beginning of the events by which an operator's word to one API server process reaches the others."""
+
+
+WRITTEN = 3
+"""How many of the `words_of` a file are written there by hand: `default`, `mode` and `hold`."""
 
 
 class Imposed(Config):
@@ -78,6 +83,27 @@ def switches_of(file: PolicyFile) -> tuple[str, ...]:
     return tuple(f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
 
 
+def said_by_route(words: tuple[str, ...], later: tuple[str, ...]) -> tuple[str, ...]:
+    """What operators have said by the route between two states of the words.
+
+    Each word has its time, so it is told from those before it where the history has been shortened meanwhile.
+
+    Example:
+      >>> words = ("default=usual", "mode=exit", "hold=True", "08:00 switch mode=off point=-")
+      >>> said_by_route(words, (*words, "09:00 switch mode=exit point=-"))
+      ('09:00 switch mode=exit point=-',)
+      >>> said_by_route(words, (*words[:3], "09:00 switch mode=exit point=-"))
+      ('09:00 switch mode=exit point=-',)
+    """
+    known = iter(words[WRITTEN:])
+    return tuple(dropwhile(lambda word: word in known, later[WRITTEN:]))  # each is looked for behind the one before
+
+
+def nothing_said(words: tuple[str, ...], later: tuple[str, ...]) -> bool:
+    """Whether what was imposed under some words holds under later ones as well: the history alone may be shorter."""
+    return words[:WRITTEN] == later[:WRITTEN] and not said_by_route(words, later)
+
+
 def claim_of(point: OperatingPoint) -> str:
     """What audits speak of: the first 16 digits of a hash of a point's policy and certificate, whatever its name.
 
@@ -114,6 +140,6 @@ def held_points(folder: Path, file: PolicyFile) -> list[str]:
       PolicyError: see `read_hold`.
     """
     words = words_of(file)
-    imposed = [one for one in read_hold(folder / FILE) if one.words == words]
+    imposed = [one for one in read_hold(folder / FILE) if nothing_said(one.words, words)]
     claims = {claim for one in imposed for claim in one.for_all | one.for_some}
     return [point.name for point in file.points if claim_of(point) in claims]

@@ -14,7 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from specexit.config import write_text
-from specexit.drafts.hold import FILE, SWITCH, HoldFile, Imposed, read_hold, switches_of, words_of
+from specexit.drafts.hold import (
+    FILE,
+    SWITCH,
+    WRITTEN,
+    HoldFile,
+    Imposed,
+    read_hold,
+    said_by_route,
+    switches_of,
+    words_of,
+)
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 
@@ -31,7 +41,8 @@ def said_since(words: tuple[str, ...], later: tuple[str, ...]) -> list[tuple[str
     """What an operator has said by the route, and nothing else, between two states of the words.
 
     Returns:
-      Mode and point of each word, None for what it leaves; None where the file itself says something anew.
+      Mode and point of each word, None for what it leaves; nothing where the history is shorter, and that is all; None
+      where the file itself says something anew.
 
     Example:
       >>> words = ("default=usual", "mode=exit", "hold=True")
@@ -40,12 +51,12 @@ def said_since(words: tuple[str, ...], later: tuple[str, ...]) -> list[tuple[str
       >>> said_since(words, ("default=usual", "mode=off", "hold=True")) is None
       True
     """
-    (default, mode, *rest), new = words, later[len(words) :]
-    said = [_said(word) for word in new]
+    default, mode, hold = words[:WRITTEN]
+    said = [_said(word) for word in said_by_route(words, later)]
     for other_mode, other_default in said:
         mode = mode if other_mode is None else f"mode={other_mode}"
         default = default if other_default is None else f"default={other_default}"
-    return said if said and later == (default, mode, *rest, *new) else None
+    return said if later[:WRITTEN] == (default, mode, hold) else None
 
 
 def switched_since(file: PolicyFile, later: PolicyFile) -> tuple[bool, bool]:

@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from specexit.drafts.directory import Mode, SpecExitBlock
-from specexit.drafts.hold import Imposed, claim_of
+from specexit.drafts.hold import Imposed, claim_of, nothing_said
 from specexit.drafts.policy import OperatingPoint, PolicyFile, Risk, Serving
 from specexit.method.decision import Policy
 from torch_specexit.plugin.frontend.arguments import (
@@ -169,12 +169,19 @@ class Operation:
 
         Args:
           found: what is kept. What was imposed under the same words and other settings is another server's, and stays.
+            Words are the same where the history alone has been shortened.
 
         Returns:
           Whether nothing has been lifted.
         """
-        self.imposed = next((one for one in found if one.under == self.imposed.under), self.imposed)
-        lifted = [one for one in found if one.words != self.imposed.words]
+        words, settings = self.imposed.under
+        holding = [one for one in found if nothing_said(one.words, words)]
+        lifted = [one for one in found if one not in holding]
+        for one in holding:
+            if one.settings == settings:
+                self.imposed = self.imposed.also(one)
+                if self.kept is not None and one.words != words:
+                    self.kept.carry(one, self.imposed)
         if self.kept is not None:
             for one in lifted:
                 self.kept.forget(one)
