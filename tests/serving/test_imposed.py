@@ -322,6 +322,40 @@ def test_servers_of_other_settings_leave_each_other_what_they_have_seen(draft, m
     assert start(draft).operation.rejected == ["usual"]
 
 
+@pytest.mark.parametrize("alike", [True, False], ids=["of the same words", "of other words"])
+def test_servers_of_different_drafts_with_one_folder_leave_each_other_what_they_have_seen(
+    alike, draft, write_random_draft, tmp_path, monkeypatch, caplog
+):
+    """The second to start, or a word to it, deleted what was kept of the first, whose next restart brought back the
+    exits that audits had ended."""
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    other = write_random_draft(tmp_path / "other", "draft")
+    points = [point("usual", 0.8, 0.03), point("careful", 0.9, 0.01), point("bold", 0.5, 0.1)]
+    write(other, points=points, default="usual" if alike else "bold")
+
+    def first():
+        return start(draft).operation.ceiling
+
+    audit(start(draft), "usual")
+    second = start(other)
+    assert (second.operation.ceiling, first()) == (None, "careful")
+    assert "is lifted" not in caplog.text
+    start(draft).switch(mode="exit")
+    audit(second, "usual")
+    assert (start(other).operation.rejected, first()) == (["usual"], None)
+    audit(start(draft), "usual")
+    second.api_servers = 2
+    second.switch(mode="off")  # which carries what is imposed
+    assert (start(other).operation.rejected, first()) == (["usual"], "careful")
+    second.switch(mode="exit")
+    assert (start(other).operation.rejected, first()) == ([], "careful")
+    write(other, points=points, default="careful")
+    second.check(None)
+    assert first() == "careful"
+    start(draft).switch(mode="exit")
+    assert first() is None
+
+
 def test_what_is_imposed_before_a_word_is_heard_ends_nothing_that_is_imposed_after_it(draft):
     """An API server process that had not read the file yet wrote over what another one had imposed since, and then
     deleted it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from itertools import dropwhile
 from pathlib import Path
 
@@ -57,10 +58,19 @@ class Imposed(Config):
         both = {"for_all": other.for_all | self.for_all, "for_some": other.for_some | self.for_some}
         return self.model_copy(update=both)
 
-    def without(self, claim: str) -> Imposed:
-        """A copy without a claim, for a point whose audits have shown that it changes few enough answers."""
+    @property
+    def claims(self) -> frozenset[str]:
+        """What is claimed of all these points."""
+        return frozenset(self.for_all | self.for_some)
+
+    def among(self, claims: frozenset[str]) -> Imposed:
+        """A copy with some of the claims alone."""
+        return self.without(self.claims - claims)
+
+    def without(self, claims: Container[str]) -> Imposed:
+        """A copy without some of the claims."""
         left = {
-            place: {other: name for other, name in getattr(self, place).items() if other != claim}
+            place: {claim: name for claim, name in getattr(self, place).items() if claim not in claims}
             for place in ("for_all", "for_some")
         }
         return self.model_copy(update=left)
@@ -141,5 +151,5 @@ def held_points(folder: Path, file: PolicyFile) -> list[str]:
     """
     words = words_of(file)
     imposed = [one for one in read_hold(folder / FILE) if nothing_said(one.words, words)]
-    claims = {claim for one in imposed for claim in one.for_all | one.for_some}
+    claims = {claim for one in imposed for claim in one.claims}
     return [point.name for point in file.points if claim_of(point) in claims]

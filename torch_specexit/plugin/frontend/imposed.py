@@ -92,6 +92,9 @@ def nothing(file: PolicyFile, serving: Serving) -> Imposed:
 class Kept:
     """``hold.json`` of a server, which all of its API server processes write. Where that fails, they log it and go on.
 
+    The folder may be that of other drafts as well. So what changes it is given the claims that are ``ours``: those of
+    this draft's points. Others stay as they are.
+
     Args:
       folder: of the draft.
     """
@@ -112,29 +115,30 @@ class Kept:
         """
         return read_hold(self.path)
 
-    def write(self, imposed: Imposed, *, cleared: str = "") -> None:
+    def write(self, imposed: Imposed, ours: frozenset[str], *, cleared: str = "") -> None:
         """Keep what is imposed, with what other processes have seen, except a claim that audits have cleared."""
-        under = imposed.under
-        self._change(lambda found: found | {under: imposed.also(found.get(under)).without(cleared)})
+        under, own = imposed.under, imposed.among(ours)
+        self._change(lambda found: found | {under: own.also(found.get(under)).without({cleared})})
 
-    def carry(self, before: Imposed, imposed: Imposed) -> None:
+    def carry(self, before: Imposed, imposed: Imposed, ours: frozenset[str]) -> None:
         """Keep what was imposed before, by other processes as well, under the words and settings of now."""
-        self._change(
-            lambda found: (
-                _without(found, before)
-                | {imposed.under: imposed.also(found.get(imposed.under)).also(found.get(before.under))}
-            )
-        )
 
-    def forget(self, imposed: Imposed) -> None:
-        """Forget all that was imposed under the same words and settings."""
-        self._change(lambda found: _without(found, imposed))
+        def carried(found: Entries) -> Entries:
+            moved = found.get(before.under, before).among(ours)
+            now = imposed.also(found.get(imposed.under)).also(moved)
+            return _without(found, before, ours) | {imposed.under: now}
+
+        self._change(carried)
+
+    def forget(self, imposed: Imposed, ours: frozenset[str]) -> None:
+        """Forget all that was imposed under the same words and settings on points with claims of ours."""
+        self._change(lambda found: _without(found, imposed, ours))
 
     def _change(self, change: Callable[[Entries], Entries]) -> None:
         try:
             with locked(self.path.parent):
                 found = {one.under: one for one in self.read()}
-                wanted = {under: one for under, one in change(found).items() if one.for_all or one.for_some}
+                wanted = {under: one for under, one in change(found).items() if one.claims}
                 if wanted == found:
                     return
                 if wanted:
@@ -145,5 +149,5 @@ class Kept:
             logger.error("specexit: %s is not up to date, and a restart goes by it: %s", self.path, error)
 
 
-def _without(found: Entries, imposed: Imposed) -> Entries:
-    return {under: one for under, one in found.items() if under != imposed.under}
+def _without(found: Entries, imposed: Imposed, claims: frozenset[str]) -> Entries:
+    return {under: one.without(claims) if under == imposed.under else one for under, one in found.items()}
