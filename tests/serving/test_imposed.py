@@ -6,13 +6,14 @@ import json
 
 import pytest
 
+from specexit.drafts import locking
 from specexit.drafts.hold import FILE, held_points
 from specexit.drafts.policy import PolicyError, read_policy
 from tests.serving.points import BLOCK, POINTS, certificate, point
 from tests.serving.test_opening import config_with, engine_with, starting
 from tests.serving.test_watch import draft as draft
 from tests.serving.test_watch import written
-from torch_specexit.plugin.frontend import opening
+from torch_specexit.plugin.frontend import imposed, opening
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import mark_of
@@ -385,6 +386,61 @@ def test_where_nothing_can_be_kept_a_server_says_so_and_an_operator_may_name_ano
     audit(front, "usual")
     assert start(draft).operation.ceiling == "careful"
     assert not (draft / FILE).exists()
+
+
+def full(*args, **how):
+    raise OSError(28, "No space left on device")
+
+
+def test_what_could_not_be_written_for_a_while_is_written_as_soon_as_it_can_be(draft, monkeypatch, caplog):
+    """It was said once, and then nothing until the next move: a restart made the rejected exits again."""
+    monkeypatch.setattr(imposed, "SECONDS", 0.0)
+    front = start(draft)
+    with monkeypatch.context() as disk:
+        disk.setattr(imposed, "write_text", full)
+        audit(front, "bold")
+        audit(front, "usual")
+        front.check(None)
+        assert front.hold.summary()["kept"] is False
+        assert caplog.text.count("No space left on device") == 1
+        assert start(draft).operation.ceiling is None
+    front.check(None)
+    assert front.hold.summary()["kept"] is True
+    assert f"{FILE} is up to date again" in caplog.text
+    assert start(draft).operation.rejected == ["bold", "usual"]
+
+
+def test_what_could_not_be_written_goes_before_what_comes_later(draft, monkeypatch):
+    front = start(draft)
+    with monkeypatch.context() as disk:
+        disk.setattr(imposed, "write_text", full)
+        audit(front, "usual")
+    front.switch(mode="exit")
+    front.check(None)
+    assert start(draft).operation.ceiling is None
+    audit(front, "usual")
+    with monkeypatch.context() as disk:
+        disk.setattr(imposed.Path, "unlink", full)
+        front.switch(mode="exit")
+    audit(front, "bold")
+    assert start(draft).operation.rejected == ["bold"]
+
+
+def test_a_lock_that_another_process_keeps_holds_up_no_request_again(draft, monkeypatch):
+    """What is not written is tried again with requests, which must not wait for it each time."""
+    monkeypatch.setattr(imposed, "SECONDS", 0.0)
+    front, waited = start(draft), []
+    monkeypatch.setattr(locking, "SECONDS", 0.2)
+    monkeypatch.setattr(locking.time, "sleep", waited.append)
+    with locking.locked(draft):
+        audit(front, "usual")
+        assert waited
+        waited.clear()
+        for _ in range(10):
+            front.check(None)
+        assert waited == []
+    front.check(None)
+    assert start(draft).operation.ceiling == "careful"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 from specexit.config import write_text
@@ -35,6 +37,11 @@ FOLDER = "SPECEXIT_HOLD_FOLDER"
 
 Entries = dict[tuple[tuple[str, ...], tuple[str, ...]], Imposed]
 """What is kept, by `Imposed.under`."""
+
+Change = Callable[[Entries], Entries]
+
+SECONDS = 1.0
+"""Between two tries to write what could not be written."""
 
 
 def said_since(words: tuple[str, ...], later: tuple[str, ...]) -> list[tuple[str | None, str | None]] | None:
@@ -101,11 +108,15 @@ class Kept:
 
     def __init__(self, folder: Path):
         self.path = Path(os.environ.get(FOLDER) or folder) / FILE
+        self._behind: list[Change] = []
+        """Changes that could not be made yet, the oldest first."""
+        self._tried = 0.0
+        self._logged = ""
 
     @property
     def writable(self) -> bool:
-        """Whether what audits impose from now on outlasts a restart."""
-        return os.access(self.path.parent, os.W_OK)
+        """Whether what audits impose outlasts a restart."""
+        return not self._behind and os.access(self.path.parent, os.W_OK)
 
     def read(self) -> tuple[Imposed, ...]:
         """What is kept, of all servers.
@@ -134,19 +145,37 @@ class Kept:
         """Forget all that was imposed under the same words and settings on points with claims of ours."""
         self._change(lambda found: _without(found, imposed, ours))
 
-    def _change(self, change: Callable[[Entries], Entries]) -> None:
+    def catch_up(self) -> None:
+        """Try again, once in `SECONDS` at most, what could not be written; requests wait for nothing meanwhile."""
+        if self._behind and time.monotonic() - self._tried >= SECONDS:
+            self._make_changes(wait=0.0)
+
+    def _change(self, change: Change) -> None:
+        self._behind.append(change)
+        self._make_changes()
+
+    def _make_changes(self, wait: float | None = None) -> None:
+        self._tried = time.monotonic()
         try:
-            with locked(self.path.parent):
+            with locked(self.path.parent, wait):
                 found = {one.under: one for one in self.read()}
-                wanted = {under: one for under, one in change(found).items() if one.claims}
-                if wanted == found:
-                    return
-                if wanted:
-                    write_text(self.path, HoldFile(entries=tuple(wanted.values())).model_dump_json(indent=2) + "\n")
-                else:
-                    self.path.unlink(missing_ok=True)
+                changed = reduce(lambda entries, change: change(entries), self._behind, found)
+                self._write(found, {under: one for under, one in changed.items() if one.claims})
         except (OSError, PolicyError) as error:
-            logger.error("specexit: %s is not up to date, and a restart goes by it: %s", self.path, error)
+            said = f"specexit: {self.path} is not up to date, and a restart goes by it: {error}"
+            if said != self._logged:
+                logger.error("%s", said)
+            self._logged = said
+            return
+        if self._logged:
+            logger.warning("specexit: %s is up to date again", self.path)
+        self._behind, self._logged = [], ""
+
+    def _write(self, found: Entries, wanted: Entries) -> None:
+        if wanted and wanted != found:
+            write_text(self.path, HoldFile(entries=tuple(wanted.values())).model_dump_json(indent=2) + "\n")
+        elif found and not wanted:
+            self.path.unlink(missing_ok=True)
 
 
 def _without(found: Entries, imposed: Imposed, claims: frozenset[str]) -> Entries:
