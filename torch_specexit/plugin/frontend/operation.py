@@ -150,22 +150,28 @@ class Operation:
     def _among(self, claims: Container[str]) -> list[OperatingPoint]:
         return [point for point in self.file.points if self._claims[point.name] in claims]
 
+    def claim(self, point: OperatingPoint) -> str:
+        """What audits of one of the file's points speak of, see `claim_of`."""
+        return self._claims[point.name]
+
     def reject(self, point: OperatingPoint) -> None:
         """Audits have shown a point to change too many answers: the next stricter one serves, or shadow mode.
 
         Where it serves by default, to all; else to those who ask for it.
         """
-        place = "for_all" if point.name == self.served().name else "for_some"
-        more = getattr(self.imposed, place) | {self._claims[point.name]: point.name}
+        claim = self.claim(point)
+        place = "for_all" if claim == self.claim(self.served()) else "for_some"
+        more = getattr(self.imposed, place) | {claim: point.name}
         self.imposed = self.imposed.model_copy(update={place: more})
         if self.kept is not None:
             self.kept.write(self.imposed, self._ours)
 
     def accept(self, point: OperatingPoint) -> None:
         """Audits have shown a point in shadow mode to change few enough answers: it serves again."""
-        self.imposed = self.imposed.without({self._claims[point.name]})
+        claim = self.claim(point)
+        self.imposed = self.imposed.without({claim})
         if self.kept is not None:
-            self.kept.write(self.imposed, self._ours, cleared=self._claims[point.name])
+            self.kept.write(self.imposed, self._ours, cleared=claim)
 
     def resume(self, found: Sequence[Imposed]) -> bool:
         """Go on with what audits had imposed before a restart, but for what an operator's word has lifted since.
