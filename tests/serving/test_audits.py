@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from array import array
 from types import SimpleNamespace
 
@@ -223,6 +224,28 @@ def test_without_an_end_of_thinking_there_is_no_answer_and_without_room_no_early
 def test_answers_are_compared_apart_where_that_takes_a_parser():
     assert asyncio.run(same_answer_apart(r"\frac{3}{4}", "0.75"))
     assert not asyncio.run(same_answer_apart(r"\frac{3}{4}", "0.8"))
+
+
+def test_answers_that_cannot_be_compared_in_time_differ_as_in_a_calibration(monkeypatch):
+    """Such audits had failed after half a minute and counted nowhere, so a client could keep its own changed answers
+    out of the risk."""
+    monkeypatch.setattr(audits, "python", lambda module: [sys.executable, "-c", IMPATIENT.format(module)])
+    assert audit_of(r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9^{9^{9^{8}}}}")[0] == "changed"
+
+
+IMPATIENT = (
+    "from specexit.data.answers import apart; apart.TIME_LIMIT = 0.5; import runpy; "
+    "runpy.run_module({!r}, run_name='__main__')"
+)
+
+
+@pytest.mark.parametrize("way", ["does not start", "takes too long"])
+def test_an_audit_fails_where_nothing_can_be_compared(way, monkeypatch):
+    code = {"does not start": "raise SystemExit(1)", "takes too long": "import time; time.sleep(60)"}[way]
+    monkeypatch.setattr(audits, "python", lambda module: [sys.executable, "-c", code])
+    monkeypatch.setattr(audits, "SECONDS_COMPARING", 1)
+    with pytest.raises((RuntimeError, TimeoutError)):
+        audit_of(r"\boxed{x+1}", r"\boxed{1+x}")
 
 
 def admitted(arguments=None, **serving):

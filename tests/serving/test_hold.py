@@ -262,3 +262,42 @@ def test_lost_accuracy_cannot_be_judged_by_whether_answers_change():
         holder.add("usual", changed=True)
     assert holder.operation.mode == "exit"
     assert holder.summary()["watching"] is None
+
+
+def test_a_point_of_another_name_goes_on_with_the_bet_on_its_policy_and_certificate():
+    """What is imposed goes by these two, and delta was spent anew with every name."""
+    holder, operation, _ = hold()
+    for name in ("usual", "standard", "usual"):
+        points = [POINTS[0], POINTS[1] | {"name": name}, *POINTS[2:]]
+        operation.load(PolicyFile.model_validate({"points": points, "default": "bold"}), operation.serving)
+        holder.add(name, changed=False)
+    assert {name: seen["audits"] for name, seen in holder.summary()["points"].items()} == {"usual": 3}
+
+
+def test_two_names_of_one_claim_make_one_bet_and_move_together():
+    """Each could be rejected without need with probability delta; and where one of them serves by default, what the
+    audits of the other have shown concerned that other one alone."""
+    points = [*POINTS, POINTS[1] | {"name": "again"}]
+    operation = Operation(
+        BLOCK, PolicyFile.model_validate({"points": points, "default": "usual"}), Serving(audit_rate=1.0)
+    )
+    holder = Hold(operation)
+    holder.add("usual", changed=True)
+    assert operation.ceiling is None
+    holder.add("again", changed=True)
+    assert (operation.ceiling, operation.served().name) == ("careful", "careful")
+
+
+def test_two_names_of_one_claim_come_back_from_shadow_mode_together():
+    points = [*POINTS, POINTS[2] | {"name": "again"}]
+    moves: list[str] = []
+    operation = Operation(
+        BLOCK, PolicyFile.model_validate({"points": points, "default": "careful"}), Serving(audit_rate=1.0)
+    )
+    holder = Hold(operation, moves.append)
+    audited(holder, moves, "again", True)
+    assert (moves, operation.mode) == (["shadow"], "shadow")
+    while moves == ["shadow"]:
+        holder.add("again", changed=False)
+        holder.add("careful", changed=False)
+    assert (moves[-1], operation.mode) == ("back", "exit")

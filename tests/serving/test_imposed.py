@@ -6,13 +6,14 @@ import json
 
 import pytest
 
-from specexit.drafts.hold import FILE
-from specexit.drafts.policy import PolicyError
+from specexit.drafts import locking
+from specexit.drafts.hold import FILE, held_points
+from specexit.drafts.policy import PolicyError, read_policy
 from tests.serving.points import BLOCK, POINTS, certificate, point
 from tests.serving.test_opening import config_with, engine_with, starting
 from tests.serving.test_watch import draft as draft
 from tests.serving.test_watch import written
-from torch_specexit.plugin.frontend import opening
+from torch_specexit.plugin.frontend import imposed, opening
 from torch_specexit.plugin.frontend import watch as watching
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import mark_of
@@ -222,6 +223,48 @@ def test_an_operators_word_by_the_route_lifts_it_for_good(draft):
     assert not (draft / FILE).exists()
 
 
+def event(what, when="09:00"):
+    return {"when": when, "what": what}
+
+
+WORDS = [
+    event("calibrate answer_changed <= 0.02", "07:00"),
+    event("switch mode=exit point=-", "08:00"),
+    event("switch mode=- point=usual", "08:30"),
+    event("switch mode=- point=usual", "08:30"),  # of two operators in one second
+    event("switch mode=exit point=-"),
+]
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["while it runs", "while it is down"])
+@pytest.mark.parametrize("left", [[], WORDS[1:3], WORDS[3:]], ids=["none", "first", "last"])
+@pytest.mark.parametrize(
+    ("then", "lifts"),
+    [
+        ({"history": [event("calibrate answer_changed <= 0.02", "10:00")]}, False),
+        ({"history": [event("switch mode=off point=-", "10:00")], "serving": {"mode": "off"}}, False),
+        ({"history": [event("switch mode=exit point=-", "10:00")]}, True),
+        ({"history": WORDS[3:4]}, True),  # once more
+        ({"default": "careful"}, True),
+    ],
+)
+def test_a_history_that_is_shortened_lifts_nothing(then, lifts, left, down, draft, monkeypatch, caplog):
+    """It is what the error of a full file advises, and rejected exits were made again."""
+    write(draft, history=WORDS)
+    front = start(draft)
+    audit(front, "usual")
+    write(draft, history=left)
+    assert held_points(draft, read_policy(draft)) == ["usual"]
+    if down:
+        front = start(draft)
+    front.check(None)
+    assert front.operation.ceiling == start(draft).operation.ceiling == "careful"
+    assert "is lifted" not in caplog.text
+    write(draft, **then | {"history": left + then.get("history", [])})
+    front.check(None)
+    assert front.operation.ceiling == start(draft).operation.ceiling == (None if lifts else "careful")
+
+
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("word", [{"mode": "off"}, {"mode": "shadow"}, {"point": "careful"}], ids=str)
 def test_a_word_that_makes_exits_rarer_lifts_nothing(word, n, draft):
@@ -280,6 +323,40 @@ def test_servers_of_other_settings_leave_each_other_what_they_have_seen(draft, m
     assert start(draft).operation.rejected == ["usual"]
 
 
+@pytest.mark.parametrize("alike", [True, False], ids=["of the same words", "of other words"])
+def test_servers_of_different_drafts_with_one_folder_leave_each_other_what_they_have_seen(
+    alike, draft, write_random_draft, tmp_path, monkeypatch, caplog
+):
+    """The second to start, or a word to it, deleted what was kept of the first, whose next restart brought back the
+    exits that audits had ended."""
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    other = write_random_draft(tmp_path / "other", "draft")
+    points = [point("usual", 0.8, 0.03), point("careful", 0.9, 0.01), point("bold", 0.5, 0.1)]
+    write(other, points=points, default="usual" if alike else "bold")
+
+    def first():
+        return start(draft).operation.ceiling
+
+    audit(start(draft), "usual")
+    second = start(other)
+    assert (second.operation.ceiling, first()) == (None, "careful")
+    assert "is lifted" not in caplog.text
+    start(draft).switch(mode="exit")
+    audit(second, "usual")
+    assert (start(other).operation.rejected, first()) == (["usual"], None)
+    audit(start(draft), "usual")
+    second.api_servers = 2
+    second.switch(mode="off")  # which carries what is imposed
+    assert (start(other).operation.rejected, first()) == (["usual"], "careful")
+    second.switch(mode="exit")
+    assert (start(other).operation.rejected, first()) == ([], "careful")
+    write(other, points=points, default="careful")
+    second.check(None)
+    assert first() == "careful"
+    start(draft).switch(mode="exit")
+    assert first() is None
+
+
 def test_what_is_imposed_before_a_word_is_heard_ends_nothing_that_is_imposed_after_it(draft):
     """An API server process that had not read the file yet wrote over what another one had imposed since, and then
     deleted it."""
@@ -309,6 +386,61 @@ def test_where_nothing_can_be_kept_a_server_says_so_and_an_operator_may_name_ano
     audit(front, "usual")
     assert start(draft).operation.ceiling == "careful"
     assert not (draft / FILE).exists()
+
+
+def full(*args, **how):
+    raise OSError(28, "No space left on device")
+
+
+def test_what_could_not_be_written_for_a_while_is_written_as_soon_as_it_can_be(draft, monkeypatch, caplog):
+    """It was said once, and then nothing until the next move: a restart made the rejected exits again."""
+    monkeypatch.setattr(imposed, "SECONDS", 0.0)
+    front = start(draft)
+    with monkeypatch.context() as disk:
+        disk.setattr(imposed, "write_text", full)
+        audit(front, "bold")
+        audit(front, "usual")
+        front.check(None)
+        assert front.hold.summary()["kept"] is False
+        assert caplog.text.count("No space left on device") == 1
+        assert start(draft).operation.ceiling is None
+    front.check(None)
+    assert front.hold.summary()["kept"] is True
+    assert f"{FILE} is up to date again" in caplog.text
+    assert start(draft).operation.rejected == ["bold", "usual"]
+
+
+def test_what_could_not_be_written_goes_before_what_comes_later(draft, monkeypatch):
+    front = start(draft)
+    with monkeypatch.context() as disk:
+        disk.setattr(imposed, "write_text", full)
+        audit(front, "usual")
+    front.switch(mode="exit")
+    front.check(None)
+    assert start(draft).operation.ceiling is None
+    audit(front, "usual")
+    with monkeypatch.context() as disk:
+        disk.setattr(imposed.Path, "unlink", full)
+        front.switch(mode="exit")
+    audit(front, "bold")
+    assert start(draft).operation.rejected == ["bold"]
+
+
+def test_a_lock_that_another_process_keeps_holds_up_no_request_again(draft, monkeypatch):
+    """What is not written is tried again with requests, which must not wait for it each time."""
+    monkeypatch.setattr(imposed, "SECONDS", 0.0)
+    front, waited = start(draft), []
+    monkeypatch.setattr(locking, "SECONDS", 0.2)
+    monkeypatch.setattr(locking.time, "sleep", waited.append)
+    with locking.locked(draft):
+        audit(front, "usual")
+        assert waited
+        waited.clear()
+        for _ in range(10):
+            front.check(None)
+        assert waited == []
+    front.check(None)
+    assert start(draft).operation.ceiling == "careful"
 
 
 @pytest.mark.parametrize(

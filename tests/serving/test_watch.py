@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import threading
+import time
 
 import pytest
 
@@ -73,6 +74,20 @@ def test_a_file_that_was_seen_half_written_is_read_again_once_it_is_whole(draft,
         os.utime(draft / FILE, ns=(9, 9))
         watch.changed(server)
         assert server.mode == mode
+
+
+def test_a_file_that_is_overwritten_with_as_many_bytes_and_its_old_time_is_read(draft, monkeypatch):
+    """As `rsync --inplace --times` may do: a kill switch was never heard."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    server, watch = Operation(BLOCK, *policies_for(draft, BLOCK, {})), PolicyWatch(draft, BLOCK, {}, {})
+    before = (draft / FILE).stat()
+    text = (draft / FILE).read_text().replace('"mode": "exit"', '"mode":  "off"')
+    time.sleep(0.05)  # a tick of the disk's clock
+    (draft / FILE).write_text(text)
+    os.utime(draft / FILE, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (draft / FILE).stat().st_size == before.st_size
+    assert watch.changed(server)
+    assert server.mode == "off"
 
 
 def test_a_file_that_could_not_be_opened_for_a_while_is_read_as_soon_as_it_can_be(draft, monkeypatch, caplog):

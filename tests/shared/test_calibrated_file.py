@@ -103,6 +103,35 @@ def test_what_an_operator_says_while_traces_are_replayed_stays_said(paths, monke
     assert (stored.serving.mode, stored.history[0], len(stored.history)) == ("off", word, 2)
 
 
+def test_a_stricter_default_that_an_operator_gives_meanwhile_stays(paths, monkeypatch):
+    """The bolder point was served again, as if nothing had been said, and what audits had imposed was lifted."""
+    epsilon = (0.05, 0.02)
+    assert calibrate(CalibrateConfig(**paths, epsilon=epsilon)).default == "risk-0.05"
+
+    def replayed(*given):
+        write_policy(paths["draft"], read_policy(paths["draft"]).model_copy(update={"default": "risk-0.02"}))
+        return replays(*given)
+
+    with monkeypatch.context() as m:
+        m.setattr("specexit.method.calibrate.replays", replayed)
+        assert calibrate(CalibrateConfig(**paths, epsilon=epsilon)).default == "risk-0.02"
+        assert read_policy(paths["draft"]).default == "risk-0.02"
+    assert calibrate(CalibrateConfig(**paths, epsilon=epsilon)).default == "risk-0.05"  # it was said before this began
+
+
+def test_a_default_that_an_operator_gives_meanwhile_and_that_is_not_made_is_named(paths, monkeypatch, capsys):
+    calibrate(CalibrateConfig(**paths, epsilon=(0.05, 0.02)))
+
+    def replayed(*given):
+        write_policy(paths["draft"], read_policy(paths["draft"]).model_copy(update={"default": "risk-0.02"}))
+        return replays(*given)
+
+    monkeypatch.setattr("specexit.method.calibrate.replays", replayed)
+    assert calibrate(CalibrateConfig(**paths, epsilon=0.05)).default == "risk-0.05"
+    said = "default is risk-0.05: risk-0.02, which was written there meanwhile, is none of its points any more"
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_draft_directory_that_is_locked_is_left_as_it_was(paths, monkeypatch):
     monkeypatch.setattr(locking, "SECONDS", 0.0)
     with locking.locked(paths["draft"]):  # as by a server that writes an operator's word

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
+from itertools import dropwhile
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -21,6 +23,10 @@ FILE = "hold.json"
 MAX_BYTES = 10_000_000
 SWITCH = "switch "
 """Beginning of the events by which an operator's word to one API server process reaches the others."""
+
+
+WRITTEN = 3
+"""How many of the `words_of` a file are written there by hand: `default`, `mode` and `hold`."""
 
 
 class Imposed(Config):
@@ -52,10 +58,19 @@ class Imposed(Config):
         both = {"for_all": other.for_all | self.for_all, "for_some": other.for_some | self.for_some}
         return self.model_copy(update=both)
 
-    def without(self, claim: str) -> Imposed:
-        """A copy without a claim, for a point whose audits have shown that it changes few enough answers."""
+    @property
+    def claims(self) -> frozenset[str]:
+        """What is claimed of all these points."""
+        return frozenset(self.for_all | self.for_some)
+
+    def among(self, claims: frozenset[str]) -> Imposed:
+        """A copy with some of the claims alone."""
+        return self.without(self.claims - claims)
+
+    def without(self, claims: Container[str]) -> Imposed:
+        """A copy without some of the claims."""
         left = {
-            place: {other: name for other, name in getattr(self, place).items() if other != claim}
+            place: {claim: name for claim, name in getattr(self, place).items() if claim not in claims}
             for place in ("for_all", "for_some")
         }
         return self.model_copy(update=left)
@@ -76,6 +91,27 @@ def words_of(file: PolicyFile) -> tuple[str, ...]:
 def switches_of(file: PolicyFile) -> tuple[str, ...]:
     """What operators have said by the route of an API server that shares the file with others, each with its time."""
     return tuple(f"{event.when} {event.what}" for event in file.history if event.what.startswith(SWITCH))
+
+
+def said_by_route(words: tuple[str, ...], later: tuple[str, ...]) -> tuple[str, ...]:
+    """What operators have said by the route between two states of the words.
+
+    Each word has its time, so it is told from those before it where the history has been shortened meanwhile.
+
+    Example:
+      >>> words = ("default=usual", "mode=exit", "hold=True", "08:00 switch mode=off point=-")
+      >>> said_by_route(words, (*words, "09:00 switch mode=exit point=-"))
+      ('09:00 switch mode=exit point=-',)
+      >>> said_by_route(words, (*words[:3], "09:00 switch mode=exit point=-"))
+      ('09:00 switch mode=exit point=-',)
+    """
+    known = iter(words[WRITTEN:])
+    return tuple(dropwhile(lambda word: word in known, later[WRITTEN:]))  # each is looked for behind the one before
+
+
+def nothing_said(words: tuple[str, ...], later: tuple[str, ...]) -> bool:
+    """Whether what was imposed under some words holds under later ones as well: the history alone may be shorter."""
+    return words[:WRITTEN] == later[:WRITTEN] and not said_by_route(words, later)
 
 
 def claim_of(point: OperatingPoint) -> str:
@@ -114,6 +150,6 @@ def held_points(folder: Path, file: PolicyFile) -> list[str]:
       PolicyError: see `read_hold`.
     """
     words = words_of(file)
-    imposed = [one for one in read_hold(folder / FILE) if one.words == words]
-    claims = {claim for one in imposed for claim in one.for_all | one.for_some}
+    imposed = [one for one in read_hold(folder / FILE) if nothing_said(one.words, words)]
+    claims = {claim for one in imposed for claim in one.claims}
     return [point.name for point in file.points if claim_of(point) in claims]

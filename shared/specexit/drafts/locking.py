@@ -15,30 +15,34 @@ SECONDS = 5.0
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float | None = None) -> Iterator[None]:
     """Keep other processes from changing the files of a folder between a read and a write.
 
     On a disk without locks nothing is held: a kill switch must work there, too.
 
+    Args:
+      folder: that of the files.
+      wait: seconds to wait for another process, by default `SECONDS`.
+
     Raises:
       OSError: the folder cannot be opened.
-      TimeoutError: another process has kept it locked for `SECONDS`.
+      TimeoutError: another process has kept it locked for so long.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _wait(handle, folder)
+        _take(handle, folder, SECONDS if wait is None else wait)
         yield
     finally:
         os.close(handle)
 
 
-def _wait(handle: int, folder: Path) -> None:
-    end = time.monotonic() + SECONDS
+def _take(handle: int, folder: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds
     while True:
         try:
             take(handle, folder)
             return
         except BlockingIOError:
-            if time.monotonic() > end:
-                raise TimeoutError(f"{folder}: another process has locked it for {SECONDS:g} seconds") from None
+            if time.monotonic() >= end:
+                raise TimeoutError(f"{folder}: another process has locked it") from None
             time.sleep(0.01)

@@ -120,9 +120,10 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         "population": population(sample),
         "traffic": seen.traffic(),
     }
-    written = _write(config.draft, found, Event(when=now, what=made, data_sha256=data))
+    event = Event(when=now, what=made, data_sha256=data)
+    written, gone = _write(config.draft, found, event, before=stored.default)
     console = Console(markup=False)
-    for remark in [*remarks, *_unknown(marks, target)]:
+    for remark in [*remarks, *_unknown(marks, target), *gone]:
         console.print(remark)
     if sample.unjudged:
         fate = "left out" if config.unjudged == "refuse" else "counted as errors"
@@ -130,16 +131,30 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     return written
 
 
-def _write(draft: Path, found: dict[str, Any], event: Event) -> PolicyFile:
-    """Write what was found into the file as it is now: an operator, or a server, may have written into it meanwhile."""
+def _write(draft: Path, found: dict[str, Any], event: Event, before: str) -> tuple[PolicyFile, list[str]]:
+    """Write what was found into the file as it is now: an operator, or a server, may have written into it meanwhile.
+
+    Args:
+      draft: the draft directory.
+      found: fields of the file.
+      event: for its history.
+      before: the default when the calibration began; another one by now is an operator's word, and stays.
+
+    Returns:
+      The file, and a remark on such a default that is none of the points.
+    """
     try:
         with locked(draft):
             stored = read_policy(draft)
-            written = stored.model_copy(update=found | {"history": (*stored.history, event)})
+            said = stored.default if stored.default != before else found["default"]
+            default = said if any(point.name == said for point in found["points"]) else found["default"]
+            history = (*stored.history, event)
+            written = stored.model_copy(update=found | {"default": default, "history": history})
             write_policy(draft, written)
     except TimeoutError as error:
         raise PolicyError(f"nothing is written: {error}") from error
-    return written
+    gone = f"{draft}: default is {default}: {said}, which was written there meanwhile, is none of its points any more"
+    return written, [] if said == default else [gone]
 
 
 def choose(

@@ -76,6 +76,15 @@ def test_the_command_that_servers_compare_with():
     assert ask(json.dumps({"text": "No idea.", "kind": "math", "options": None})) == "null"
 
 
+def test_the_command_of_servers_judges_a_comparison_that_never_ends_as_a_calibration_does():
+    """It ran until the server ended it, which then counted nothing."""
+    code = "from specexit.data.answers import apart; apart.TIME_LIMIT = 0.5; import runpy; "
+    command = [sys.executable, "-c", code + "runpy.run_module('specexit.data.answers', run_name='__main__')"]
+    asked = json.dumps(["9^{9^{9^{9}}}", "9^{9^{9^{8}}}"])
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("false\n", "")  # nor is a client's answer in the server's log
+
+
 @pytest.mark.parametrize("stated", ["<answer>", "answer: x"])
 def test_a_run_of_spaces_is_passed_over_once(stated):
     """Tens of thousands of them used to take a server's front end minutes, and in front of a tag years.

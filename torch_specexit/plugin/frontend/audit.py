@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specexit.data.answers import extract_answer, listed_options, plainly_same
+from specexit.data.answers import apart, extract_answer, listed_options, plainly_same
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import LEVEL, binomial_interval
@@ -61,6 +61,11 @@ MOST_HERE = 4096
 ones. Clients may have any text written, and each character may cost microseconds."""
 
 SECONDS_APART = 30
+"""For a process of its own to read an answer."""
+
+SECONDS_COMPARING = SECONDS_APART + apart.START_LIMIT + apart.TIME_LIMIT + apart.END_LIMIT
+"""For one that compares two: it ends within these limits by itself, with a verdict, unless the machine is to blame."""
+
 LOWEST_PRIORITY = 1 << 30
 """Where the scheduler knows priorities, audits come behind all clients, and among themselves as their requests did."""
 
@@ -286,25 +291,26 @@ async def stated_apart(text: str, kind: str = "math", options: Sequence[str] | N
     """
     if len(text) <= MOST_HERE:
         return extract_answer(text, kind, options)
-    return await _ask_apart({"text": text, "kind": kind, "options": options})
+    return await _ask_apart({"text": text, "kind": kind, "options": options}, SECONDS_APART)
 
 
 async def same_answer_apart(a: str | None, b: str | None, kind: str = "math") -> bool:
     """`specexit.data.answers.same_answer`, in a process of its own where it takes a parser: that may take seconds.
 
+    Where comparing takes too much time or memory they differ, as in a calibration.
+
     Raises:
-      TimeoutError: it took too long.
-      RuntimeError: it failed.
+      TimeoutError, RuntimeError: the process did not start, or failed.
     """
     plainly = plainly_same(a, b, kind)
-    return bool(await _ask_apart([a, b, kind])) if plainly is None else plainly
+    return bool(await _ask_apart([a, b, kind], SECONDS_COMPARING)) if plainly is None else plainly
 
 
-async def _ask_apart(question: Any) -> Any:
+async def _ask_apart(question: Any, seconds: float) -> Any:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*python("specexit.data.answers"), stdin=pipe, stdout=pipe)
     try:
-        out, _ = await asyncio.wait_for(process.communicate(json.dumps(question).encode()), SECONDS_APART)
+        out, _ = await asyncio.wait_for(process.communicate(json.dumps(question).encode()), seconds)
     except TimeoutError:
         process.kill()
         await process.wait()

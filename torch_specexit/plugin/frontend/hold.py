@@ -3,12 +3,12 @@
 Each audit's result bets against the claim "at most epsilon of the requests change their answer"
 (`specexit.method.statistics.Capital`). While the claim is true, the probability that it is ever rejected is at most
 delta, however often one looks; where it ceases to be true after a long good time, that is seen, too. Each operating
-point that requests are served under is judged by its own audits. Once its claim is rejected, the next stricter point
-serves in its place, and for the strictest one shadow mode begins. In shadow mode the point's audits bet against the
-opposite claim, "the risk is at least epsilon": once that is rejected at the same level, the point serves again. Only an
-operator goes back to a bolder point than that: a restart does not, nor an edit that is about something else
-(`torch_specexit.plugin.frontend.imposed`). What an operator has put into shadow mode, or switched off, stays so,
-whatever audits show.
+point that requests are served under is judged by its own audits; what is claimed is of its policy and certificate,
+whatever its name. Once its claim is rejected, the next stricter point serves in its place, and for the strictest one
+shadow mode begins. In shadow mode the point's audits bet against the opposite claim, "the risk is at least epsilon":
+once that is rejected at the same level, the point serves again. Only an operator goes back to a bolder point than that:
+a restart does not, nor an edit that is about something else (`torch_specexit.plugin.frontend.imposed`). What an
+operator has put into shadow mode, or switched off, stays so, whatever audits show.
 
 Audits of the default point concern the whole server: nothing bolder is served any more, or nothing is cut. Those of
 another point (of an effort, a tenant, a risk) concern the requests for that point.
@@ -30,9 +30,8 @@ logger = logging.getLogger("vllm.specexit")
 
 @dataclass
 class Seen:
-    """What the audits of one point have shown."""
+    """What the audits of one claim have shown."""
 
-    point: OperatingPoint
     capital: Capital
     below: bool
     """Whether they bet that the risk is below epsilon, which lets the point serve again; else that it is above."""
@@ -73,21 +72,22 @@ class Hold:
         if point is None or not self.watches(point) or not self.operation.serves(point):
             return  # what serves no more may still have audits under way
         assert point.certificate is not None
-        by_default = name == self.operation.served().name
+        claim = self.operation.claim(point)
+        by_default = claim == self.operation.claim(self.operation.served())
         below = name in self.operation.shadowed or (self.operation.in_shadow and by_default)
-        seen = self.seen.get(name)
-        if seen is None or (seen.point, seen.below) != (point, below):
+        seen = self.seen.get(claim)
+        if seen is None or seen.below != below:
             capital = Capital(point.certificate.epsilon, "below" if below else "above")
-            seen = self.seen[name] = Seen(point, capital, below)
+            seen = self.seen[claim] = Seen(capital, below)
         seen.capital.add(float(changed))
         seen.audits, seen.changed = seen.audits + 1, seen.changed + changed
         if seen.capital.rejects(point.certificate.delta / self.api_servers):
-            del self.seen[name]  # to bet anew
+            del self.seen[claim]  # to bet anew
             self._move(point, seen)
 
     @property
     def seen(self) -> dict[str, Seen]:
-        """What the audits of each point have shown since an operator last lifted what they had imposed."""
+        """What the audits of each claim have shown since an operator last lifted what they had imposed."""
         if self._lifted != self.operation.lifted:
             self._lifted, self._seen = self.operation.lifted, {}
         return self._seen
@@ -114,9 +114,11 @@ class Hold:
     def summary(self) -> dict[str, Any]:
         """What ``GET /v1/specexit`` says: of the point that serves by default, and of each that audits have seen."""
         served = self.operation.served()
+        found = {point.name: self.seen.get(self.operation.claim(point)) for point in self.operation.file.points}
         points = {
             name: {"audits": seen.audits, "changed": seen.changed, "capital": seen.capital.value}
-            for name, seen in self.seen.items()
+            for name, seen in found.items()
+            if seen is not None
         }
         return {
             "watching": served.name if self.watches(served) else None,

@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 from specexit.config import write_text
-from specexit.drafts.hold import FILE, SWITCH, HoldFile, Imposed, read_hold, switches_of, words_of
+from specexit.drafts.hold import (
+    FILE,
+    SWITCH,
+    WRITTEN,
+    HoldFile,
+    Imposed,
+    read_hold,
+    said_by_route,
+    switches_of,
+    words_of,
+)
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 
@@ -26,12 +38,18 @@ FOLDER = "SPECEXIT_HOLD_FOLDER"
 Entries = dict[tuple[tuple[str, ...], tuple[str, ...]], Imposed]
 """What is kept, by `Imposed.under`."""
 
+Change = Callable[[Entries], Entries]
+
+SECONDS = 1.0
+"""Between two tries to write what could not be written."""
+
 
 def said_since(words: tuple[str, ...], later: tuple[str, ...]) -> list[tuple[str | None, str | None]] | None:
     """What an operator has said by the route, and nothing else, between two states of the words.
 
     Returns:
-      Mode and point of each word, None for what it leaves; None where the file itself says something anew.
+      Mode and point of each word, None for what it leaves; nothing where the history is shorter, and that is all; None
+      where the file itself says something anew.
 
     Example:
       >>> words = ("default=usual", "mode=exit", "hold=True")
@@ -40,12 +58,12 @@ def said_since(words: tuple[str, ...], later: tuple[str, ...]) -> list[tuple[str
       >>> said_since(words, ("default=usual", "mode=off", "hold=True")) is None
       True
     """
-    (default, mode, *rest), new = words, later[len(words) :]
-    said = [_said(word) for word in new]
+    default, mode, hold = words[:WRITTEN]
+    said = [_said(word) for word in said_by_route(words, later)]
     for other_mode, other_default in said:
         mode = mode if other_mode is None else f"mode={other_mode}"
         default = default if other_default is None else f"default={other_default}"
-    return said if said and later == (default, mode, *rest, *new) else None
+    return said if later[:WRITTEN] == (default, mode, hold) else None
 
 
 def switched_since(file: PolicyFile, later: PolicyFile) -> tuple[bool, bool]:
@@ -81,17 +99,24 @@ def nothing(file: PolicyFile, serving: Serving) -> Imposed:
 class Kept:
     """``hold.json`` of a server, which all of its API server processes write. Where that fails, they log it and go on.
 
+    The folder may be that of other drafts as well. So what changes it is given the claims that are ``ours``: those of
+    this draft's points. Others stay as they are.
+
     Args:
       folder: of the draft.
     """
 
     def __init__(self, folder: Path):
         self.path = Path(os.environ.get(FOLDER) or folder) / FILE
+        self._behind: list[Change] = []
+        """Changes that could not be made yet, the oldest first."""
+        self._tried = 0.0
+        self._logged = ""
 
     @property
     def writable(self) -> bool:
-        """Whether what audits impose from now on outlasts a restart."""
-        return os.access(self.path.parent, os.W_OK)
+        """Whether what audits impose outlasts a restart."""
+        return not self._behind and os.access(self.path.parent, os.W_OK)
 
     def read(self) -> tuple[Imposed, ...]:
         """What is kept, of all servers.
@@ -101,38 +126,57 @@ class Kept:
         """
         return read_hold(self.path)
 
-    def write(self, imposed: Imposed, *, cleared: str = "") -> None:
+    def write(self, imposed: Imposed, ours: frozenset[str], *, cleared: str = "") -> None:
         """Keep what is imposed, with what other processes have seen, except a claim that audits have cleared."""
-        under = imposed.under
-        self._change(lambda found: found | {under: imposed.also(found.get(under)).without(cleared)})
+        under, own = imposed.under, imposed.among(ours)
+        self._change(lambda found: found | {under: own.also(found.get(under)).without({cleared})})
 
-    def carry(self, before: Imposed, imposed: Imposed) -> None:
+    def carry(self, before: Imposed, imposed: Imposed, ours: frozenset[str]) -> None:
         """Keep what was imposed before, by other processes as well, under the words and settings of now."""
-        self._change(
-            lambda found: (
-                _without(found, before)
-                | {imposed.under: imposed.also(found.get(imposed.under)).also(found.get(before.under))}
-            )
-        )
 
-    def forget(self, imposed: Imposed) -> None:
-        """Forget all that was imposed under the same words and settings."""
-        self._change(lambda found: _without(found, imposed))
+        def carried(found: Entries) -> Entries:
+            moved = found.get(before.under, before).among(ours)
+            now = imposed.also(found.get(imposed.under)).also(moved)
+            return _without(found, before, ours) | {imposed.under: now}
 
-    def _change(self, change: Callable[[Entries], Entries]) -> None:
+        self._change(carried)
+
+    def forget(self, imposed: Imposed, ours: frozenset[str]) -> None:
+        """Forget all that was imposed under the same words and settings on points with claims of ours."""
+        self._change(lambda found: _without(found, imposed, ours))
+
+    def catch_up(self) -> None:
+        """Try again, once in `SECONDS` at most, what could not be written; requests wait for nothing meanwhile."""
+        if self._behind and time.monotonic() - self._tried >= SECONDS:
+            self._make_changes(wait=0.0)
+
+    def _change(self, change: Change) -> None:
+        self._behind.append(change)
+        self._make_changes()
+
+    def _make_changes(self, wait: float | None = None) -> None:
+        self._tried = time.monotonic()
         try:
-            with locked(self.path.parent):
+            with locked(self.path.parent, wait):
                 found = {one.under: one for one in self.read()}
-                wanted = {under: one for under, one in change(found).items() if one.for_all or one.for_some}
-                if wanted == found:
-                    return
-                if wanted:
-                    write_text(self.path, HoldFile(entries=tuple(wanted.values())).model_dump_json(indent=2) + "\n")
-                else:
-                    self.path.unlink(missing_ok=True)
+                changed = reduce(lambda entries, change: change(entries), self._behind, found)
+                self._write(found, {under: one for under, one in changed.items() if one.claims})
         except (OSError, PolicyError) as error:
-            logger.error("specexit: %s is not up to date, and a restart goes by it: %s", self.path, error)
+            said = f"specexit: {self.path} is not up to date, and a restart goes by it: {error}"
+            if said != self._logged:
+                logger.error("%s", said)
+            self._logged = said
+            return
+        if self._logged:
+            logger.warning("specexit: %s is up to date again", self.path)
+        self._behind, self._logged = [], ""
+
+    def _write(self, found: Entries, wanted: Entries) -> None:
+        if wanted and wanted != found:
+            write_text(self.path, HoldFile(entries=tuple(wanted.values())).model_dump_json(indent=2) + "\n")
+        elif found and not wanted:
+            self.path.unlink(missing_ok=True)
 
 
-def _without(found: Entries, imposed: Imposed) -> Entries:
-    return {under: one for under, one in found.items() if under != imposed.under}
+def _without(found: Entries, imposed: Imposed, claims: frozenset[str]) -> Entries:
+    return {under: one.without(claims) if under == imposed.under else one for under, one in found.items()}

@@ -14,7 +14,7 @@ from specexit.config import ConfigError
 from specexit.data.answers import KINDS
 from specexit.drafts.certified import doubts
 from specexit.drafts.directory import SpecExitBlock
-from specexit.drafts.hold import Imposed
+from specexit.drafts.hold import Imposed, nothing_said
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens, load_tokenizer, misread
@@ -157,7 +157,7 @@ def _imposed_by_now(opening: Opening, words: tuple[str, ...]) -> tuple[Imposed, 
     except PolicyError as error:
         logger.error("specexit: what audits have imposed since the start cannot be read: %s", error)
         return opening.imposed
-    return tuple(one for one in found if one.words == words or one.under in known)
+    return tuple(one for one in found if nothing_said(one.words, words) or one.under in known)
 
 
 def resume(operation: Operation, opening: Opening) -> None:
@@ -170,7 +170,7 @@ def resume(operation: Operation, opening: Opening) -> None:
             "specexit: policy.json has another default, mode or hold than %s: what was imposed is lifted", path
         )
     own = operation.imposed
-    if any(one.words == own.words and one.settings != own.settings for one in opening.imposed):
+    if any(nothing_said(one.words, own.words) and one.settings != own.settings for one in opening.imposed):
         logger.warning("specexit: what audits have imposed on servers of another mode or hold stays theirs (%s)", path)
     if rejected := ", ".join(operation.rejected):
         served, mode = operation.served().name, operation.mode

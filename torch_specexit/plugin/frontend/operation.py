@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from specexit.drafts.directory import Mode, SpecExitBlock
-from specexit.drafts.hold import Imposed, claim_of
+from specexit.drafts.hold import Imposed, claim_of, nothing_said
 from specexit.drafts.policy import OperatingPoint, PolicyFile, Risk, Serving
 from specexit.method.decision import Policy
 from torch_specexit.plugin.frontend.arguments import (
@@ -97,6 +97,8 @@ class Operation:
         self.block, self.kept = block, kept
         self.lasting: tuple[str, ...] = ()
         """Doubts that have come up since the start; another policy file does not lift them."""
+        self._ours: frozenset[str] = frozenset()
+        """Claims of all points since the start. A folder of what is kept may have those of other drafts."""
         self._take(file, serving, doubts)
         self.started = serving
         """The settings that the engine was started with."""
@@ -114,6 +116,7 @@ class Operation:
         self.file, self.serving, self.doubts = file, serving, (*doubts, *self.lasting)
         self._of_points = {point.name: point.uncertified_because() for point in file.points}
         self._claims = {point.name: claim_of(point) for point in file.points}
+        self._ours |= frozenset(self._claims.values())
 
     @property
     def in_shadow(self) -> bool:
@@ -147,42 +150,56 @@ class Operation:
     def _among(self, claims: Container[str]) -> list[OperatingPoint]:
         return [point for point in self.file.points if self._claims[point.name] in claims]
 
+    def claim(self, point: OperatingPoint) -> str:
+        """What audits of one of the file's points speak of, see `claim_of`."""
+        return self._claims[point.name]
+
     def reject(self, point: OperatingPoint) -> None:
         """Audits have shown a point to change too many answers: the next stricter one serves, or shadow mode.
 
         Where it serves by default, to all; else to those who ask for it.
         """
-        place = "for_all" if point.name == self.served().name else "for_some"
-        more = getattr(self.imposed, place) | {self._claims[point.name]: point.name}
+        claim = self.claim(point)
+        place = "for_all" if claim == self.claim(self.served()) else "for_some"
+        more = getattr(self.imposed, place) | {claim: point.name}
         self.imposed = self.imposed.model_copy(update={place: more})
         if self.kept is not None:
-            self.kept.write(self.imposed)
+            self.kept.write(self.imposed, self._ours)
 
     def accept(self, point: OperatingPoint) -> None:
         """Audits have shown a point in shadow mode to change few enough answers: it serves again."""
-        self.imposed = self.imposed.without(self._claims[point.name])
+        claim = self.claim(point)
+        self.imposed = self.imposed.without({claim})
         if self.kept is not None:
-            self.kept.write(self.imposed, cleared=self._claims[point.name])
+            self.kept.write(self.imposed, self._ours, cleared=claim)
 
     def resume(self, found: Sequence[Imposed]) -> bool:
         """Go on with what audits had imposed before a restart, but for what an operator's word has lifted since.
 
         Args:
           found: what is kept. What was imposed under the same words and other settings is another server's, and stays.
+            Words are the same where the history alone has been shortened. Nor is it for this server to lift what was
+            imposed on points of another draft.
 
         Returns:
           Whether nothing has been lifted.
         """
-        self.imposed = next((one for one in found if one.under == self.imposed.under), self.imposed)
-        lifted = [one for one in found if one.words != self.imposed.words]
+        words, settings = self.imposed.under
+        holding = [one for one in found if nothing_said(one.words, words)]
+        lifted = [one for one in found if one not in holding and one.claims & self._ours]
+        for one in holding:
+            if one.settings == settings:
+                self.imposed = self.imposed.also(one)
+                if self.kept is not None and one.words != words:
+                    self.kept.carry(one, self.imposed, self._ours)
         if self.kept is not None:
             for one in lifted:
-                self.kept.forget(one)
+                self.kept.forget(one, self._ours)
         return not lifted
 
     def _lift(self, *, edited: bool = False) -> None:
         if self.kept is not None:
-            self.kept.forget(self.imposed)
+            self.kept.forget(self.imposed, self._ours)
         # Whoever says `mode: exit` by the route every minute lifts nothing, and must not make audits begin anew.
         self.lifted += edited or bool(self.rejected)
         self.imposed = nothing(self.file, self.serving)
@@ -225,7 +242,7 @@ class Operation:
             return
         self.imposed = before.model_copy(update={"words": now.words, "settings": now.settings})
         if self.kept is not None:
-            self.kept.carry(before, self.imposed)
+            self.kept.carry(before, self.imposed, self._ours)
 
     def doubt(self, reason: str) -> bool:
         """Have no certificate hold from now on, until a restart; return whether the reason is new."""

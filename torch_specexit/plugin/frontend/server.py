@@ -99,6 +99,8 @@ class FrontEnd:
             raise refusal()(str(error), error.parameter) from error
 
     def _look_at_file(self, *, at_once: bool = False) -> None:
+        if self.operation.kept is not None:
+            self.operation.kept.catch_up()
         if self.watch is not None and self.watch.changed(self.operation, at_once=at_once):
             self.changed()
 

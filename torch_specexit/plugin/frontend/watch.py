@@ -96,13 +96,14 @@ class PolicyWatch:
         self._logged: tuple[object, str] | None = None
         """The file and its error that were logged last."""
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _stamp(self) -> tuple[int, ...] | None:
         try:
             found = (self.folder / FILE).stat()
         except OSError:
             return None
-        # The size, as clocks of files tick coarsely: what was read half-written may have the time of the whole.
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        # The size, as clocks of files tick coarsely: what was read half-written may have the time of the whole. The
+        # time of the change, as whoever copies into the file may give it any other time.
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
     def changed(self, operation: Operation, *, at_once: bool = False) -> bool:
         """Take a changed file in, and say whether that was done. One that cannot be used is logged, and read again at
