@@ -13,6 +13,8 @@ install_import_hook(
 )
 
 import os  # noqa: E402
+import signal  # noqa: E402
+import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -48,6 +50,29 @@ DRAFT_SHAPE = {
 """Small, with every size different where EAGLE-3 allows it, so that a mix-up of axes cannot pass."""
 
 DraftWriter = Callable[..., Path]
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A TMPDIR of the test's own."""
+    folder = tmp_path / "TMPDIR"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def told_to_end(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What is called in the place of something has this process told to end there, as by a preemption's SIGTERM; the
+    tests go on behind it."""
+
+    def end(*_: object, **__: object) -> None:
+        listener = signal.getsignal(signal.SIGTERM)
+        assert callable(listener), "nobody listens"
+        listener(signal.SIGTERM, None)
+
+    monkeypatch.setattr(signal, "raise_signal", lambda _: None)
+    return end
 
 
 @pytest.fixture(scope="session")

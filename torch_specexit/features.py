@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specexit.config import ConfigError
-from specexit.drafts.fingerprints import quantization_of
-from specexit.drafts.target_weights import check_all_plain
+from specexit.drafts.fingerprints import QUANTISED_BY, quantization_of
+from specexit.drafts.target_weights import check_all_plain, target_files
+from specexit.drafts.tensors import INDEX
+from specexit.errors import cut, printable
 from specexit.schemas.target import TargetConfig
 
 
@@ -50,6 +52,27 @@ def check_rotary(target: TargetConfig) -> None:
         )
 
 
+def _check_read_as_served(target: TargetConfig) -> None:
+    """Refuse weights that transformers reads otherwise than vLLM, without a word.
+
+    Raises:
+      ConfigError: it would read another file than those of the index.
+      TensorError: it would read quantised weights as plain ones; or see `target_files`.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+
+    first, served = target.folder / "model.safetensors", target_files(target.folder)
+    if first.exists() and first not in served:
+        raise ConfigError(
+            f"{first}: {INDEX} does not name it, so vLLM serves other weights, but transformers reads this file first: "
+            "move it elsewhere"
+        )
+    fields = target.hf_config()
+    method, read = quantization_of(fields), quantization_of(fields, QUANTISED_BY[:1])
+    if not any(name.startswith(read) for name in KNOWN):  # of bitsandbytes it has two kinds
+        check_all_plain(target.folder, None if method == "none" else method)
+
+
 class TargetFeatures:
     """A target model that gives aux hidden states.
 
@@ -61,8 +84,9 @@ class TargetFeatures:
       head: whether `read` is wanted, for which the LM head is loaded too.
 
     Raises:
-      ConfigError: the model's files lack some of its weights; or see `check_rotary`.
-      TensorError: some are quantised, of which its config.json says nothing.
+      ConfigError: the model's files lack some of its weights, or transformers cannot load them, or would read others
+        than vLLM; or see `check_rotary`.
+      TensorError: some are quantised, and its config.json does not say how, or not in a way that transformers reads.
     """
 
     def __init__(
@@ -78,14 +102,25 @@ class TargetFeatures:
         from transformers.utils import logging
 
         check_rotary(target)
-        if quantization_of(target.hf_config()) == "none":
-            check_all_plain(target.folder)
+        _check_read_as_served(target)
         logging.disable_progress_bar()  # it is drawn without a terminal too
         logging.set_verbosity_error()  # an LM head of its own that is not read is reported as unexpected
         kind: Any = AutoModelForCausalLM if head else AutoModel
-        whole, found = kind.from_pretrained(target.folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        how = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+        try:  # what has another size is refused below: transformers' error has no name of it
+            whole, found = kind.from_pretrained(target.folder, dtype=dtype, ignore_mismatched_sizes=True, **how)
+        except Exception as error:  # whatever a config makes of transformers
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            if "trust_remote_code" in said:
+                said = "its class is code that lies there, which is not run, expected a class of transformers' own"
+            raise ConfigError(f"{target.folder}: transformers cannot load it: {printable(cut(said, 500))}") from error
         if found["missing_keys"]:
             raise ConfigError(f"{target.folder}: weights of {', '.join(sorted(found['missing_keys']))} are missing")
+        if found["mismatched_keys"]:
+            name, there, wanted = min(found["mismatched_keys"])
+            raise ConfigError(
+                f"{target.folder}: weights of {name} have shape {list(there)}, expected {list(wanted)} by config.json"
+            )
         whole.eval().to(device)
         self.model: Any = whole.base_model if head else whole
         self._head = whole.get_output_embeddings() if head else None

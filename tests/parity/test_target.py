@@ -232,3 +232,31 @@ def test_quantised_weights_that_the_config_says_nothing_of_are_refused(
     if name in tensors:  # else transformers says what is missing
         with pytest.raises(InputError, match=said):
             TargetFeatures(described, (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "method"),
+    [
+        ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}, "modelopt"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"text_config": {"compression_config": {"quant_method": "fp8"}}}, "fp8"),
+    ],
+)
+def test_quantised_weights_that_transformers_knows_no_method_of_are_refused(
+    said: dict, method: str, tmp_path: Path
+) -> None:
+    """It passes over what it does not know, and cast the weights without their scales."""
+    name, folder = "model.layers.1.mlp.up_proj.weight", shutil.copytree(tiny.MODEL_DIR, tmp_path / "model")
+    file, described = (
+        folder / "config.json",
+        TargetConfig(name="tiny", path=str(folder), aux_layers=(0, 1), max_model_len=64),
+    )
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    assert TargetFeatures(described, (0, 1)).embedding.isfinite().all(), "none of its weights is quantised"
+    tensors = load_file(folder / "model.safetensors")
+    _as_float8(tensors, name)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    said_by = f"config.json says quant_method '{method}', and transformers does not read that: expected plain weights"
+    expected = f"{name} has dtype F8_E4M3, of which {said_by}"
+    with pytest.raises(InputError, match=re.escape(expected)):
+        TargetFeatures(described, (0, 1))

@@ -21,6 +21,7 @@ from specexit.drafts.inspect import describe
 from specexit.drafts.probing import SCRATCH, kept_rows
 from specexit.drafts.verified import doubt_of
 from specexit.drafts.verify import _arrays, _probe, verify
+from specexit.outputs import Ended
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.verify import VerifyConfig
 from torch_specexit.engine_probe import run_engine
@@ -75,6 +76,20 @@ def test_both_frameworks_agree_on_signals_and_logits(tmp_path, write_random_draf
     tensors["norm.weight"] *= 2
     save_file(tensors, draft / "model.safetensors")
     assert describe(draft)["verified"].startswith("stale")
+
+
+def test_a_notice_leaves_no_logits_behind(random_draft, tmp_path, scratch, told_to_end, monkeypatch):
+    """SIGTERM to this process alone ended it where it stood: a side went on, and up to 2 GiB stayed in TMPDIR."""
+
+    def probed(_side, _config, out):
+        out.mkdir()
+        (out / "0.npz").write_bytes(bytes(8))
+        told_to_end()
+
+    monkeypatch.setattr("specexit.drafts.verify._probe", probed)
+    with pytest.raises(Ended):
+        verify(VerifyConfig(draft=random_draft, traces=tmp_path / "traces.parquet", vllm=False))
+    assert not list(scratch.iterdir())
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from specexit.bench.methods import find_method
 from specexit.bench.process import BenchError
 from specexit.bench.requests import Request, Run
 from specexit.bench.results import read_results
-from specexit.data.traces import Trace, write_traces
+from specexit.data.traces import Trace, TraceError, write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
+from specexit.outputs import Ended
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.stand_in import StandInConfig
@@ -117,6 +118,29 @@ def test_what_differs_from_the_small_target_is_counted(
     assert block is not None
     assert block.policy == policy
     assert shape["of"]["draft.weights"] == weights_hash(config.draft)
+
+
+def test_traces_of_another_tokenizer_than_the_small_targets_are_refused(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a stand-in of gigabytes is written: thinking never opens in them, and no exit is made."""
+    asked = stand_in_for_engines(monkeypatch, set())
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
+    write_traces(config.traces, generated_traces(N), "0" * 64)
+    with pytest.raises(TraceError, match=r"traces\.parquet: written with the tokenizer 000000000000\.\.\., expected"):
+        bench_full_size(config)
+    assert asked == []
+    assert not config.models.exists()
+
+
+def test_a_notice_leaves_nothing_of_the_engines_behind(
+    tmp_path: Path, write_random_draft, scratch: Path, told_to_end, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "run_methods", told_to_end)
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
+    with pytest.raises(Ended):
+        bench_full_size(config)
+    assert not list(scratch.iterdir())
 
 
 def test_a_stand_in_is_measured_on_problems_of_some_tasks_alone(

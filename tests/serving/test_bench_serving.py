@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import REPOSITORY
-from specexit.data.traces import write_traces
+from specexit.data.traces import TraceError, write_traces
 from specexit.drafts.policy import PolicyFile, Serving, write_policy
+from specexit.outputs import Ended
 from specexit.schemas.bench_serving import BenchServingConfig
 from tests.marks import SLOW
 from tests.serving.benching import TARGET, generated_traces, write_random_draft
@@ -125,6 +126,23 @@ def test_a_draft_without_signals_has_no_cost_to_measure(drafts, tmp_path):
     write_traces(tmp_path / "traces.parquet", generated_traces(1))
     with pytest.raises(BenchError, match=r"plain: no specexit block"):
         bench_serving(config(tmp_path, drafts / "plain"))
+
+
+def test_traces_of_another_tokenizer_cost_nothing_and_are_refused(drafts, tmp_path, monkeypatch):
+    """Thinking never opens in them, so nothing is judged: exits were said to be free."""
+    monkeypatch.setattr(module, "BenchProcess", None)
+    write_traces(tmp_path / "traces.parquet", generated_traces(1), "0" * 64)
+    with pytest.raises(TraceError, match=r"traces\.parquet: written with the tokenizer 000000000000\.\.\., expected"):
+        bench_serving(config(tmp_path, drafts / "draft"))
+
+
+def test_a_notice_leaves_no_engine_and_no_draft_behind(drafts, tmp_path, scratch, told_to_end, monkeypatch):
+    """SIGTERM, as a preemption sends it, ended the process where it stood."""
+    monkeypatch.setattr(module, "BenchProcess", told_to_end)
+    write_traces(tmp_path / "traces.parquet", generated_traces(1))
+    with pytest.raises(Ended):
+        bench_serving(config(tmp_path, drafts / "draft"))
+    assert not list(scratch.iterdir())
 
 
 def test_responses_of_one_token_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Engines as processes of a collection: which devices each gets, and what is said of one that dies or fails."""
 
+import errno
 import fcntl
 import json
 import math
@@ -103,7 +104,7 @@ def test_an_engine_that_dies_is_one_clear_error(end, workers, message, parts, tm
     engine = tmp_path / "engine"
     engine.write_text(f"#!/bin/sh\necho 'OSError: no such model' >&2\nread config\n{end}\n")
     engine.chmod(0o755)
-    monkeypatch.setattr(processes.sys, "executable", str(engine))
+    monkeypatch.setattr(sys, "executable", str(engine))
     monkeypatch.setattr(processes, "_visible_gpus", lambda: [])
     asked = {"parts": {"a": {"split": "test"}}} if parts else {"split": "test"}
     out = tmp_path / "out"
@@ -114,6 +115,29 @@ def test_an_engine_that_dies_is_one_clear_error(end, workers, message, parts, tm
     assert any(f"what it said is in {log}; the same command goes on" in str(raised.value) for log in logs)
     assert {log.read_text() for log in logs} == {"OSError: no such model\n"}
     assert str(raised.value).count("\n") == (end == "exit 3")
+
+
+def test_why_an_engine_died_is_said_though_its_log_cannot_be_kept(tmp_path, monkeypatch):
+    """A disk without room for the log is often why it died, and hid everything else."""
+    engine = tmp_path / "engine"
+    engine.write_text("#!/bin/sh\necho 'OSError: no such model' >&2\nread config\nexit 3\n")
+    engine.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(engine))
+    monkeypatch.setattr(processes, "_visible_gpus", lambda: [])
+
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.suffix == ".log":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = (
+        r"with exit code 3; .*engine-0\.log: No space left on device; .* goes on .*; its last lines:\nOSError: no such"
+    )
+    with pytest.raises(CollectError, match=said):
+        collect(CollectConfig(target="tiny-reasoner", out=tmp_path / "out", n=12, split="test", workers=1))
 
 
 STARTING = """

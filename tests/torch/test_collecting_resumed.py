@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from specexit.config import ConfigError
-from specexit.data.traces import TraceError, read_traces
+from specexit.data.traces import TraceError, check_collected, read_traces
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, config
 from torch_specexit.collecting import CollectError, collect, ledger
@@ -170,6 +170,33 @@ def test_a_disk_that_is_full_for_a_file_the_log_or_a_record_is_one_line(full, co
             second.record(4, collected[4])
     with Ledger(asked, TARGET, asks) as third:
         assert third.todo()[0] in (4, 5)
+
+
+def test_a_kill_between_a_file_that_is_written_anew_and_its_record_is_gone_on_with(collected, tmp_path, monkeypatch):
+    """The record was that of the file before, and every start ended in an error: its content is not what it says."""
+    asked = CollectConfig(target="tiny-reasoner", split="test", n=7, chunk=5, out=tmp_path / "out")
+    with Ledger(asked, TARGET, all_asks(asked, TARGET)) as first:
+        for number in first.todo():
+            first.record(number, collected[number])
+    more = asked.model_copy(update={"n": 10})
+    asks, write = all_asks(more, TARGET), ledger.write_traces
+
+    def killed(*arguments) -> None:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with Ledger(more, TARGET, asks) as second, monkeypatch.context() as patch:
+        patch.setattr(ledger, "write_traces", killed)
+        *before, last = second.todo()
+        for number in before:
+            second.record(number, collected[number])
+        with pytest.raises(KeyboardInterrupt):
+            second.record(last, collected[last])
+    with Ledger(more, TARGET, asks) as third:
+        assert third.todo() == []
+        assert third.counts().traces == 10
+    check_collected(tmp_path / "out")
+    assert read_traces(tmp_path / "out") == collected[:10]
 
 
 @pytest.mark.parametrize("change", [{"fate": 1}, None])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import count
@@ -447,3 +448,18 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(name, key, monke
     with pytest.raises(CollectError, match=f"^{name} has a line end or a character beyond ASCII") as error:
         ask_all([[1]], Server(), api_key=key if name == "api_key" else None)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
+@pytest.mark.parametrize("proxy", ["socks5://me:sk-secret@gate:1080", "gopher://gate", "http://me:sk-secret/@gate"])
+def test_a_proxy_that_cannot_be_used_is_one_line_and_not_shown(name, proxy, monkeypatch):
+    """httpx looks at the environment's at once, and it was a traceback."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(name, proxy)
+    with pytest.raises(
+        CollectError, match=rf"^{name}: no proxy that httpx can use, expected .* or NO_PROXY=\*"
+    ) as error:
+        ask_all([[1]], Server())
+    assert "secret" not in str(error.value)
+    monkeypatch.setenv("NO_PROXY", "*")
+    ask_all([[1]], Server())

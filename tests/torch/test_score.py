@@ -83,6 +83,54 @@ def test_a_target_with_an_lm_head_of_its_own(tmp_path, capfd):
         TargetFeatures(target, (1, 2))
 
 
+def test_weights_beside_those_of_the_index_are_refused(tmp_path):
+    """transformers reads `model.safetensors` before it looks at the index, by which vLLM and the fingerprint go."""
+    folder = shutil.copytree(tiny.MODEL_DIR, tmp_path / "model")
+    served = folder / "model-00001-of-00001.safetensors"
+    tensors = load_file((folder / "model.safetensors").rename(served))
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, served.name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    target = load_target_config("tiny-reasoner").model_copy(update={"path": str(folder)})
+    expected = TargetFeatures(target, (1, 2)).embedding
+    torch.testing.assert_close(expected, tensors["model.embed_tokens.weight"].float())
+    stale = {name: torch.zeros_like(value) for name, value in tensors.items()}
+    save_file(stale, folder / "model.safetensors", {"format": "pt"})
+    said = r"model/model\.safetensors: model\.safetensors\.index\.json does not name it, .*: move it elsewhere"
+    with pytest.raises(ConfigError, match=said):
+        TargetFeatures(target, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "GPTQ quantized model requires optimum"),
+        ({"model_type": "new", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}, "which is not run"),
+        ({"model_type": "nobody's"}, "nobody's"),
+        ({"hidden_act": "nobody's"}, 'KeyError: "nobody\'s"'),
+    ],
+)
+def test_a_target_that_transformers_refuses_is_one_line(fields, said, tmp_path, monkeypatch):
+    """It was a traceback; and where the code is the folder's own, a question whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks for a stranger's code"))
+    folder = shutil.copytree(tiny.MODEL_DIR, tmp_path / "model")
+    target = load_target_config("tiny-reasoner").model_copy(update={"path": str(folder)})
+    (folder / "config.json").write_text(json.dumps(target.hf_config() | fields))
+    (folder / "own.py").write_text("class Config: pass\nclass Model: pass\n")
+    with pytest.raises(ConfigError, match=rf"model: transformers cannot load it: .*{said}") as error:
+        TargetFeatures(target, (1, 2))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_size_than_the_config_says_are_named(tmp_path):
+    """transformers' error was a traceback that points to a report, which it had not been let print."""
+    folder = shutil.copytree(tiny.MODEL_DIR, tmp_path / "model")
+    target = load_target_config("tiny-reasoner").model_copy(update={"path": str(folder)})
+    (folder / "config.json").write_text(json.dumps(target.hf_config() | {"vocab_size": 700}))
+    said = r"model: weights of embed_tokens\.weight have shape \[640, 192\], expected \[700, 192\] by config\.json"
+    with pytest.raises(ConfigError, match=said):
+        TargetFeatures(target, (1, 2))
+
+
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
 
 

@@ -22,10 +22,11 @@ from specexit.bench.process import BenchError
 from specexit.bench.requests import Request, Run
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
-from specexit.data.traces import target_named_in
+from specexit.data.traces import check_tokenizer, target_named_in
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.hardware import processors
+from specexit.outputs import removed_at_the_end
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.sampling import SamplingConfig
@@ -56,6 +57,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
       BenchError: an engine fails, there are too few traces, or another benchmark was interrupted here, or measures
         here; or, on a CPU, a text in float32 is not that of a small target in float32: nothing is measured then.
       StandInError, DraftError, ConfigError: the stand-in cannot be made.
+      TraceError: the traces are of another tokenizer than the small target's, or cannot be read.
       FileExistsError: something else lies in its place.
     """
     # Unlike the small one, a model of this size gains from every core (see `torch_specexit.engine`).
@@ -81,6 +83,7 @@ def _measure_all(config: BenchFullSizeConfig) -> tuple[Results, dict[str, Any]]:
     places = config.draft, config.traces
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     small = target_reference(None, *places, name=name)
+    check_tokenizer(config.traces, load_target_config(small))
     exact = write_stand_in(config, small, "float32") if config.n_exact else None
     target, draft = write_stand_in(config, small, "bfloat16")
     runs = {"small": _measure(config, "small", small, config.draft)[0]}
@@ -221,7 +224,7 @@ def _measure(config: BenchFullSizeConfig, kind: str, target: str, draft: Path) -
     )
     found = load_target_config(target)
     journal = Journal(bench.out, asked_of(config, inputs_served(bench, found)) | {"machine": machine()})
-    with tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
+    with removed_at_the_end(), tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
         return run_methods(bench, found, read_problems(bench), journal, Path(scratch))
 
 

@@ -32,10 +32,11 @@ from rich.table import Table
 
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import versions, write_text
-from specexit.data.traces import Trace, read_traces, target_named_in
+from specexit.data.traces import Trace, check_tokenizer, read_traces, target_named_in
 from specexit.drafts.directory import check_target, plain_copy, read_config
 from specexit.hardware import describe_hardware
 from specexit.method.statistics import paired_bootstrap
+from specexit.outputs import removed_at_the_end
 from specexit.processes import python
 from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.target import TargetConfig, find_target
@@ -89,20 +90,21 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
     Raises:
       BenchError: an engine fails; or, in float32 on a CPU, a text differs from plain EAGLE-3's; or exits are
         off, or the plug-in has given up or reports nothing, so that they would cost nothing.
-      DraftError, TraceError: the draft or the traces cannot be used.
+      DraftError, TraceError: the draft or the traces cannot be used, or these are of another tokenizer.
     """
     found = read_config(config.draft)
     target = find_target(
         config.target, config.draft, config.traces, name=found.target_name or target_named_in(config.traces)
     )
     check_target(found, config.draft, target.hf_config(), target.name)
+    check_tokenizer(config.traces, target)  # in another one's ids thinking never opens, and exits cost nothing
     if found.specexit is None:
         raise BenchError(f"{config.draft}: no specexit block, so there is nothing whose cost could be measured")
     refuse_held_back(config, config.draft, besides="shadow")  # no exit is made here anyway
     traces = read_traces(config.traces)
     turns = {batch: {name: Turns() for name in METHODS} for batch in config.batches}
     accelerator = None
-    with tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
+    with removed_at_the_end(), tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
         plain_copy(config.draft, Path(scratch) / "eagle3")
         drafts = {"eagle3": Path(scratch) / "eagle3", "specexit": config.draft}
         setups = {name: _setup(config, target, draft) for name, draft in drafts.items()}

@@ -30,6 +30,9 @@ LONGEST_TRY = 60.0
 SHORTEST_KEY = 8
 """Characters that a key has if it is a secret. ``EMPTY`` and the like are none, and may be parts of other words."""
 
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+"""Variables, in capitals or not, of which httpx takes its proxies."""
+
 
 class _Card(BaseModel):
     id: str
@@ -86,7 +89,7 @@ class Endpoint:
       config: key, time-outs and how many requests it takes at once.
 
     Raises:
-      CollectError: no HTTP header can hold the key.
+      CollectError: no HTTP header can hold the key, or httpx cannot use a proxy that the environment names.
     """
 
     def __init__(self, url: str, config: CollectConfig):
@@ -103,7 +106,14 @@ class Endpoint:
         self.timeout = httpx.Timeout(config.timeout, connect=min(20.0, config.timeout))
         self.try_timeout = httpx.Timeout(min(LONGEST_TRY, config.timeout), connect=min(20.0, config.timeout))
         limits = httpx.Limits(max_connections=config.requests + 2)
-        self.client = httpx.AsyncClient(headers=headers, limits=limits)
+        try:
+            self.client = httpx.AsyncClient(headers=headers, limits=limits)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # which may repeat a password
+            named = [name for name in os.environ if name.lower() in PROXIES]
+            raise CollectError(
+                f"{', '.join(named) or 'proxy settings'}: no proxy that httpx can use, expected an http:// or https:// "
+                "address, one of SOCKS where `pip install 'httpx[socks]'` was run, or NO_PROXY=* to use none"
+            ) from error
         self.model = ""
         self.vocabulary = 0
         self.going = 0

@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -240,6 +240,8 @@ class Ledger:
         """Write a chunk's file, enter it, and let go of its rows."""
         traces = [self.rows[i] for i in range(chunk.start, chunk.start + len(chunk.asks))]
         path = self.out / chunk.file
+        if chunk.file in read_files(self.out):  # of another content, which a kill before the next entry would leave
+            self._enter({chunk.file: None})
         write_traces(path, traces, self.tokenizer)
         counts = sum(map(count, traces), Counts())
         entry = Finished(sha256=file_sha256(path), asks=asks_sha256(chunk.asks), counts=counts)
@@ -251,13 +253,14 @@ class Ledger:
         if self.logged > 2 * len(self.rows):  # at every chunk it would write all waiting rows again
             self._rewrite_log()
 
-    def _enter(self, files: dict[str, Finished]) -> None:
-        """Enter files into the manifest. It is written without any, too, as it says how much is to come."""
+    def _enter(self, files: Mapping[str, Finished | None]) -> None:
+        """Enter files into the manifest, and take out those that are None. It is written without any, too, as it says
+        how much is to come."""
         with exclusive(self.out):
             there = read_manifest(self.out)
-            files = dict(sorted((there.files | files).items()))
+            entered = {name: entry for name, entry in sorted({**there.files, **files}.items()) if entry is not None}
             weights = same_weights(self.out, there, self.target, self.weights)
-            record = Manifest(traces=self.asked, weights=weights, files=files).model_dump(mode="json")
+            record = Manifest(traces=self.asked, weights=weights, files=entered).model_dump(mode="json")
             write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
 
     def _rewrite_log(self) -> None:

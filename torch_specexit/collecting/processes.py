@@ -164,8 +164,12 @@ class _Worker:
     def _failure(self, code: int) -> str:
         """How the process ended, for a person; keeps its log in the output folder."""
         self.log.seek(0)
-        self.kept_log.write_bytes(said := self.log.read())
-        goes_on = f"what it said is in {self.kept_log}; the same command goes on with what is finished"
+        said, kept = self.log.read(), f"what it said is in {self.kept_log}"
+        try:
+            self.kept_log.write_bytes(said)
+        except OSError as error:  # a disk that is full may be why it ended
+            kept = f"what it said cannot be kept in {self.kept_log}: {error.strerror}"
+        goes_on = f"{kept}; the same command goes on with what is finished"
         if code > 0:
             last = said.decode(errors="replace").splitlines()[-15:]
             return "\n".join([f"an engine ended with exit code {code}; {goes_on}; its last lines:", *last])

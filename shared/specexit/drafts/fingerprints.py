@@ -13,6 +13,8 @@ from specexit.drafts.target_weights import target_files
 
 MODELOPT = "hf_quant_config.json"
 """Where ModelOpt, up to version 0.29, says how it has quantised a model; ``config.json`` says nothing of it then."""
+QUANTISED_BY = ("quantization_config", "compression_config")
+"""Keys of ``config.json`` that say how a model is quantised; vLLM reads both, transformers the first alone."""
 BLOCKS, BLOCK = 64, 4096
 
 
@@ -50,8 +52,12 @@ def _blocks(path: Path, size: int) -> Iterator[bytes]:
             yield file.read(BLOCK)
 
 
-def quantization_of(fields: Mapping[str, Any]) -> str:
+def quantization_of(fields: Mapping[str, Any], keys: tuple[str, ...] = QUANTISED_BY) -> str:
     """The method by which a model's weights are quantised, as its ``config.json`` calls it; 'none' without one.
+
+    Args:
+      fields: of that file.
+      keys: where it is looked for; the first that says something counts.
 
     Example:
       >>> quantization_of({"quantization_config": {"quant_method": "gptq", "bits": 4}})
@@ -62,7 +68,7 @@ def quantization_of(fields: Mapping[str, Any]) -> str:
     said = None
     for place in (fields, fields.get("text_config")):  # the second where the model reads images, too
         if said is None and isinstance(place, Mapping):
-            said = place.get("quantization_config") or place.get("compression_config")  # the latter is the older key
+            said = next((value for key in keys if (value := place.get(key))), None)
     return str(said.get("quant_method") or "none") if isinstance(said, Mapping) else "none"
 
 

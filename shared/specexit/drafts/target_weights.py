@@ -7,6 +7,7 @@ from pathlib import Path
 
 from specexit.drafts.files import TensorError, parse_json
 from specexit.drafts.tensors import DTYPES, FLOATS, INDEX, Stored, entry_of, header_of, weight_map
+from specexit.errors import shown
 
 QUANTISED = (".weight_scale", ".weight_scale_inv", ".weight_packed", ".qweight", ".SCB", ".weight.absmax")
 """Ends of the names of tensors that lie beside, or in the place of, a quantised ``.weight``."""
@@ -68,19 +69,25 @@ def some_of(folder: Path, names: Collection[str]) -> dict[str, Stored]:
     return found
 
 
-def check_plain(folder: Path, name: str, names: Collection[str], code: str | None) -> None:
-    """Refuse a quantised weight in a folder whose ``config.json`` does not say so: its numbers alone mean nothing.
+def check_plain(folder: Path, name: str, names: Collection[str], code: str | None, method: str | None = None) -> None:
+    """Refuse a quantised weight of which the reader does not know how it is: its numbers alone mean nothing.
 
     Args:
       folder: named in errors.
       name: of the weight.
       names: of all tensors of the folder.
       code: the weight's type, by its name in a header or numpy's; None where there is no tensor of that name.
+      method: that ``config.json`` names and transformers does not read; None where it names none.
 
     Raises:
       TensorError: it is of whole numbers or float8, or another tensor says how it is quantised.
     """
     expected = "expected plain weights in F32, BF16 or F16, or a quantization_config in config.json that says how"
+    if method is not None:
+        expected = (
+            f"of which config.json says quant_method {shown(method)}, and transformers does not read that: expected "
+            "plain weights in F32, BF16 or F16, or a quantization_config of a method that it knows"
+        )
     for end in QUANTISED:
         beside = name.removesuffix(".weight") + end
         if beside in names:
@@ -89,7 +96,7 @@ def check_plain(folder: Path, name: str, names: Collection[str], code: str | Non
         raise TensorError(f"{folder}: {name} has dtype {code}, {expected}")
 
 
-def check_all_plain(folder: Path) -> None:
+def check_all_plain(folder: Path, method: str | None = None) -> None:
     """`check_plain` of every weight of a model's folder.
 
     Raises:
@@ -98,4 +105,4 @@ def check_all_plain(folder: Path) -> None:
     fields = {name: one for path in target_files(folder) for name, one in header_of(path)[0].items()}
     for name, said in fields.items():
         if name.endswith(".weight"):
-            check_plain(folder, name, fields, str(said.get("dtype") if isinstance(said, dict) else said))
+            check_plain(folder, name, fields, str(said.get("dtype") if isinstance(said, dict) else said), method)

@@ -45,6 +45,7 @@ from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import FILE, Accepted, acceptance_words, geometry_sha256
 from specexit.errors import install
 from specexit.method.signals import NAMES
+from specexit.outputs import removed_at_the_end
 from specexit.processes import python
 from specexit.schemas.target import TargetConfig, target_reference
 from specexit.schemas.verify import VerifyConfig
@@ -83,7 +84,7 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     n, passed_over = _passed_over(config, vocab_size_of(target), asked)
     config = config.model_copy(update={"n": n})
     rows = _kept(config, draft)
-    with tempfile.TemporaryDirectory() as scratch:
+    with removed_at_the_end(), tempfile.TemporaryDirectory() as scratch:
         torch = _probe("torch", config, Path(scratch) / "torch")
         ran = json.loads((torch / RAN).read_text())  # PyTorch knows whether there is a GPU
         dtype, device = ran["dtype"], ran["device"]
