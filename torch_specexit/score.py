@@ -7,6 +7,7 @@ and `calibrate` work from the file this writes. Traces are read in blocks, so th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,7 @@ def score(config: ScoreConfig) -> int:
       DraftError: the draft is unusable, plain, or made for another target.
       TraceError: the traces are unreadable, there are none, one is there twice, or they are of another target or
         tokenizer.
-      ScoreError: a signal is not finite, or ``out`` holds other scores.
+      ScoreError: a signal is not finite, the device has too little memory, or ``out`` holds other scores.
       ConfigError: the target is unknown, or the one given is not the draft's.
       FileExistsError: the output folder is not empty, and holds no scores.
     """
@@ -72,11 +73,12 @@ def score(config: ScoreConfig) -> int:
     inputs = weights_hash(config.draft), target_fingerprint(target.folder), data_sha256(config.traces)
     if (there := _scored(config, *inputs)) is not None:
         return there
-    features, draft = load_pair(config, target, draft_config)
+    with _memory_in_one_line(config):
+        features, draft = load_pair(config, target, draft_config)
     columns = ("id", "sample", "prompt_ids", "think_ids")
     rows = once(read_batches(config.traces, Trace, columns, vocab_size=vocab_size_of(target)), config.traces)
     n = 0
-    with new_folder(config.out) as folder:
+    with _memory_in_one_line(config), new_folder(config.out) as folder:
         with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, *inputs) as writer:
             found = blocks(rows, BLOCK_TOKENS)
             scored = (one for block in found for one in score_block(block, features, draft, config.batch_tokens))
@@ -88,6 +90,22 @@ def score(config: ScoreConfig) -> int:
             raise TraceError(f"{config.traces}: holds no traces")
         save_run(config, folder)
     return n
+
+
+@contextmanager
+def _memory_in_one_line(config: ScoreConfig) -> Iterator[None]:
+    """Turn an error of a device without room in the block into one line.
+
+    Raises:
+      ScoreError: there was one.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ScoreError(
+            f"{config.out}: the device has too little memory, expected a smaller batch_tokens than "
+            f"{config.batch_tokens}, dtype=bfloat16 where it was float32, or device=cpu"
+        ) from error
 
 
 def _scored(config: ScoreConfig, draft: str, target: str | None, data: str) -> int | None:

@@ -134,6 +134,20 @@ def test_weights_of_another_size_than_the_config_says_are_named(tmp_path):
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
 
 
+@pytest.mark.parametrize("where", ["TargetFeatures", "raw_signals"])
+def test_a_device_that_is_too_small_is_one_line_with_what_to_change(where, paths, monkeypatch):
+    """torch's error was a traceback."""
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(f"torch_specexit.score.{where}", full)
+    said = r"the device has too little memory, expected a smaller batch_tokens than 8192, .* or device=cpu"
+    with pytest.raises(ScoreError, match=said):
+        score(ScoreConfig(**paths, batch_tokens=8192))
+    assert not paths["out"].exists()
+
+
 @pytest.mark.parametrize("rope", [LONG | {"original_max_position_embeddings": 512}, LONG | {"rope_type": "su"}])
 def test_longrope_beyond_the_original_context_is_refused(rope, tmp_path):
     """transformers chooses the factors by the longest text of a batch, vLLM once for all: they are other states."""
