@@ -65,12 +65,6 @@ STEPS = (
         "What each choice of the method is worth on these traces.",
     ),
     (
-        "bench",
-        "bench draft=RUN/draft traces=RUN/traces/test n=16 n_latency=4 rounds=2 batches=[4] methods=[eagle3,specexit] "
-        "out=RUN/gallery/bench",
-        "Real engines on sixteen problems, too few to say anything; on a terminal progress bars.",
-    ),
-    (
         "bench-replay",
         "bench-replay bench=RUN/bench traces=RUN/labelled/test draft=RUN/draft scores=RUN/scores/test "
         "out=RUN/gallery/replay.json",
@@ -88,11 +82,6 @@ STEPS = (
         "Somebody's EAGLE-3 draft; here the one just exported.",
     ),
     ("migrate", "migrate draft=RUN/gallery/draft", "A directory of an older version; here one that is up to date."),
-    (
-        "stand-in",
-        "stand-in target=tiny-reasoner shape=qwen3-0.6b draft=RUN/draft out=RUN/gallery/stand-in",
-        "The tiny reasoner and its draft in the matrices of Qwen3-0.6B.",
-    ),
 )
 """Command, its arguments, and what it is for; ``RUN`` is the demo's folder."""
 
@@ -112,6 +101,7 @@ NOT_SHOWN = {
     "demo": "it runs most of the commands above, one after the other",
     "features": "an engine reads for minutes; [stored features](training-variants.md#stored-features)",
     "plan": "it needs libtpu, of 0.7 GB; [planning](planning.md)",
+    "bench": "engines serve for minutes; its table is that of the README",
     "bench-serving": "engines serve for minutes; [what it measures](serving-measured.md)",
     "bench-data": "times, which say something on an idle machine alone; [data](data.md)",
     "bench-labels": "an engine's times; [collecting](collecting.md)",
@@ -119,6 +109,7 @@ NOT_SHOWN = {
     "bench-recipe": "it trains a draft for every variant and seed",
     "bench-certificate": "thousands of samples; [the guarantee in numbers](method.md#the-guarantee)",
     "bench-full-size": "engines of a real target's size; [evidence](evidence.md)",
+    "stand-in": "it writes a model of a real target's size, and says only where",
     "serve": "it serves until it is stopped; its `check` prints a table of an engine's hooks, wider than a page",
     "chat": "it asks a server, and waits for a person",
     "report": "it prints nothing: what it writes is a page",
