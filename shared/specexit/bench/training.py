@@ -29,9 +29,10 @@ from specexit.schemas.bench_training import BenchTrainingConfig
 SIDES = {"jax": "jax_specexit.bench_step", "speculators": "torch_specexit.bench.step"}
 """Modules of the two processes."""
 
-LOSS_TOLERANCE = 1e-3
-"""Relative. Sums in another order differ by 1e-6, bfloat16 in other places by up to 5e-4 (four seeds of a small
-draft); a shift that is off by one moves it by more, as a test shows."""
+LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
+"""Relative, by dtype. Sums in another order differ by 1e-6, bfloat16 in other places by up to 5e-4 (four seeds of a
+small draft). A shift that is off by one moves it by more, as a test shows: at the shipped sizes one of the embeddings
+alone by 2.7e-4, which the rounding of bfloat16 hides, those of the states by more than 1e-3."""
 
 PERSISTENCE = 0.9
 """Correlation of a target state with the one before it. The draft is shown the next one, so its loss grows with what
@@ -53,7 +54,7 @@ def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
             for name, module in SIDES.items()
         }
         first = {name: side.wait_ready() for name, side in sides.items()}
-        check_losses(first["jax"]["loss"] - entropy, first["speculators"]["loss"])
+        check_losses(first["jax"]["loss"] - entropy, first["speculators"]["loss"], config.dtype)
         turns = take_turns(config, sides)
         memory = sides["jax"].ask({"attention_memory": list(config.lengths)})
         weights = sides["jax"].ask({"weights": ["draft", "fc"]})
@@ -128,13 +129,13 @@ def _matrix(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     return (rng.normal(size=(rows, columns)) * columns**-0.5).astype(np.float32)
 
 
-def check_losses(ours: float, theirs: float) -> None:
+def check_losses(ours: float, theirs: float, dtype: str) -> None:
     """Check that both sides compute the same loss.
 
     Raises:
       BenchError: they do not.
     """
-    if not abs(ours - theirs) <= LOSS_TOLERANCE * abs(theirs):  # NaN fails
+    if not abs(ours - theirs) <= LOSS_TOLERANCE[dtype] * abs(theirs):  # NaN fails
         raise BenchError(f"loss of the first step: {ours:.4f} in JAX, expected speculators' {theirs:.4f}")
 
 
