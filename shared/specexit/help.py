@@ -74,7 +74,7 @@ def rows(schema: type[BaseModel], values: Mapping[str, Any] | None = None, prefi
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             inner = default.model_dump(mode="json") if isinstance(default, BaseModel) else {}
-            yield from rows(nested, inner | (given if isinstance(given, Mapping) else {}), f"{prefix}{key}.")
+            yield from rows(nested, {**inner, **(given if isinstance(given, Mapping) else {})}, f"{prefix}{key}.")
             continue
         kind, optional, _ = kind_of(nested).partition(", or null")
         kind = " ".join(part for part in (kind, limits_of(field)) if part) + optional
