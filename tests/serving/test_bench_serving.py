@@ -81,11 +81,12 @@ def test_a_text_that_differs_is_an_error_in_float32_on_a_cpu_and_counted_elsewhe
     assert (rounded["texts_that_differ"], rounded["dtype"]) == ({"8": 1}, "bfloat16")
 
 
-def test_the_full_size_runs_at_both_batches_that_it_is_judged_at():
-    file = REPOSITORY / "configs" / "bench" / "serving-full-size.yaml"
+def test_it_runs_at_a_real_targets_size_and_at_both_batches_that_it_is_judged_at():
+    file = REPOSITORY / "configs" / "bench" / "serving.yaml"
     found = BenchServingConfig.model_validate(yaml.safe_load(file.read_text()))
     assert found.batches == (1, 8)
     assert found.target == str(found.draft.parent / "target.yaml")
+    assert found.out.name == "serving.json"
 
 
 class Engine(BenchProcess):
