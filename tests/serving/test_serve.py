@@ -87,7 +87,7 @@ def test_every_option_of_vllm_serve_is_one_here_whatever_wheel_it_is_of(write_ra
     fits = {"hidden_size": 192, "target_hidden_size": 192, "vocab_size": 640}
     draft = write_random_draft(tmp_path / "draft", "draft", **fits, eagle_aux_hidden_state_layer_ids=(1, 3, 4))
     config = ServeConfig(target="tiny-reasoner", draft=draft, arguments=("--api-server-count", "2"))
-    _, _, module, *words = serve_command(config)
+    _, _, _, module, *words = serve_command(config)
     heard = []
     monkeypatch.setattr("vllm.entrypoints.cli.serve.run_multi_api_server", heard.append)
     monkeypatch.setattr("uvloop.run", lambda one_server: one_server.close())

@@ -23,7 +23,7 @@ def ran(monkeypatch):
     commands = SimpleNamespace(all=[], last=0)
 
     def run(command, env):
-        arguments = command[3:]
+        arguments = command[4:]
         commands.all.append(arguments[0])
         keys = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
         out = Path(keys.get("out", keys.get("draft")))
