@@ -266,6 +266,22 @@ def _stored_batch(shapes: Shapes, mesh: Mesh | AbstractMesh) -> float:
     return rows * shapes.length * bytes_per_token(shapes.stored, len(shapes.layers), shapes.target.hidden_size) / GIB
 
 
+def _beside_the_next(memory: Memory, batch: float, shapes: Shapes, chip: Chip) -> Memory:
+    """A step's memory with the next batch of so many GiB, which comes while the step runs.
+
+    Raises:
+      ConfigError: a program of the chip cannot have as much.
+    """
+    total, has = memory.total + batch, chip.usable_gib or chip.hbm_gib
+    if batch and total > has:  # what has compiled without one fits
+        raise ConfigError(
+            f"batch_size={shapes.batch} of length {shapes.length} needs {total:.1f} GiB of HBM per chip with the next "
+            f"batch of features beside it, a {chip.name} has {has:g}: choose a smaller batch_size, or a smaller length"
+        )
+    arguments, spare = memory.arguments + batch, 1 - total / chip.hbm_gib
+    return dataclasses.replace(memory, arguments=arguments, total=total, spare=spare)
+
+
 def _batch_that_fits(
     arguments: float, temporaries: float, capacity: float, shapes: Shapes, mesh: Mesh | AbstractMesh
 ) -> int:
@@ -299,16 +315,8 @@ def summarise(
 ) -> Plan:
     """The plan of a compiled step."""
     assert config.topology is not None
-    memory, batch = memory_of(compiled, chip), _stored_batch(shapes, mesh)
-    total, has = memory.total + batch, chip.usable_gib or chip.hbm_gib  # the next one comes while a step runs
-    if total > has:
-        raise ConfigError(
-            f"batch_size={shapes.batch} of length {shapes.length} needs {total:.1f} GiB of HBM per chip with the next "
-            f"batch of features beside it, a {chip.name} has {has:g}: choose a smaller batch_size, or a smaller length"
-        )
-    memory = dataclasses.replace(
-        memory, arguments=memory.arguments + batch, total=total, spare=1 - total / chip.hbm_gib
-    )
+    batch = _stored_batch(shapes, mesh)
+    memory = _beside_the_next(memory_of(compiled, chip), batch, shapes, chip)
     work = list(step_work(config, shapes, mesh))
     flops = sum(w.flops for w in work)
     by_part, by_axis = defaultdict(float), defaultdict(float)
