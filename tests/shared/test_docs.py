@@ -17,6 +17,7 @@ from specexit import cli
 from specexit.bench.methods import NAMES, find_method
 from specexit.config import load
 from specexit.drafts.policy import Serving
+from specexit.errors import install
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import TargetConfig
@@ -65,10 +66,19 @@ def test_a_page_says_on_which_machine_each_command_runs() -> None:
     named = [(name, cell[1]) for cell in cells for name in re.findall(r"`([a-z-]+)`", cell[2])]
     assert sorted(name for name, _ in named) == sorted(cli.COMMANDS)
     assert {name for name, machine in named if "TPU" in machine} == {
-        name for name, command in cli.COMMANDS.items() if command.extra == "train"
+        name for name, command in cli.COMMANDS.items() if command.extra in ("train", "tpu")
     }
     on_gpus = {name for name, machine in named if "GPU" in machine}
     assert {name for name, command in cli.COMMANDS.items() if "serve" in (command.extra or "")} <= on_gpus
+
+
+def test_what_a_plan_needs_is_not_put_beside_vllm() -> None:
+    """The newest JAX of `train` is refused by it, and beside libtpu vLLM does not start."""
+    assert [name for name, command in cli.COMMANDS.items() if command.extra == "tpu"] == ["plan"]
+    assert "without vLLM" in install("tpu")
+    assert "vLLM" not in install("train")
+    (needs,) = re.findall(r"^\|.*`plan`.*\| (.*) \|$", (ROOT / "docs" / "index.md").read_text(), re.M)[-1:]
+    assert "for `plan` on any machine, `tpu`, in an environment without vLLM" in needs
 
 
 def test_the_readme_says_what_make_test_slow_is_for() -> None:
