@@ -211,6 +211,17 @@ def test_a_tilde_is_the_home_folder_in_lists_and_mappings_too(recipe, tmp_path, 
             load(Paths, None, [empty])
 
 
+@pytest.mark.parametrize("given", ["out=A", "several=[x, A]", "several=A", "named.a=A", "nested.a.b=A"])
+def test_an_address_is_refused_by_its_key_in_lists_and_mappings_too(given):
+    """It was the folder `gs:`, and the error behind it named no key."""
+    key = re.split(r"[.=]", given)[0]
+    with pytest.raises(ConfigError, match=rf"config: {key} is .*gs://bucket/x.*: is an address, expected a path on di"):
+        load(Paths, None, [given.replace("A", "gs://bucket/x")])
+    with pytest.raises(ConfigError, match=r"config: scores is .*: is an address"):
+        load(AblateConfig, None, ["traces=t", "out=o", "scores.draft=gs://bucket/x"])
+    assert str(load(Paths, None, ["source=gs://bucket/x", "text=gs://bucket/x"]).source) == "gs://bucket/x"
+
+
 def test_an_override_changes_no_other_place_of_an_alias(tmp_path):
     """An alias is the very object of its anchor, so that `test.n` was 5 as well."""
     path = tmp_path / "c.yaml"
