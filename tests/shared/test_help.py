@@ -97,6 +97,13 @@ def test_what_is_said_of_a_section_stands_beside_its_first_key() -> None:
     assert told == "largest batch (here always the largest of batches)"
 
 
+@pytest.mark.parametrize("name", ["annotate", "pack", "ablate", "report"])
+def test_help_says_that_the_copy_beside_traces_is_their_target(name: str) -> None:
+    """It said that a name was looked up, and an edited file in configs/targets seemed to be read."""
+    (told,) = [row.meaning for row in rows(cli._load(cli.COMMANDS[name].schema)) if row.key == "target"]
+    assert "by default the copy that lies with the traces (target.yaml), else" in told
+
+
 def test_help_says_how_much_accuracy_methods_of_a_benchmark_may_be_tuned_to_lose() -> None:
     """As `specexit.bench.inputs.tolerance_of` has it."""
     meaning = {row.key: row.meaning for row in rows(BenchConfig)}["calibration_traces"]
