@@ -16,7 +16,7 @@ import pytest
 from specexit import cli
 from specexit.bench.methods import NAMES, find_method
 from specexit.config import load
-from specexit.drafts.policy import Serving
+from specexit.drafts.policy import PolicyFile, Serving
 from specexit.errors import install
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.calibrate import CalibrateConfig
@@ -155,6 +155,23 @@ def test_the_page_on_files_names_every_file_that_a_command_writes() -> None:
     assert sorted(name for name in named - others - passing if f"`{name}`" not in page) == []
 
 
+def test_the_page_on_files_says_who_writes_a_policy_and_what_a_fresh_one_does() -> None:
+    """A draft that was only converted exits as well, on no evidence."""
+    page = (ROOT / "docs" / "formats.md").read_text()
+    (writers,) = re.findall(r"^\| `policy\.json` beside them \| (.*?) \|", page, re.M)
+    assert {"convert", "calibrate", "migrate", "export", "stand-in"} <= set(re.findall(r"`([a-z-]+)`", writers))
+    assert "API server processes" in writers
+    fresh = PolicyFile()
+    (point,) = fresh.points
+    ((signal, threshold),) = point.policy.thresholds.items()
+    assert point.certificate is None
+    said = (
+        f"one point, `{fresh.default}`, which exits at {signal} {threshold} without a certificate: `calibrate` before"
+    )
+    (told,) = re.findall(r"^\*\*`policy\.json`\*\* lies .*?\n\n", page, re.M | re.S)
+    assert said in " ".join(told.split())
+
+
 def test_pages_say_what_needs_a_reference() -> None:
     """It cannot be given to prompts any more once they are collected."""
     data, bench = ((ROOT / "docs" / name).read_text() for name in ("data.md", "bench.md"))
@@ -233,6 +250,10 @@ def test_the_page_on_training_makes_what_every_full_size_recipe_reads() -> None:
     (name, given), *others = re.findall(r"specexit (?:plan|train) (\S+) (topology=[^#\n]*?) *(?:#.*)?$", told, re.M)
     assert others == [(name, given)], "what is planned is what is trained"
     other = load(TrainConfig, folder / f"{name}.yaml", given.split())
+    begun = {name: str(recipe.init_from) for name, recipe in recipes.items() if recipe.init_from is not None}
+    assert {name for name in begun if name.endswith(("-warm-draft", "-warm-fc"))} == set(begun)
+    imports = dict(re.findall(r"`specexit import FOLDER target=(\S+) out=(\S+)`", told))
+    assert {name: imports[recipes[name].target] for name in begun} == begun
     mesh, (_, _, shape) = other.mesh, (other.topology or "").partition(":")
     assert math.prod(map(int, shape.split("x"))) == mesh.data * mesh.fsdp * mesh.expert * mesh.context * mesh.tensor
     assert other.batch_size % (mesh.data * mesh.fsdp * mesh.expert) == 0
