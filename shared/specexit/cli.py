@@ -82,7 +82,7 @@ COMMANDS = {
         "What a recipe needs on a TPU slice that is not there yet: memory, time at best, what binds.",
         "specexit.schemas.plan:PlanConfig",
         "jax_specexit.planning.plan:plan",
-        "train",
+        "tpu",
         "recipes",
     ),
     "train": Command(

@@ -60,8 +60,22 @@ class Config(BaseModel):
     @field_validator("*")
     @classmethod
     def _on_disk(cls, value: Any) -> Any:
-        """A path is on disk, unless its key is a `specexit.buckets.Location`."""
-        return refuse_bucket(value) if isinstance(value, Path) else value
+        """A path is on disk, in a list and under a name as well, unless its key is a `specexit.buckets.Location`."""
+        _refuse_buckets(value)
+        return value
+
+
+def _refuse_buckets(value: Any) -> None:
+    """Check every path of a value.
+
+    Raises:
+      ValueError: one is an address.
+    """
+    if isinstance(value, Path):
+        refuse_bucket(value)
+    elif isinstance(value, tuple | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            _refuse_buckets(one)
 
 
 def _as_meant(value: Any, wanted: Any) -> Any:

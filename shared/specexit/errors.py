@@ -73,12 +73,14 @@ def printable(text: str) -> str:
 
 def install(extra: str) -> str:
     """How an extra of ours is installed. No index has the package, so its name alone would bring nothing, or another's.
+    What brings libtpu is not put beside vLLM, which would not start any more.
 
     Example:
       >>> install("ray")
       "pip install '.[ray]' in a checkout of SpecExit, or 'WHEEL[ray]'"
     """
-    return f"pip install '.[{extra}]' in a checkout of SpecExit, or 'WHEEL[{extra}]'"
+    where = " (in an environment without vLLM, which does not start beside libtpu)" if extra == "tpu" else ""
+    return f"pip install '.[{extra}]' in a checkout of SpecExit, or 'WHEEL[{extra}]'{where}"
 
 
 def dotted(problem: Mapping[str, Any]) -> str:

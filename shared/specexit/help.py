@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -74,7 +74,10 @@ def rows(schema: type[BaseModel], values: Mapping[str, Any] | None = None, prefi
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             inner = default.model_dump(mode="json") if isinstance(default, BaseModel) else {}
-            yield from rows(nested, {**inner, **(given if isinstance(given, Mapping) else {})}, f"{prefix}{key}.")
+            inside = list(rows(nested, {**inner, **(given if isinstance(given, Mapping) else {})}, f"{prefix}{key}."))
+            if field.description:  # of a section, which has no row of its own
+                inside[0] = replace(inside[0], meaning=f"{inside[0].meaning} ({field.description})")
+            yield from inside
             continue
         kind, optional, _ = kind_of(nested).partition(", or null")
         kind = " ".join(part for part in (kind, limits_of(field)) if part) + optional

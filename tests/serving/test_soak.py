@@ -1,7 +1,7 @@
 """A server for twenty minutes under everything that real ones meet: clients of all kinds, some of which hang up, ask
 for nonsense or end their thinking, while policies are reloaded, the draft's weights are replaced piece by piece, the
-engine sleeps and wakes, and running requests are put back, or preempted for want of KV blocks. ``make soak``;
-five minutes in ``make test-slow``.
+engine sleeps and wakes, and running requests are put back, or preempted for want of KV blocks. ``make soak``, and in
+``make test-slow``.
 
 The checking mode is on: the engine would die of a row that is not what its request's tokens say, and all clients fail.
 """

@@ -16,7 +16,10 @@ from specexit.buckets import Location
 from specexit.cli import COMMANDS, _load, parse
 from specexit.config import Config, ConfigError, find, load, revision, save_run, write_text
 from specexit.schemas.ablate import AblateConfig
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.bench_recipe import BenchRecipeConfig
+from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.chat import ChatConfig
 from specexit.schemas.collect import CollectConfig, PartConfig
@@ -209,6 +212,36 @@ def test_a_tilde_is_the_home_folder_in_lists_and_mappings_too(recipe, tmp_path, 
     for empty in ("several=['']", "named.a=", "nested.a.b="):
         with pytest.raises(ConfigError, match="expected a path"):
             load(Paths, None, [empty])
+
+
+@pytest.mark.parametrize("given", ["out=A", "several=[x, A]", "several=A", "named.a=A", "nested.a.b=A"])
+def test_an_address_is_refused_by_its_key_in_lists_and_mappings_too(given):
+    """It was the folder `gs:`, and the error behind it named no key."""
+    key = re.split(r"[.=]", given)[0]
+    with pytest.raises(ConfigError, match=rf"config: {key} is .*gs://bucket/x.*: is an address, expected a path on di"):
+        load(Paths, None, [given.replace("A", "gs://bucket/x")])
+    with pytest.raises(ConfigError, match=r"config: scores is .*: is an address"):
+        load(AblateConfig, None, ["traces=t", "out=o", "scores.draft=gs://bucket/x"])
+    assert str(load(Paths, None, ["source=gs://bucket/x", "text=gs://bucket/x"]).source) == "gs://bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "largest"),
+    [
+        (BenchConfig, ["draft=d", "traces=t", "out=o", "batches=[8, 32]"], 32),
+        (BenchServingConfig, ["draft=d", "traces=t", "out=o", "batches=[32, 8]"], 32),
+        (BenchFullSizeConfig, ["draft=d", "traces=t", "models=m", "out=o", "batch=32"], 32),
+    ],
+)
+def test_a_largest_batch_that_would_not_be_heard_is_refused(schema, given, largest):
+    """The engines took the largest of `batches`, whatever was asked for."""
+    for heard in ([], [f"engine.max_num_seqs={largest}"]):
+        config = load(schema, None, [*given, *heard])
+        assert schema.model_validate(config.model_dump(mode="json")) == config, "as a run.yaml has it"
+    with pytest.raises(
+        ConfigError, match=r"engine\.max_num_seqs is 4, expected none: here it is the largest batch, 32"
+    ):
+        load(schema, None, [*given, "engine.max_num_seqs=4"])
 
 
 def test_an_override_changes_no_other_place_of_an_alias(tmp_path):

@@ -16,7 +16,8 @@ import pytest
 from specexit import cli
 from specexit.bench.methods import NAMES, find_method
 from specexit.config import load
-from specexit.drafts.policy import Serving
+from specexit.drafts.policy import PolicyFile, Serving
+from specexit.errors import install
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import TargetConfig
@@ -65,10 +66,19 @@ def test_a_page_says_on_which_machine_each_command_runs() -> None:
     named = [(name, cell[1]) for cell in cells for name in re.findall(r"`([a-z-]+)`", cell[2])]
     assert sorted(name for name, _ in named) == sorted(cli.COMMANDS)
     assert {name for name, machine in named if "TPU" in machine} == {
-        name for name, command in cli.COMMANDS.items() if command.extra == "train"
+        name for name, command in cli.COMMANDS.items() if command.extra in ("train", "tpu")
     }
     on_gpus = {name for name, machine in named if "GPU" in machine}
     assert {name for name, command in cli.COMMANDS.items() if "serve" in (command.extra or "")} <= on_gpus
+
+
+def test_what_a_plan_needs_is_not_put_beside_vllm() -> None:
+    """The newest JAX of `train` is refused by it, and beside libtpu vLLM does not start."""
+    assert [name for name, command in cli.COMMANDS.items() if command.extra == "tpu"] == ["plan"]
+    assert "without vLLM" in install("tpu")
+    assert "vLLM" not in install("train")
+    (needs,) = re.findall(r"^\|.*`plan`.*\| (.*) \|$", (ROOT / "docs" / "index.md").read_text(), re.M)[-1:]
+    assert "for `plan` on any machine, `tpu`, in an environment without vLLM" in needs
 
 
 def test_the_readme_says_what_make_test_slow_is_for() -> None:
@@ -143,6 +153,23 @@ def test_the_page_on_files_names_every_file_that_a_command_writes() -> None:
     passing = {"engine.json", "ran.json", "mistakes.json"}  # between two processes
     page = (ROOT / "docs" / "formats.md").read_text()
     assert sorted(name for name in named - others - passing if f"`{name}`" not in page) == []
+
+
+def test_the_page_on_files_says_who_writes_a_policy_and_what_a_fresh_one_does() -> None:
+    """A draft that was only converted exits as well, on no evidence."""
+    page = (ROOT / "docs" / "formats.md").read_text()
+    (writers,) = re.findall(r"^\| `policy\.json` beside them \| (.*?) \|", page, re.M)
+    assert {"convert", "calibrate", "migrate", "export", "stand-in"} <= set(re.findall(r"`([a-z-]+)`", writers))
+    assert "API server processes" in writers
+    fresh = PolicyFile()
+    (point,) = fresh.points
+    ((signal, threshold),) = point.policy.thresholds.items()
+    assert point.certificate is None
+    said = (
+        f"one point, `{fresh.default}`, which exits at {signal} {threshold} without a certificate: `calibrate` before"
+    )
+    (told,) = re.findall(r"^\*\*`policy\.json`\*\* lies .*?\n\n", page, re.M | re.S)
+    assert said in " ".join(told.split())
 
 
 def test_pages_say_what_needs_a_reference() -> None:
@@ -223,6 +250,10 @@ def test_the_page_on_training_makes_what_every_full_size_recipe_reads() -> None:
     (name, given), *others = re.findall(r"specexit (?:plan|train) (\S+) (topology=[^#\n]*?) *(?:#.*)?$", told, re.M)
     assert others == [(name, given)], "what is planned is what is trained"
     other = load(TrainConfig, folder / f"{name}.yaml", given.split())
+    begun = {name: str(recipe.init_from) for name, recipe in recipes.items() if recipe.init_from is not None}
+    assert {name for name in begun if name.endswith(("-warm-draft", "-warm-fc"))} == set(begun)
+    imports = dict(re.findall(r"`specexit import FOLDER target=(\S+) out=(\S+)`", told))
+    assert {name: imports[recipes[name].target] for name in begun} == begun
     mesh, (_, _, shape) = other.mesh, (other.topology or "").partition(":")
     assert math.prod(map(int, shape.split("x"))) == mesh.data * mesh.fsdp * mesh.expert * mesh.context * mesh.tensor
     assert other.batch_size % (mesh.data * mesh.fsdp * mesh.expert) == 0

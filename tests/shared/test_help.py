@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from specexit import cli
 from specexit.config import _parse, load
@@ -79,6 +80,28 @@ def test_a_default_in_the_help_is_what_one_would_type() -> None:
         load(BenchConfig, None, ["draft=d", "traces=t", "out=o", "scores=null", "n=null", "tasks=null"]).tasks is None
     )
     assert {found[key].default for key in ("eval_traces", "evaluate_n", "wandb")} == {"null"}
+
+
+def test_what_is_said_of_a_section_stands_beside_its_first_key() -> None:
+    """It was shown nowhere, and `bench` seemed to hear an ``engine.max_num_seqs``."""
+    meaning = {name: [row.meaning for row in rows(cli._load(command.schema))] for name, command in cli.COMMANDS.items()}
+    said = [
+        (name, field.description)
+        for name, command in cli.COMMANDS.items()
+        for field in cli._load(command.schema).model_fields.values()
+        if field.description and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    ]
+    assert [(name, told) for name, told in said if not any(f"({told})" in one for one in meaning[name])] == []
+    assert {name for name, _ in said} >= {"bench", "bench-serving", "bench-full-size", "convert"}
+    told = {row.key: row.meaning for row in rows(BenchConfig)}["engine.max_num_seqs"]
+    assert told == "largest batch (here always the largest of batches)"
+
+
+@pytest.mark.parametrize("name", ["annotate", "pack", "ablate", "report"])
+def test_help_says_that_the_copy_beside_traces_is_their_target(name: str) -> None:
+    """It said that a name was looked up, and an edited file in configs/targets seemed to be read."""
+    (told,) = [row.meaning for row in rows(cli._load(cli.COMMANDS[name].schema)) if row.key == "target"]
+    assert "by default the copy that lies with the traces (target.yaml), else" in told
 
 
 def test_help_says_how_much_accuracy_methods_of_a_benchmark_may_be_tuned_to_lose() -> None:

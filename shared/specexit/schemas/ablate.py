@@ -47,7 +47,9 @@ class AblateConfig(Config):
     )
     out: Path = Field(description="new folder for ablations.json, a figure for each ablation, and run.yaml")
     target: str | None = Field(
-        default=None, description="name or YAML; by default what the traces name. For the text of split tokens"
+        default=None,
+        description="name or YAML; by default the copy that lies with the traces (target.yaml), else the one of the "
+        "name in them. For the text of split tokens",
     )
     trained: TrainedConfig | None = Field(default=None, description="questions that need a draft of their own each")
     tolerances: tuple[float, ...] = Field(

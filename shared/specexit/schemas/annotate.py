@@ -14,7 +14,9 @@ class AnnotateConfig(Config):
     traces: Location = Field(description="folder or file that collect wrote")
     out: Location = Field(description="new folder for the labelled traces and their statistics")
     target: str | None = Field(
-        default=None, description="name or YAML file of the target; by default the name in the traces"
+        default=None,
+        description="name or YAML file of the target; by default the copy that lies with the traces (target.yaml), "
+        "else the one of the name in them",
     )
     answer_word: str = Field(
         default="answer",

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from specexit.config import Config
-from specexit.schemas.engine import EngineConfig
+from specexit.schemas.engine import EngineConfig, check_largest_batch
 from specexit.schemas.sampling import SamplingConfig, is_greedy
 
 
@@ -80,13 +80,14 @@ class BenchConfig(Config):
         le=1,
         description="share of eagle3's responses that may run out of tokens, answer included; above it, an error",
     )
-    engine: EngineConfig = Field(default=EngineConfig(), description="max_num_seqs is the largest batch")
+    engine: EngineConfig = Field(default=EngineConfig(), description="here always the largest of batches")
     seed: int = Field(default=0, description="of the engine and of the bootstrap")
 
     @model_validator(mode="after")
     def _batches(self) -> BenchConfig:
         if list(self.batches) != sorted(set(self.batches)) or self.batches[0] < 2:
             raise ValueError(f"batches={list(self.batches)}: expected rising sizes above 1, which is always measured")
+        check_largest_batch(self.engine, self.batches[-1])
         if self.samples > 1 and self.sampling is not None and is_greedy(self.sampling.model_dump()):
             raise ValueError(f"samples={self.samples}: without a temperature, or with top_k=1, all would be the same")
         if self.tasks and self.scores:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specexit.config import Config
 from specexit.outputs import OutputFile
-from specexit.schemas.engine import EngineConfig
+from specexit.schemas.engine import EngineConfig, check_largest_batch
 
 
 class BenchFullSizeConfig(Config):
@@ -39,5 +39,10 @@ class BenchFullSizeConfig(Config):
     )
     max_new_tokens: int = Field(default=768, gt=0, description="of one response, thinking included")
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = Field(default=EngineConfig(), description="here always the value of batch")
     seed: int = Field(default=0, description="of the stand-ins' noise and of the bootstrap")
+
+    @model_validator(mode="after")
+    def _largest_batch(self) -> BenchFullSizeConfig:
+        check_largest_batch(self.engine, self.batch)
+        return self

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from specexit.config import Config
 from specexit.outputs import OutputFile
-from specexit.schemas.engine import EngineConfig
+from specexit.schemas.engine import EngineConfig, check_largest_batch
 
 
 class BenchServingConfig(Config):
@@ -34,12 +34,13 @@ class BenchServingConfig(Config):
         default=256, gt=1, description="of one response, thinking included; with a single one nothing is drafted"
     )
     engine: EngineConfig = Field(
-        default=EngineConfig(), description="prefix caching is always off here, max_num_seqs is the largest batch"
+        default=EngineConfig(), description="here always the largest of batches; and prefix caching is off"
     )
     seed: int = Field(default=0, description="of the engine and of the bootstrap")
 
     @model_validator(mode="after")
     def _every_pair_has_a_turn(self) -> BenchServingConfig:
+        check_largest_batch(self.engine, max(self.batches))
         if self.pairs > self.rounds:
             raise ValueError(f"pairs={self.pairs}: there are only rounds={self.rounds} turns to share")
         return self

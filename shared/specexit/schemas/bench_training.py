@@ -15,7 +15,7 @@ class BenchTrainingConfig(Config):
     """One training step of an EAGLE-3 draft: JAX against speculators, compiled, taking turns on the same cores."""
 
     out: OutputFile = Field(description="file for the numbers, training.json; replaced where it exists")
-    draft: DraftShapeConfig = Field(description="sizes; the target has the same hidden size")
+    draft: DraftShapeConfig = Field(description="the target has the same")
     vocab_size: int = Field(gt=0, description="the target's vocabulary")
     length: int = Field(default=2048, gt=0, description="tokens of a row; one row a step")
     ttt_steps: int = Field(default=7, gt=0, description="training-time-test steps")

@@ -38,7 +38,7 @@ class ConvertConfig(Config):
         description="weights are split into files of at most this size; by default 5, and for a run that was made of a "
         "draft directory, as that was split",
     )
-    mesh: MeshConfig = Field(default=MeshConfig(), description="that a checkpoint is written from")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="the mesh that a checkpoint is written from")
 
     @model_validator(mode="after")
     def _one_way(self) -> ConvertConfig:

@@ -37,3 +37,15 @@ class EngineConfig(Config):
                     "config.json of the target's folder, or of a copy that target=FILE.yaml names"
                 )
         return extra
+
+
+def check_largest_batch(engine: EngineConfig, largest: int) -> None:
+    """Refuse a ``max_num_seqs`` where the command's batches say it, and it would not be heard.
+
+    Raises:
+      ValueError: it is another one. The default is none: a ``run.yaml`` has it, whatever the batches are.
+    """
+    if engine.max_num_seqs not in (largest, EngineConfig().max_num_seqs):
+        raise ValueError(
+            f"engine.max_num_seqs is {engine.max_num_seqs}, expected none: here it is the largest batch, {largest}"
+        )

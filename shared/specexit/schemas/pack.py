@@ -16,7 +16,9 @@ class PackConfig(Config):
     traces: Location = Field(description="folder or file that annotate wrote")
     out: Location = Field(description="new folder for the shards")
     target: str | None = Field(
-        default=None, description="name or YAML file of the target; by default the name in the traces"
+        default=None,
+        description="name or YAML file of the target; by default the copy that lies with the traces (target.yaml), "
+        "else the one of the name in them",
     )
     n: int | None = Field(default=None, gt=0, description="the first n traces; by default all")
     length: int | None = Field(

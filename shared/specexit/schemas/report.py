@@ -22,7 +22,11 @@ class ReportConfig(Config):
         description="run folder of `specexit train`, finished or not, on disk or in a bucket: its curves, where its "
         "time went, its evaluation",
     )
-    target: str | None = Field(default=None, description="name or YAML; by default the name in the results")
+    target: str | None = Field(
+        default=None,
+        description="name or YAML; by default the copy that lies with the traces (target.yaml), else the one that the "
+        "results name",
+    )
     draft: Path | None = Field(default=None, description="draft directory, for its policy and guarantee")
     scores: Path | None = Field(default=None, description="its signals on the traces, from `score`")
     simulation: Path | None = Field(default=None, description="JSON file of `simulate`: the curve of each method")
