@@ -86,6 +86,13 @@ def test_a_point_that_serving_names_must_come_again_which_is_said_before_anythin
     assert read_policy(paths["draft"]).serving.efforts == {"low": "risk-0.05"}
 
 
+def test_a_draft_that_cannot_be_written_is_refused_before_anything_is_replayed(paths, monkeypatch):
+    """The points were lost behind hours of replaying, with a traceback."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("specexit.method.calibrate.replays", lambda *_: pytest.fail("hours are spent"))
+    refused(paths, r"/draft: cannot be written, and the points go there: copy the folder, or mount", PolicyError)
+
+
 def test_what_an_operator_says_while_traces_are_replayed_stays_said(paths, monkeypatch):
     """A kill switch was undone by the calibration that began before it, and the word was gone from the history."""
     word = Event(when="2026-01-01T00:00:00+00:00", what="switch mode=off point=-")

@@ -43,6 +43,7 @@ from specexit.method.calibration_inputs import (
     check_served,
     check_serving,
     check_target,
+    check_writable,
     fingerprints,
     one_trial,
 )
@@ -76,7 +77,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
 
     Raises:
       DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, the scores are of
-        other traces, or another process keeps the draft directory locked.
+        other traces, or the draft directory cannot be written.
       SampleError: traces have no references or groups where these are asked for, or are of several samplings.
       CertificateError: traces, scores, draft and claim do not belong together, the sample cannot support the claim, no
         server runs the smoothing, or the draft's serving settings name a point that would be gone.
@@ -87,6 +88,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
     check_served(config, block)
     check_serving(config, stored)
+    check_writable(config.draft)
     traces, scores = read_outlines(config.traces), open_scores(config.scores)
     check_draft(config, block, scores)
     target = target_of_file(config.traces, config.target, config.draft)

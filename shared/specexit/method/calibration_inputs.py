@@ -4,6 +4,8 @@ draft, and points that no server could serve. And what is noted of those that do
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from specexit.data.engine import EngineTypes
@@ -46,6 +48,18 @@ def check_serving(config: CalibrateConfig, stored: PolicyFile) -> None:
         raise CertificateError(
             f"{error}, which is all that epsilon makes: give the other's epsilon as well, or change that setting first"
         ) from error
+
+
+def check_writable(draft: Path) -> None:
+    """Check that the points can be written into the draft directory.
+
+    Raises:
+      PolicyError: they cannot.
+    """
+    if not os.access(draft, os.W_OK):
+        raise PolicyError(
+            f"{draft}: cannot be written, and the points go there: copy the folder, or mount it for writing"
+        )
 
 
 def check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredScores) -> None:
