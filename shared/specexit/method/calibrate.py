@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from specexit.config import write_text
 from specexit.data.engine import engine_types_of
 from specexit.data.overlap import refuse_selected, refuse_trained
 from specexit.data.scores import open_scores
@@ -25,6 +26,7 @@ from specexit.drafts.certified import confidence, in_percent, judged_otherwise
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import (
+    FILE,
     TRAFFIC_LEVELS,
     Certificate,
     Event,
@@ -70,6 +72,9 @@ from specexit.schemas.target import TargetConfig
 
 NEXT_CUT = 0.01
 """A bolder policy is worth naming where it cuts a point more."""
+
+KEPT = "policy.calibrated.json"
+"""Beside the scores: what was found and could not be written into the draft directory."""
 
 
 def calibrate(config: CalibrateConfig) -> PolicyFile:
@@ -120,40 +125,59 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         "traffic": seen.traffic(),
     }
     event = Event(when=now, what=made, data_sha256=data)
-    written, gone = _write(config.draft, found, event, before=stored.default)
     console = Console(markup=False)
-    for remark in [*remarks, *_unknown(marks, target), *gone]:
+    for remark in [*remarks, *_unknown(marks, target)]:
         console.print(remark)
     if sample.unjudged:
         fate = "left out" if config.unjudged == "refuse" else "counted as errors"
         console.print(f"{sum(sample.unjudged.values())} traces cannot judge, {fate}: {sample.describe_unjudged()}")
+    written, gone = _write(config, stored, found, event)
+    for remark in gone:
+        console.print(remark)
     return written
 
 
-def _write(draft: Path, found: dict[str, Any], event: Event, before: str) -> tuple[PolicyFile, list[str]]:
+def _write(
+    config: CalibrateConfig, begun: PolicyFile, found: dict[str, Any], event: Event
+) -> tuple[PolicyFile, list[str]]:
     """Write what was found into the file as it is now: an operator, or a server, may have written into it meanwhile.
 
     Args:
-      draft: the draft directory.
+      config: of the calibration.
+      begun: the file when it began; another default by now is an operator's word, and stays.
       found: fields of the file.
       event: for its history.
-      before: the default when the calibration began; another one by now is an operator's word, and stays.
 
     Returns:
       The file, and a remark on such a default that is none of the points.
+
+    Raises:
+      PolicyError: it cannot be written. What was found, perhaps in hours, is kept beside the scores.
     """
+    draft = config.draft
     try:
         with locked(draft):
             stored = read_policy(draft)
-            said = stored.default if stored.default != before else found["default"]
+            said = stored.default if stored.default != begun.default else found["default"]
             default = said if any(point.name == said for point in found["points"]) else found["default"]
             history = (*stored.history, event)
             written = stored.model_copy(update=found | {"default": default, "history": history})
             write_policy(draft, written)
-    except TimeoutError as error:
-        raise PolicyError(f"nothing is written: {error}") from error
+    except (OSError, PolicyError) as error:
+        told = _keep(config.scores, begun.model_copy(update=found | {"history": (*begun.history, event)}))
+        raise PolicyError(f"nothing is written: {error}; {told}") from error
     gone = f"{draft}: default is {default}: {said}, which was written there meanwhile, is none of its points any more"
     return written, [] if said == default else [gone]
+
+
+def _keep(scores: Path, made: PolicyFile) -> str:
+    """Write a file that has no place in the draft directory beside the scores; returns what became of it, in words."""
+    kept = (scores if scores.is_dir() else scores.parent) / KEPT
+    try:
+        write_text(kept, made.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        return f"nor could what was found be kept: {error}"
+    return f"what was found lies in {kept}: mend the cause, and copy all of it but serving and history into {FILE}"
 
 
 def choose(
