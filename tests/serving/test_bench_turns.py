@@ -184,7 +184,8 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
 
 def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Pretend]) -> None:
     """Finished results are there for what they are of, and in the way of anything else."""
-    read = {"target", "draft.weights", "draft.policy", "draft.serving", "traces", "calibration_traces", "scores"}
+    read = {"target", "target.settings", "draft.weights", "draft.policy", "draft.serving"}
+    read |= {"traces", "calibration_traces", "scores"}
     assert set(results.inputs) == read | {"tolerance"}
     assert results.tolerance == 0.01
     assert "1 % (the draft's policy has no certificate)" in results.definitions["tolerance"]
