@@ -133,6 +133,19 @@ def test_traces_of_another_tokenizer_than_the_small_targets_are_refused(
     assert not config.models.exists()
 
 
+def test_traces_of_another_target_than_the_small_one_are_refused(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tiny-mixed and tiny-reasoner have one tokenizer: hours later the cut was held against another model's oracle."""
+    asked = stand_in_for_engines(monkeypatch, set())
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
+    write_traces(config.traces, [replace(trace, target="tiny-mixed") for trace in generated_traces(N)])
+    with pytest.raises(BenchError, match="traces of target 'tiny-mixed', expected those of 'tiny-reasoner'"):
+        bench_full_size(config)
+    assert asked == []
+    assert not config.models.exists()
+
+
 def test_a_notice_leaves_nothing_of_the_engines_behind(
     tmp_path: Path, write_random_draft, scratch: Path, told_to_end, monkeypatch: pytest.MonkeyPatch
 ) -> None:
