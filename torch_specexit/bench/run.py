@@ -287,7 +287,8 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
 
 
 def _refuse_too_long(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace]) -> None:
-    """Refuse a prompt that leaves an engine no room for a token: the engine would end when its turn comes.
+    """Refuse a prompt that leaves an engine no room for ``</think>``, with which a method may begin, and a token: the
+    engine would end when its turn comes.
 
     Raises:
       BenchError: there is one.
@@ -296,10 +297,10 @@ def _refuse_too_long(config: BenchConfig, target: TargetConfig, traces: Sequence
     if not isinstance(most, int) or most < 1:  # -1 or a word such as auto: vLLM chooses by itself
         return
     for trace in traces:
-        if len(trace.prompt_ids) >= most:
+        if len(trace.prompt_ids) + 1 >= most:
             raise BenchError(
-                f"{config.traces}: the prompt of {trace.id} is {len(trace.prompt_ids)} tokens long, expected fewer "
-                f"than max_model_len {most}"
+                f"{config.traces}: the prompt of {trace.id} is {len(trace.prompt_ids)} tokens long, expected room for "
+                f"an end marker and a token in max_model_len {most}"
             )
 
 
