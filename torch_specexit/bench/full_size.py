@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from specexit.bench.inputs import draft_inputs
+from specexit.bench.inputs import draft_inputs, settings_sha256
 from specexit.bench.journal import Journal, alone_at, journal_of
 from specexit.bench.process import BenchError
 from specexit.bench.requests import Request, Run
@@ -126,14 +126,15 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
 
 
 def made_from(wanted: StandInConfig, draft: Path) -> dict[str, Any]:
-    """All that a stand-in depends on: its settings, the sizes that it has, and hashes of the small target and draft.
+    """All that a stand-in depends on: its settings, the sizes that it has, and hashes of the small target, its YAML and
+    the draft.
 
     Raises:
       StandInError, DraftError, ConfigError: one cannot be read.
     """
     _, fields, read = read_shape(wanted.shape)
     settings = wanted.model_dump(mode="json", exclude={"target", "shape", "draft", "out"})
-    small = small_inputs(wanted.target, draft)
+    small = small_inputs(wanted.target, draft) | {"target.settings": settings_sha256(load_target_config(wanted.target))}
     return settings | small | {"shape": dict(sorted(fields.items())), "layers": list(read)}
 
 
