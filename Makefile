@@ -145,12 +145,12 @@ bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; g
 	@$(BIN)/specexit bench-replay bench=runs/field/greedy traces=runs/field/traces draft=runs/demo/draft \
 	  scores=runs/field/scores out=runs/field/replay.json
 	@$(BIN)/specexit ablate traces=runs/field/traces scores.draft=runs/field/scores out=runs/field/ablations
-	@$(FIELD_REPORT) bench=runs/field/greedy draft=runs/demo/draft replay=runs/field/replay.json out=runs/field/greedy.html
+	@$(FIELD_REPORT) bench=runs/field/greedy draft=runs/demo/draft replay=runs/field/replay.json \
+	  $(addprefix full_size=,$(wildcard runs/bench/full-size.json)) out=runs/field/greedy.html
 	@$(FIELD_REPORT) bench=runs/field/sampled draft=runs/field/draft out=runs/field/sampled.html
 
 FIELD_REPORT = $(BIN)/specexit report traces=runs/field/traces scores=runs/field/scores \
-  simulation=runs/field/greedy/simulation.json ablations=runs/field/ablations/ablations.json \
-  $(addprefix full_size=,$(wildcard runs/bench/full-size.json))
+  simulation=runs/field/greedy/simulation.json ablations=runs/field/ablations/ablations.json
 
 bench-families: $(VENV)/.demo-ready  ## The demo on tiny-mixed: results by family, on one of which nothing can be cut
 	@$(BIN)/specexit demo target=tiny-mixed out=runs/families quick=$(if $(filter-out 0 no false,$(QUICK)),true,false)

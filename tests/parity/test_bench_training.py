@@ -19,6 +19,7 @@ from specexit.bench import training as bench
 from specexit.bench.process import BenchError
 from specexit.bench.training import check_losses, write_inputs
 from specexit.config import find, load
+from specexit.outputs import Ended
 from specexit.schemas.bench_training import BenchTrainingConfig
 from tests.marks import SLOW
 
@@ -119,3 +120,10 @@ def test_times_are_printed_before_they_are_written(
     with pytest.raises(IsADirectoryError):
         bench.bench_training(config.model_copy(update={"out": tmp_path}))
     assert "5.98 seconds" in capsys.readouterr().out
+
+
+def test_a_notice_leaves_no_draft_behind(tmp_path: Path, scratch: Path, told_to_end, monkeypatch) -> None:
+    monkeypatch.setattr(bench, "write_inputs", told_to_end)
+    with pytest.raises(Ended):
+        bench.bench_training(load(BenchTrainingConfig, find("bench", "training"), [f"out={tmp_path / 'out.json'}"]))
+    assert not list(scratch.iterdir())

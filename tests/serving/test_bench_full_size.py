@@ -25,7 +25,7 @@ from specexit.outputs import Ended
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.stand_in import StandInConfig
-from specexit.schemas.target import TargetConfig
+from specexit.schemas.target import TargetConfig, load_target_config, save_target
 from tests.serving.benching import generated_traces
 from tests.shapes import STAND_IN, TINY_DRAFT
 from torch_specexit.bench import full_size as module
@@ -133,6 +133,19 @@ def test_traces_of_another_tokenizer_than_the_small_targets_are_refused(
     assert not config.models.exists()
 
 
+def test_traces_of_another_target_than_the_small_one_are_refused(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tiny-mixed and tiny-reasoner have one tokenizer: hours later the cut was held against another model's oracle."""
+    asked = stand_in_for_engines(monkeypatch, set())
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
+    write_traces(config.traces, [replace(trace, target="tiny-mixed") for trace in generated_traces(N)])
+    with pytest.raises(BenchError, match="traces of target 'tiny-mixed', expected those of 'tiny-reasoner'"):
+        bench_full_size(config)
+    assert asked == []
+    assert not config.models.exists()
+
+
 def test_a_notice_leaves_nothing_of_the_engines_behind(
     tmp_path: Path, write_random_draft, scratch: Path, told_to_end, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +185,7 @@ def test_a_stand_in_that_writes_other_texts_in_float32_is_not_measured(
     assert "eagle3: texts in float32: 0 of 2, expected 100 %" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("changed", ["seed", "shape", "target"])
+@pytest.mark.parametrize("changed", ["seed", "shape", "target", "settings"])
 def test_a_stand_in_of_before_is_not_measured_for_what_is_asked_now(
     tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
@@ -184,16 +197,20 @@ def test_a_stand_in_of_before_is_not_measured_for_what_is_asked_now(
 
     monkeypatch.setattr(module, "stand_in", stand_in)
     config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
+    small = "tiny-reasoner"
     for _ in range(2):
-        write_stand_in(config, "tiny-reasoner", "bfloat16")
+        write_stand_in(config, small, "bfloat16")
     assert written == [0]
     if changed == "seed":
         config = config.model_copy(update={"seed": 1})
     elif changed == "shape":  # in the same file, whose name is the folder's
         (tmp_path / "shape.json").write_text(json.dumps(STAND_IN | {"vocab_size": 40_064}))
-    else:
+    elif changed == "target":
         monkeypatch.setattr(module, "target_fingerprint", lambda _: "other weights")
-    write_stand_in(config, "tiny-reasoner", "bfloat16")
+    else:  # which the stand-in's own YAML was copied from
+        save_target(tmp_path, load_target_config(small).model_copy(update={"split_endings": ("\n",)}))
+        small = str(tmp_path / "target.yaml")
+    write_stand_in(config, small, "bfloat16")
     assert written == [0, config.seed]
 
 

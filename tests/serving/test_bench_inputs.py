@@ -78,6 +78,16 @@ def test_a_method_in_the_home_folder_is_an_input(inputs: Path, tmp_path: Path, m
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"trial": {}}, {"split_endings": ("\n",)}])
+def test_the_settings_of_a_target_are_an_input(inputs: Path, change: dict[str, object]) -> None:
+    """Its YAML edited, an interrupted benchmark went on: replies in two types were one result."""
+    ours = config(inputs)
+    before, after = (conditions.inputs_served(ours, one) for one in (TARGET, TARGET.model_copy(update=change)))
+    assert {name for name in before if before[name] != after[name]} == {"target.settings"}
+    moved = TARGET.model_copy(update={"path": str(TARGET.folder)})
+    assert conditions.inputs_served(ours, moved) == before
+
+
 def test_every_method_of_the_field_has_a_draft_that_can_be_served(inputs: Path, tmp_path: Path) -> None:
     field = load(BenchConfig, find("bench", "field")).methods
     assert field is not None

@@ -184,7 +184,8 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
 
 def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Pretend]) -> None:
     """Finished results are there for what they are of, and in the way of anything else."""
-    read = {"target", "draft.weights", "draft.policy", "draft.serving", "traces", "calibration_traces", "scores"}
+    read = {"target", "target.settings", "draft.weights", "draft.policy", "draft.serving"}
+    read |= {"traces", "calibration_traces", "scores"}
     assert set(results.inputs) == read | {"tolerance"}
     assert results.tolerance == 0.01
     assert "1 % (the draft's policy has no certificate)" in results.definitions["tolerance"]
@@ -333,11 +334,19 @@ def test_turns_give_every_method_every_problem_once_and_in_order(n_methods: int,
         assert beginners == [str(i % n_methods) for i in range(rounds)]
 
 
-def test_a_prompt_that_no_engine_has_room_for_is_refused_before_any_starts(inputs: Path, tmp_path: Path) -> None:
-    """It ended the engine, and so the benchmark, when its turn came, and every time that it was gone on with."""
-    (first, *_) = traces = generated_traces(N)
-    most = {"max_model_len": len(first.prompt_ids)}
-    ours = small(inputs, tmp_path, engine={"extra": most})
-    told = rf"the prompt of test-\d is \d+ tokens long, expected fewer than max_model_len {len(first.prompt_ids)}$"
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_prompt_that_no_engine_has_room_for_is_refused_before_any_starts(
+    inputs: Path, tmp_path: Path, room: int
+) -> None:
+    """It ended the engine, and so the benchmark, when its turn came, and every time that it was gone on with; with room
+    for one token so did `no-thinking`, whose end marker takes it."""
+    traces = generated_traces(N)
+    longest = max(len(trace.prompt_ids) for trace in traces)
+    ours = small(inputs, tmp_path, engine={"extra": {"max_model_len": longest + room}})
+    (tmp_path / "scratch").mkdir()
+    if room == 2:
+        assert len(plan_methods(ours, TARGET, traces, tmp_path / "scratch")) == 2
+        return
+    told = rf"test-\d is {longest} tokens long, expected room for an end marker and a token in max_model_len \d+$"
     with pytest.raises(BenchError, match=told):
         plan_methods(ours, TARGET, traces, tmp_path / "scratch")

@@ -2,15 +2,18 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from specexit.bench import data
 from specexit.bench.data import bench_data, generate, memory_of_tree
 from specexit.data.columns import list_lengths
 from specexit.data.stream import MOST_WORKERS
+from specexit.outputs import Ended
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import load_target_config
 
@@ -40,6 +43,24 @@ def test_steps_are_of_two_tokens_or_more():
     )
     boundaries = batch["boundaries"][0].as_py()
     assert set(np.diff(boundaries).tolist()) <= {1, 2}
+
+
+def test_a_notice_leaves_neither_the_corpus_nor_a_command_behind(tmp_path, told_to_end, monkeypatch):
+    """SIGTERM left gigabytes in a hidden folder, and `annotate` at work on them."""
+    begun = []
+
+    def told(pid):
+        begun.append(pid)
+        told_to_end()
+
+    monkeypatch.setattr(data, "write_corpus", lambda _config, folder: folder.mkdir() or 1)
+    monkeypatch.setattr(data, "python", lambda *_: [sys.executable, "-c", "import time; time.sleep(30)"])
+    monkeypatch.setattr(data, "memory_of_tree", told)
+    with pytest.raises(Ended):
+        bench_data(BenchDataConfig(out=tmp_path / "data.json", target="tiny-reasoner"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ProcessLookupError):
+        os.kill(begun[0], 0)
 
 
 @pytest.mark.slow

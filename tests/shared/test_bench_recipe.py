@@ -110,6 +110,14 @@ def test_a_run_that_was_preempted_has_no_numbers_yet(config: BenchRecipeConfig, 
         bench_recipe(config)
 
 
+def test_the_command_of_a_run_that_fails_is_one_that_can_be_given(config: BenchRecipeConfig, monkeypatch, capsys):
+    """It was shown as `specexit specexit train`."""
+    monkeypatch.setattr(recipe.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(ConfigError, match=r"/as-it-is-3 ended with exit code 1; start again to go on$"):
+        bench_recipe(config)
+    assert capsys.readouterr().err.startswith("$ specexit train ")
+
+
 def test_a_variant_with_an_unknown_key_is_refused_before_anything_is_trained(config: BenchRecipeConfig):
     wrong = config.model_copy(update={"variants": config.variants | {"odd": ("dtpye=bfloat16",)}})
     with pytest.raises(ConfigError, match="dtpye"):

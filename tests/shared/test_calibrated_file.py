@@ -16,7 +16,7 @@ from specexit.drafts import locking
 from specexit.drafts.files import TensorError
 from specexit.drafts.fingerprints import quantization_of, quantization_served
 from specexit.drafts.inspect import describe
-from specexit.drafts.policy import Event, PolicyError, Serving, read_policy, write_policy
+from specexit.drafts.policy import Event, PolicyError, PolicyFile, Serving, read_policy, write_policy
 from specexit.method.calibrate import calibrate
 from specexit.method.certify import CertificateError
 from specexit.method.decision import OFF
@@ -86,6 +86,13 @@ def test_a_point_that_serving_names_must_come_again_which_is_said_before_anythin
     assert read_policy(paths["draft"]).serving.efforts == {"low": "risk-0.05"}
 
 
+def test_a_draft_that_cannot_be_written_is_refused_before_anything_is_replayed(paths, monkeypatch):
+    """The points were lost behind hours of replaying, with a traceback."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("specexit.method.calibrate.replays", lambda *_: pytest.fail("hours are spent"))
+    refused(paths, r"/draft: cannot be written, and the points go there: copy the folder, or mount", PolicyError)
+
+
 def test_what_an_operator_says_while_traces_are_replayed_stays_said(paths, monkeypatch):
     """A kill switch was undone by the calibration that began before it, and the word was gone from the history."""
     word = Event(when="2026-01-01T00:00:00+00:00", what="switch mode=off point=-")
@@ -136,6 +143,35 @@ def test_a_draft_directory_that_is_locked_is_left_as_it_was(paths, monkeypatch):
     monkeypatch.setattr(locking, "SECONDS", 0.0)
     with locking.locked(paths["draft"]):  # as by a server that writes an operator's word
         refused(paths, "nothing is written: .*/draft: another process has locked it", PolicyError)
+
+
+def test_what_cannot_be_written_in_the_end_lies_beside_the_scores(paths, monkeypatch, capsys):
+    """It was lost, and not even printed, where an operator had meanwhile named a point that goes."""
+    calibrate(CalibrateConfig(**paths, epsilon=(0.02, 0.05)))
+    capsys.readouterr()
+    left = []
+
+    def replayed(*given):
+        file = read_policy(paths["draft"])
+        write_policy(paths["draft"], file.model_copy(update={"serving": Serving(efforts={"low": "risk-0.05"})}))
+        left.append((paths["draft"] / "policy.json").read_text())
+        return replays(*given)
+
+    monkeypatch.setattr("specexit.method.calibrate.replays", replayed)
+    with pytest.raises(PolicyError, match=r"nothing is written: .*efforts\.low is .*; what .*policy\.calibrated\.json"):
+        calibrate(CalibrateConfig(**paths, epsilon=0.02))
+    assert [(paths["draft"] / "policy.json").read_text()] == left
+    kept = PolicyFile.model_validate_json((paths["scores"].parent / "policy.calibrated.json").read_text())
+    assert [(point.name, point.certificate is not None) for point in kept.points] == [("risk-0.02", True)]
+    assert [event.what.split("<= ")[1] for event in kept.history] == ["0.02, 0.05", "0.02"]
+    assert "risk-0.02: exit at validity >= " in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_full_disk_is_one_line(paths, monkeypatch):
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    monkeypatch.setattr("specexit.method.calibrate.write_policy", full)
+    monkeypatch.setattr("specexit.method.calibrate.write_text", full)
+    refused(paths, r"nothing is written: .* No space left on device; nor could what was found be kept: ", PolicyError)
 
 
 @pytest.mark.parametrize("right_too", [False, True])

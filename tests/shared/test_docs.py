@@ -122,6 +122,14 @@ def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
     assert "SPECEXIT_SOAK=" in recipe
 
 
+def test_times_at_full_size_are_on_the_page_of_their_draft_alone() -> None:
+    """The report refuses those of another policy: `make bench-field` failed at its end, behind `bench-full-size`."""
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (common,) = re.findall(r"^FIELD_REPORT = (.+)$", text, re.M)
+    pages = re.findall(r"^\t@\$\(FIELD_REPORT\)(.+) out=runs/field/(\w+)\.html$", text, re.M)
+    assert {name: "full_size" in common + given for given, name in pages} == {"greedy": True, "sampled": False}
+
+
 def test_what_waits_for_a_variable_is_run_by_a_target_that_sets_it() -> None:
     """Twenty kills of one collection waited for one that nothing set, and no page named."""
     recipes = re.findall(r"^[a-z-]+:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)

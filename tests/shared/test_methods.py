@@ -392,6 +392,7 @@ OWN = (Path(__file__).parents[1] / "serving" / "own_method.py").read_text()
         ("steps: int = 2", "steps: int", "Twice: field steps has no value, expected one, or a tuned() that chooses it"),
         ("from dataclasses", "import nowhere\nfrom dataclasses", 'cannot be imported: ModuleNotFoundError("No module'),
         ("steps: int = 2", "steps: tuple = (1, 2)", "field steps is (1, 2), expected a number, text or none: results"),
+        ("steps: int = 2", "steps: float = float('inf')", "field steps is inf, expected a finite number: results"),
     ],
 )
 def test_what_is_wrong_in_a_strangers_file_is_one_line_before_anything_is_measured(

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from specexit.bench.inputs import draft_inputs
+from specexit.bench.inputs import draft_inputs, settings_sha256
 from specexit.bench.journal import Journal, alone_at, journal_of
 from specexit.bench.process import BenchError
 from specexit.bench.requests import Request, Run
 from specexit.bench.results import Results, result_tables, write_results
 from specexit.config import write_text
-from specexit.data.traces import check_tokenizer, target_named_in
+from specexit.data.traces import target_named_in
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.hardware import processors
@@ -36,7 +36,7 @@ from specexit.stand_in import Shape, stand_in
 from specexit.stand_in.files import parameters
 from specexit.stand_in.write import read_shape
 from torch_specexit.bench.conditions import inputs_served, machine
-from torch_specexit.bench.run import asked_of, read_problems, run_methods
+from torch_specexit.bench.run import asked_of, read_problems, refuse_other_target, run_methods
 
 METHODS = ("eagle3", "specexit")
 
@@ -54,8 +54,9 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
     """Measure, write ``full-size.json`` and print it.
 
     Raises:
-      BenchError: an engine fails, there are too few traces, or another benchmark was interrupted here, or measures
-        here; or, on a CPU, a text in float32 is not that of a small target in float32: nothing is measured then.
+      BenchError: an engine fails, the traces are another target's or too few, or another benchmark was interrupted
+        here, or measures here; or, on a CPU, a text in float32 is not that of a small target in float32: nothing is
+        measured then.
       StandInError, DraftError, ConfigError: the stand-in cannot be made.
       TraceError: the traces are of another tokenizer than the small target's, or cannot be read.
       FileExistsError: something else lies in its place.
@@ -83,7 +84,7 @@ def _measure_all(config: BenchFullSizeConfig) -> tuple[Results, dict[str, Any]]:
     places = config.draft, config.traces
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     small = target_reference(None, *places, name=name)
-    check_tokenizer(config.traces, load_target_config(small))
+    refuse_other_target(config.traces, load_target_config(small))
     exact = write_stand_in(config, small, "float32") if config.n_exact else None
     target, draft = write_stand_in(config, small, "bfloat16")
     runs = {"small": _measure(config, "small", small, config.draft)[0]}
@@ -125,14 +126,15 @@ def write_stand_in(config: BenchFullSizeConfig, small: str, dtype: Literal["bflo
 
 
 def made_from(wanted: StandInConfig, draft: Path) -> dict[str, Any]:
-    """All that a stand-in depends on: its settings, the sizes that it has, and hashes of the small target and draft.
+    """All that a stand-in depends on: its settings, the sizes that it has, and hashes of the small target, its YAML and
+    the draft.
 
     Raises:
       StandInError, DraftError, ConfigError: one cannot be read.
     """
     _, fields, read = read_shape(wanted.shape)
     settings = wanted.model_dump(mode="json", exclude={"target", "shape", "draft", "out"})
-    small = small_inputs(wanted.target, draft)
+    small = small_inputs(wanted.target, draft) | {"target.settings": settings_sha256(load_target_config(wanted.target))}
     return settings | small | {"shape": dict(sorted(fields.items())), "layers": list(read)}
 
 

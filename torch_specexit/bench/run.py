@@ -69,7 +69,8 @@ def bench(config: BenchConfig) -> Results:
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     config = config.model_copy(update={"target": target_reference(config.target, *places, name=name)})
     target = find_target(config.target, *places, name=name)
-    _refuse_other_target(config, target)
+    for path in filter(None, (config.traces, config.calibration_traces)):
+        refuse_other_target(path, target)
     config = config.model_copy(update={"max_new_tokens": longest_response(config, target)})
     traces = read_problems(config)
     config = as_traced(config, traces)
@@ -92,14 +93,19 @@ def bench(config: BenchConfig) -> Results:
     return shown(results)
 
 
-def _refuse_other_target(config: BenchConfig, target: TargetConfig) -> None:
-    for path in filter(None, (config.traces, config.calibration_traces)):
-        if (wrote := target_named_in(path)) != target.name:
-            raise BenchError(
-                f"{path}: traces of target {wrote!r}, expected those of {target.name!r}: the oracle, and what methods "
-                "choose on them, would be another model's"
-            )
-        check_tokenizer(path, target)
+def refuse_other_target(path: Path, target: TargetConfig) -> None:
+    """Check that traces are a target's.
+
+    Raises:
+      BenchError: they are another one's.
+      TraceError: they are of another tokenizer, or cannot be read.
+    """
+    if (wrote := target_named_in(path)) != target.name:
+        raise BenchError(
+            f"{path}: traces of target {wrote!r}, expected those of {target.name!r}: the oracle, and what methods "
+            "choose on them, would be another model's"
+        )
+    check_tokenizer(path, target)
 
 
 def shown(results: Results, *remarks: str) -> Results:
@@ -281,7 +287,8 @@ def plan_methods(config: BenchConfig, target: TargetConfig, traces: Sequence[Tra
 
 
 def _refuse_too_long(config: BenchConfig, target: TargetConfig, traces: Sequence[Trace]) -> None:
-    """Refuse a prompt that leaves an engine no room for a token: the engine would end when its turn comes.
+    """Refuse a prompt that leaves an engine no room for ``</think>``, with which a method may begin, and a token: the
+    engine would end when its turn comes.
 
     Raises:
       BenchError: there is one.
@@ -290,10 +297,10 @@ def _refuse_too_long(config: BenchConfig, target: TargetConfig, traces: Sequence
     if not isinstance(most, int) or most < 1:  # -1 or a word such as auto: vLLM chooses by itself
         return
     for trace in traces:
-        if len(trace.prompt_ids) >= most:
+        if len(trace.prompt_ids) + 1 >= most:
             raise BenchError(
-                f"{config.traces}: the prompt of {trace.id} is {len(trace.prompt_ids)} tokens long, expected fewer "
-                f"than max_model_len {most}"
+                f"{config.traces}: the prompt of {trace.id} is {len(trace.prompt_ids)} tokens long, expected room for "
+                f"an end marker and a token in max_model_len {most}"
             )
 
 

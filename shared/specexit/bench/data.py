@@ -26,6 +26,7 @@ from specexit.config import versions, write_text
 from specexit.data.packed import read_meta
 from specexit.data.rows import SCHEMA
 from specexit.hardware import describe_hardware, processors
+from specexit.outputs import removed_at_the_end
 from specexit.processes import python
 from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
@@ -41,7 +42,7 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
       BenchError: a command fails.
     """
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bench-data-", dir=config.out.parent) as scratch:
+    with removed_at_the_end(), tempfile.TemporaryDirectory(prefix=".bench-data-", dir=config.out.parent) as scratch:
         folder = Path(scratch)
         tokens = write_corpus(config, folder / "traces")
         workers = [f"workers={config.workers}"] if config.workers else []
@@ -141,12 +142,15 @@ def measure(arguments: list[str], tokens: int) -> dict[str, Any]:
     """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = python("specexit", *arguments)
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         peak = 0
-        while process.poll() is None:
-            peak = max(peak, memory_of_tree(process.pid))
-            time.sleep(0.05)
+        try:
+            while process.poll() is None:
+                peak = max(peak, memory_of_tree(process.pid))
+                time.sleep(0.05)
+        except BaseException:
+            process.terminate()  # not killed: its workers would stay
+            raise
         if process.returncode:
             log.seek(0)
             raise BenchError(f"specexit {arguments[0]} failed: {log.read().decode(errors='replace')[-2000:]}")

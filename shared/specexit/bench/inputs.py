@@ -26,8 +26,8 @@ A_POINT = 0.01
 
 
 def inputs_of(config: BenchConfig, target: TargetConfig, over: Callable[[Serving], Serving]) -> dict[str, str]:
-    """Key of the config -> hash of what lies there: weights, policies, how they are served, trace files, scores,
-    and methods of one's own; and what methods are tuned to lose at most.
+    """Key of the config -> hash of what lies there: weights, the target's YAML, policies, how they are served, trace
+    files, scores, and methods of one's own; and what methods are tuned to lose at most.
 
     Args:
       config: of the benchmark.
@@ -37,7 +37,7 @@ def inputs_of(config: BenchConfig, target: TargetConfig, over: Callable[[Serving
     Raises:
       DraftError, TraceError: one cannot be read.
     """
-    found = {"target": target_fingerprint(target.folder) or "unknown"}
+    found = {"target": target_fingerprint(target.folder) or "unknown", "target.settings": settings_sha256(target)}
     for key, draft in (("draft", config.draft), ("draft_fc", config.draft_fc)):
         if draft is not None:
             block = read_config(draft).specexit
@@ -54,6 +54,11 @@ def inputs_of(config: BenchConfig, target: TargetConfig, over: Callable[[Serving
         if reference.endswith(".py") and path.exists():
             found[reference] = file_sha256(path)
     return found
+
+
+def settings_sha256(target: TargetConfig) -> str:
+    """Hash of what a target's YAML says, but for where its model lies."""
+    return _sha256_of(target.model_dump(mode="json", exclude={"path"}))
 
 
 def file_sha256(path: Path) -> str:

@@ -70,9 +70,9 @@ def bench_recipe(config: BenchRecipeConfig) -> dict[str, Any]:
 
 def _trained(recipe: Path, overrides: Sequence[str], run: Path) -> dict[str, float]:
     """What a run's last evaluation says of its draft; the run is begun, continued, or found finished."""
-    command = python("specexit", "train", str(recipe), *overrides, f"out={run}")
-    Console(stderr=True).print(f"$ specexit {' '.join(command[3:])}", style="dim", soft_wrap=True, markup=False)
-    code = subprocess.run(command, env=os.environ | ALLOCATOR).returncode
+    arguments = ["train", str(recipe), *overrides, f"out={run}"]
+    Console(stderr=True).print(f"$ specexit {' '.join(arguments)}", style="dim", soft_wrap=True, markup=False)
+    code = subprocess.run(python("specexit", *arguments), env=os.environ | ALLOCATOR).returncode
     if code:
         raise ConfigError(f"the run in {run} ended with exit code {code}; start again to go on")
     check_finished(run)

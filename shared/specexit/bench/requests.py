@@ -1,4 +1,4 @@
-"""What each method wrote for each problem, and ``requests.jsonl``, where all of it is kept."""
+"""What each method wrote for each problem, and ``requests.jsonl``, where all of it is kept but for an open loop's."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from specexit.drafts.config import PLAIN_ARCHITECTURE, DraftConfig
 from specexit.drafts.directory import write_draft
 from specexit.hardware import describe_hardware, processors
 from specexit.method.statistics import paired_bootstrap
+from specexit.outputs import removed_at_the_end
 from specexit.schemas.bench_training import BenchTrainingConfig
 
 SIDES = {"jax": "jax_specexit.bench_step", "speculators": "torch_specexit.bench.step"}
@@ -45,7 +46,7 @@ def bench_training(config: BenchTrainingConfig) -> dict[str, Any]:
     Raises:
       BenchError: a side fails, or the two do not compute the same loss.
     """
-    with tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch, ExitStack() as stack:
+    with removed_at_the_end(), tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
         entropy = write_inputs(config, folder)
         setup = config.model_dump(mode="json") | {"folder": scratch, "threads": processors()}

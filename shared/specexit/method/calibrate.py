@@ -1,13 +1,12 @@
 """``specexit calibrate``: exit thresholds whose risk is bounded, written into ``policy.json`` with what they are for.
 
 The procedure is `specexit.method.certify`, the sample that it is applied to `specexit.method.sample`. This file reads,
-checks that the files belong together and to the draft, and writes the operating points: one for each epsilon. Each
-holds with probability at least 1 - delta; that several hold together is not claimed.
+has `specexit.method.calibration_inputs` check what it reads, and writes the operating points: one for each epsilon.
+Each holds with probability at least 1 - delta; that several hold together is not claimed.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,16 +17,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from specexit.data.engine import EngineTypes, engine_types_of
-from specexit.data.outlines import Outlines
+from specexit.config import write_text
+from specexit.data.engine import engine_types_of
 from specexit.data.overlap import refuse_selected, refuse_trained
-from specexit.data.scores import StoredScores, open_scores
-from specexit.data.traces import check_tokenizer, data_sha256, read_outlines, target_of_file, tokenizer_sha256
+from specexit.data.scores import open_scores
+from specexit.data.traces import data_sha256, read_outlines, target_of_file
 from specexit.drafts.certified import confidence, in_percent, judged_otherwise
-from specexit.drafts.directory import DraftError, SpecExitBlock, read_config
-from specexit.drafts.fingerprints import quantization_served, target_fingerprint
+from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.locking import locked
 from specexit.drafts.policy import (
+    FILE,
     TRAFFIC_LEVELS,
     Certificate,
     Event,
@@ -37,12 +36,19 @@ from specexit.drafts.policy import (
     PolicyFile,
     Population,
     Traffic,
-    check_policy,
     policy_sha256,
     read_policy,
     write_policy,
 )
-from specexit.drafts.tensors import weights_hash
+from specexit.method.calibration_inputs import (
+    check_draft,
+    check_served,
+    check_serving,
+    check_target,
+    check_writable,
+    fingerprints,
+    one_trial,
+)
 from specexit.method.certify import (
     CertificateError,
     Certified,
@@ -67,13 +73,16 @@ from specexit.schemas.target import TargetConfig
 NEXT_CUT = 0.01
 """A bolder policy is worth naming where it cuts a point more."""
 
+KEPT = "policy.calibrated.json"
+"""Beside the scores: what was found and could not be written into the draft directory."""
+
 
 def calibrate(config: CalibrateConfig) -> PolicyFile:
     """Choose an operating point for each epsilon and write them, with their guarantees, into the draft directory.
 
     Raises:
       DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, the scores are of
-        other traces, or another process keeps the draft directory locked.
+        other traces, or the draft directory cannot be written.
       SampleError: traces have no references or groups where these are asked for, or are of several samplings.
       CertificateError: traces, scores, draft and claim do not belong together, the sample cannot support the claim, no
         server runs the smoothing, or the draft's serving settings name a point that would be gone.
@@ -82,20 +91,15 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     stored, block = read_policy(config.draft), read_config(config.draft).specexit
     if block is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
-    _check_served(config, block)
-    _check_serving(config, stored)
+    check_served(config, block)
+    check_serving(config, stored)
+    check_writable(config.draft)
     traces, scores = read_outlines(config.traces), open_scores(config.scores)
-    _check_draft(config, block, scores)
+    check_draft(config, block, scores)
     target = target_of_file(config.traces, config.target, config.draft)
-    if target.name != block.target:
-        raise CertificateError(
-            f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
-        )
-    _check_steps(config, target, block)
-    if target.folder.exists():
-        check_tokenizer(config.traces, target)
-    marks = _fingerprints(target, scores, engine_types_of(config.traces))
-    sampling, trial = one_sampling(traces, config.traces), _one_trial(config, traces)
+    check_target(config, target, block)
+    marks = fingerprints(target, scores, engine_types_of(config.traces))
+    sampling, trial = one_sampling(traces, config.traces), one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
     refuse_selected(config.draft, stored.selection, traces, config.traces)
     scores.check(traces)
@@ -121,40 +125,59 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         "traffic": seen.traffic(),
     }
     event = Event(when=now, what=made, data_sha256=data)
-    written, gone = _write(config.draft, found, event, before=stored.default)
     console = Console(markup=False)
-    for remark in [*remarks, *_unknown(marks, target), *gone]:
+    for remark in [*remarks, *_unknown(marks, target)]:
         console.print(remark)
     if sample.unjudged:
         fate = "left out" if config.unjudged == "refuse" else "counted as errors"
         console.print(f"{sum(sample.unjudged.values())} traces cannot judge, {fate}: {sample.describe_unjudged()}")
+    written, gone = _write(config, stored, found, event)
+    for remark in gone:
+        console.print(remark)
     return written
 
 
-def _write(draft: Path, found: dict[str, Any], event: Event, before: str) -> tuple[PolicyFile, list[str]]:
+def _write(
+    config: CalibrateConfig, begun: PolicyFile, found: dict[str, Any], event: Event
+) -> tuple[PolicyFile, list[str]]:
     """Write what was found into the file as it is now: an operator, or a server, may have written into it meanwhile.
 
     Args:
-      draft: the draft directory.
+      config: of the calibration.
+      begun: the file when it began; another default by now is an operator's word, and stays.
       found: fields of the file.
       event: for its history.
-      before: the default when the calibration began; another one by now is an operator's word, and stays.
 
     Returns:
       The file, and a remark on such a default that is none of the points.
+
+    Raises:
+      PolicyError: it cannot be written. What was found, perhaps in hours, is kept beside the scores.
     """
+    draft = config.draft
     try:
         with locked(draft):
             stored = read_policy(draft)
-            said = stored.default if stored.default != before else found["default"]
+            said = stored.default if stored.default != begun.default else found["default"]
             default = said if any(point.name == said for point in found["points"]) else found["default"]
             history = (*stored.history, event)
             written = stored.model_copy(update=found | {"default": default, "history": history})
             write_policy(draft, written)
-    except TimeoutError as error:
-        raise PolicyError(f"nothing is written: {error}") from error
+    except (OSError, PolicyError) as error:
+        told = _keep(config.scores, begun.model_copy(update=found | {"history": (*begun.history, event)}))
+        raise PolicyError(f"nothing is written: {error}; {told}") from error
     gone = f"{draft}: default is {default}: {said}, which was written there meanwhile, is none of its points any more"
     return written, [] if said == default else [gone]
+
+
+def _keep(scores: Path, made: PolicyFile) -> str:
+    """Write a file that has no place in the draft directory beside the scores; returns what became of it, in words."""
+    kept = (scores if scores.is_dir() else scores.parent) / KEPT
+    try:
+        write_text(kept, made.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        return f"nor could what was found be kept: {error}"
+    return f"what was found lies in {kept}: mend the cause, and copy all of it but serving and history into {FILE}"
 
 
 def choose(
@@ -261,87 +284,9 @@ def _compared(sample: Sample, trial: dict[str, Any] | None) -> bool:
     return sample.has_free_trials and not _written_in_full(trial)
 
 
-def _check_served(config: CalibrateConfig, block: SpecExitBlock) -> None:
-    if config.smoothing not in block.smoothings:
-        raise CertificateError(
-            f"smoothing is {config.smoothing!r}, expected {' or '.join(block.smoothings)}: {config.draft} has source "
-            f"{block.source!r}, and no server starts with a policy that smooths its signals"
-        )
-
-
-def _check_serving(config: CalibrateConfig, stored: PolicyFile) -> None:
-    """Check that the points which the draft's serving settings name will be there: else nothing could read the file."""
-    points = tuple(OperatingPoint(name=point_name(epsilon), policy=OFF) for epsilon in config.epsilon)
-    try:
-        check_policy(config.draft, stored.model_copy(update={"points": points, "default": points[0].name}))
-    except PolicyError as error:
-        raise CertificateError(
-            f"{error}, which is all that epsilon makes: give the other's epsilon as well, or change that setting first"
-        ) from error
-
-
-def _check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredScores) -> None:
-    ours = weights_hash(config.draft)
-    if scores.draft_blake3 != ours:
-        raise CertificateError(
-            f"{config.scores}: scores come from a draft with hash {scores.draft_blake3[:12]}..., "
-            f"but {config.draft} has {ours[:12]}...: score the traces with this draft first"
-        )
-    if scores.source != block.source:
-        raise CertificateError(
-            f"{config.scores}: scores of source {scores.source!r}, but {config.draft} has source {block.source!r}"
-        )
-
-
-def _one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
-    """How the trials of each answer kind were made."""
-    found: dict[str, Any] = {}
-    for kind in traces.different("answer_kind"):
-        trials = traces.only(answer_kind=kind).different("trial")
-        first, *others = (json.loads(trial or "{}") for trial in trials)
-        for other in others:
-            if other != first:
-                raise CertificateError(
-                    f"{config.traces}: answers of kind {kind} were tried as {first} and as {other}, expected one way"
-                )
-        found[str(kind)] = first
-    return found
-
-
 def _written_in_full(trial: dict[str, Any] | None) -> bool:
     """Whether nothing was forced behind the end marker, so that a trial answer is the one that is served."""
     return bool(trial) and all(kind.get("text") == "" for kind in trial.values())
-
-
-def _check_steps(config: CalibrateConfig, target: TargetConfig, block: SpecExitBlock) -> None:
-    """Check that the traces have their boundaries where a server of the draft looks for them."""
-    for name in ("think_start", "think_end", "split_endings", "split_connectors"):
-        theirs, ours = getattr(target, name), getattr(block, name)
-        if theirs != ours and (isinstance(ours, str) or set(theirs) != set(ours)):
-            raise CertificateError(
-                f"{config.traces}: {name} of their target is {theirs!r}, but {config.draft / 'config.json'} says "
-                f"{ours!r}, by which a server finds boundaries: expected traces that were collected with the draft's"
-            )
-
-
-def _fingerprints(target: TargetConfig, scores: StoredScores, told: EngineTypes) -> Fingerprints:
-    quantization, tokenizer, weights = None, None, None
-    if target.folder.exists():
-        quantization = quantization_served(target.hf_config(), target.folder)
-        tokenizer, weights = tokenizer_sha256(target), target_fingerprint(target.folder)
-    if weights is not None and scores.target_sha256 not in (None, weights):
-        raise CertificateError(
-            f"{scores.path}: target_sha256 is {scores.target_sha256[:12]}..., but the weights of target "
-            f"{target.name!r} in {target.folder} have {weights[:12]}...: expected scores made with that model"
-        )
-    return Fingerprints(
-        draft=scores.draft_blake3,
-        target=weights or scores.target_sha256,
-        tokenizer=tokenizer,
-        dtype=None if told.dtype == "auto" else told.dtype or target.dtype,  # "auto" is whatever vLLM makes of it
-        quantization=told.quantization or quantization,
-        kv_cache_dtype=told.kv_cache_dtype or "auto",
-    )
 
 
 def _unknown(marks: Fingerprints, target: TargetConfig) -> list[str]:

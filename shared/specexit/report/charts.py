@@ -234,15 +234,20 @@ def drawn_tokens(n: int, boundaries: Sequence[int]) -> Int[np.ndarray, " drawn"]
 
 
 def signals_chart(
-    signals: Float[np.ndarray, "think signals"], boundaries: Sequence[int], kept: int, policy: Policy | None
+    signals: Float[np.ndarray, "think signals"],
+    boundaries: Sequence[int],
+    kept: int,
+    policy: Policy | None,
+    ended: str,
 ) -> str:
-    """The signals of one trace over its thinking tokens, its boundaries, and where it exits.
+    """The signals of one trace over its thinking tokens, its boundaries, and where its thinking ended.
 
     Args:
       signals: values after the activation.
       boundaries: offsets just behind a split token.
-      kept: thinking tokens before the exit.
+      kept: thinking tokens before that end.
       policy: its thresholds are drawn.
+      ended: what that end was, in words.
     """
     with _figure(8.0, 4.2) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -260,8 +265,8 @@ def signals_chart(
                 axes.axvline(boundary, color=PALETTE["faint"], alpha=0.35, lw=0.6)
             axes.axvspan(0, kept, color=PALETTE["kept"], alpha=0.12, lw=0)
             axes.axvline(kept, color=PALETTE["ink"], lw=1.6)
-        end, side = ("exit", "center") if kept < len(signals) else ("natural end", "right")
-        top.annotate(end, (kept, 1.06), ha=side, va="bottom", annotation_clip=False, weight="bold")
+        side = "center" if kept < len(signals) else "right"
+        top.annotate(ended, (kept, 1.06), ha=side, va="bottom", annotation_clip=False, weight="bold")
         top.set_ylim(-0.03, 1.05)
         top.set_xlim(0, len(signals))
         top.set_ylabel("probability or share")

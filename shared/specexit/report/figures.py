@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from specexit.bench.requests import requests_in
+from specexit.bench.requests import Reason, requests_in
 from specexit.bench.results import Results
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
@@ -118,15 +118,19 @@ def latencies(results: Results, requests: Path) -> Iterator[Figure]:
 
 
 def signals(
-    values: Float[np.ndarray, "think signals"], boundaries: Sequence[int], kept: int, policy: Policy | None
+    values: Float[np.ndarray, "think signals"],
+    boundaries: Sequence[int],
+    kept: int,
+    policy: Policy | None,
+    reason: Reason,
 ) -> Figure:
-    """The signals of a trace, see `signals_chart`."""
+    """The signals of a trace, whose thinking ended for a reason, see `signals_chart`."""
     at, judged = drawn_tokens(len(values), boundaries), set(boundaries)
     label = f"Signals over the thinking tokens of this trace, with step boundaries; {kept} of {len(values)} were kept."
     rows = ((str(t), "yes" if t in judged else "", *(f"{value:.4g}" for value in values[t - 1])) for t in at.tolist())
     return Figure(
         "Signals",
-        signals_chart(values, boundaries, kept, policy),
+        signals_chart(values, boundaries, kept, policy, reason.replace("_", " ")),
         label,
         "Signals over the thinking tokens; dots are the step boundaries, where alone they are judged. Dashed: the "
         "threshold. Shaded: what was kept. Below, ✓ and ✗ tell whether ending there gives the whole trace's answer.",

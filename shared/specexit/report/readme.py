@@ -82,17 +82,19 @@ def table(results: Results) -> str:
 
 
 def family_table(results: Results) -> str:
-    """What each task gains, as Markdown; tokens and accuracy without exits and with them."""
+    """What each task gains, as Markdown; tokens and accuracy without exits and with them, where both were measured."""
     batches = list(results.n_seconds)
     headings = ["family", "problems", "thinking cut", "accuracy", *(f"speed, batch {batch}" for batch in batches)]
     lines = [headings, ["---"] * len(headings)]
     for name, found in results.tasks.items():
-        ours, theirs = found["specexit"], found[BASELINE]
-        cut = 1 - ours.thinking_tokens / theirs.thinking_tokens
+        ours, theirs = found.get("specexit"), found[BASELINE]
+        if ours is None:
+            continue
+        cut = 1 - ours.thinking_tokens / theirs.thinking_tokens if theirs.thinking_tokens else None
         row = [
             f"`{name}`",
             str(ours.n),
-            f"{100 * cut:.0f} %",
+            "–" if cut is None else f"{100 * cut:.0f} %",
             f"{100 * theirs.accuracy:.0f} % -> {100 * ours.accuracy:.0f} %",
         ]
         lines.append(row + [_family_speed(ours.speedup.get(batch)) for batch in batches])

@@ -123,7 +123,7 @@ def show(
     if rest := trace.think_ids[start:]:
         text = tokenizer.decode(rest).strip("\n")
         steps.append(Step(text, len(trace.think_ids) <= kept, False, None, "", None))
-    chart = None if values is None else signals(values, trace.boundaries, kept, policy)
+    chart = None if values is None else signals(values, trace.boundaries, kept, policy, request.reason)
     title, why = TITLES[kind]
     return Shown(title, why, trace, request, tuple(steps), chart)
 

@@ -84,6 +84,15 @@ def test_docs_are_written_anew_from_what_is_there_and_what_is_absent_is_said(tmp
     assert "| `sums` | 7 | 75 % | 100 % -> 90 % | 1.50x (no interval) | 1.60x (1.40..1.80) |\n" in method
 
 
+def test_a_family_without_thinking_has_no_cut_and_one_without_specexit_no_row(bench: Path) -> None:
+    """It was a division by zero, and a `KeyError`."""
+    results = read_results(bench / "results.json")
+    theirs = TaskResult(n=7, accuracy=1, thinking_tokens=0, exits=results.methods["eagle3"].exits)
+    tasks = {"at once": {"eagle3": theirs, "specexit": theirs}, "sums": {"eagle3": theirs}}
+    _, _, *rows = family_table(results.model_copy(update={"tasks": tasks})).splitlines()
+    assert rows == ["| `at once` | 7 | – | 100 % -> 100 % | not measured | not measured |"]
+
+
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.results)
 def test_docs_have_the_marks_of_their_tables(place: Place) -> None:
     text = (Path(__file__).parents[3] / place.page).read_text()

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specexit.bench.requests import Request
+from specexit.bench.requests import Reason, Request
 from specexit.data.traces import Trace, write_traces
 from specexit.method.decision import Policy
-from specexit.report.charts import signals_chart
 from specexit.report.page import report
 from specexit.report.shown import ReportError, choose, show
 from specexit.schemas.target import load_target_config
@@ -41,12 +40,15 @@ def test_only_a_trial_that_stated_an_answer_has_one_and_a_mark(bench: Path, trac
     ]
 
 
-def test_the_end_of_a_trace_without_an_exit_is_none_in_its_chart() -> None:
-    """It said "exit", in bold, where the model had ended by itself."""
-    values = np.full((40, 4), 0.5)
-    kept, whole = (signals_chart(values, [10, 20, 30], end, None) for end in (20, 40))
-    assert (">exit<" in kept, "natural end" in kept) == (True, False)
-    assert (">exit<" in whole, "natural end" in whole) == (False, True)
+@pytest.mark.parametrize(("behind", "reason"), [(4, "exit"), (10, "natural_end"), (10, "exit")])
+def test_the_chart_of_a_trace_says_how_its_thinking_ended(make_trace, behind: int, reason: Reason) -> None:
+    """It said "exit", in bold, where the model had ended by itself; then "natural end" of an exit at the last step."""
+    trace = make_trace()
+    request = Request(trace.id, trace.think_ids[:behind], behind, reason, "7", True, {})
+    tokenizer = load_target_config("tiny-reasoner").tokenizer()
+    chart = show("asked", trace, request, tokenizer, np.full((10, 4), 0.5, np.float32), None).chart
+    assert chart is not None
+    assert (">exit<" in chart.svg, ">natural end<" in chart.svg) == (reason == "exit", reason == "natural_end")
 
 
 def test_text_of_a_prompt_is_text(bench: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args
@@ -58,11 +59,15 @@ def check_parameters(reference: str, method: Method) -> Method:
     """A tuned method, if its parameters can be stored.
 
     Raises:
-      MethodError: it is no method, or a parameter is neither a number nor text.
+      MethodError: it is no method, or a parameter is neither a finite number nor text.
     """
     if not isinstance(method, Method):
         raise MethodError(f"method {reference!r}: tuned() gives {method!r}, expected a Method")
     for name, value in asdict(method).items():  # pyright: ignore[reportArgumentType]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise MethodError(
+                f"method {reference!r}: field {name} is {value!r}, expected a finite number: results store these"
+            )
         if value is not None and not isinstance(value, (int, float, str)):
             raise MethodError(
                 f"method {reference!r}: field {name} is {value!r}, expected a number, text or none: results store these"
