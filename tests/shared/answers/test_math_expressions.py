@@ -166,6 +166,10 @@ SAME = [
     (r"\frac{dy}{dx}=2x+1", r"\frac{\mathrm{d}y}{\mathrm{d}x}=1+2x"),
     (r"2\frac{dy}{dx}=4x", r"\frac{dy}{dx}=2x"),
     (r"\frac{d}{dx}(x^2)", "2x"),
+    # small numbers that are no fractions
+    (r"\frac{\pi}{10^{20}}", r"\pi\times10^{-20}"),
+    (r"\frac{\pi}{10^{20}}", r"3.14159265\times10^{-20}"),
+    (r"\sin^2 1+\cos^2 1-1", "0"),
 ]
 
 DIFFERENT = [
@@ -301,6 +305,15 @@ DIFFERENT = [
     (r"\frac{dy}{dx}", "0"),
     # sets of sets
     (r"\{\{1\},\{2\}\}", r"\{1,2\}"),
+    # small numbers that are no fractions
+    (r"1.38\times10^{-23}\ln 2", r"1.38\times10^{-23}\ln 3"),
+    (r"\frac{6.63\times10^{-34}}{2\pi}", r"\frac{6.63\times10^{-34}}{4\pi}"),
+    (r"\pi\times10^{-20}", r"2\pi\times10^{-20}"),
+    (r"\pi\times10^{-20}", "0"),
+    ("e^{-50}", "e^{-51}"),
+    # capital and small Greek letters
+    (r"\frac{\Omega}{\omega}", r"\frac{\omega}{\Omega}"),
+    (r"\frac{\Omega}{\omega}", "1"),
 ]
 
 

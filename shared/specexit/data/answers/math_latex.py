@@ -50,8 +50,8 @@ _SYMBOLS = {
 _SPELLINGS = [
     (re.compile(pattern), latex)
     for pattern, latex in {
-        # A separator of thousands, which no list has.
-        r"(?<=\d)(?:\{,\}|,(?:\\? )?\\!) ?(?=\d{3}(?!\d))": "",
+        # A separator of thousands, which no list has; behind a lone 0 it is a comma of decimals.
+        r"(?<!(?<!\d)0)(?<=\d)(?:\{,\}|,(?:\\? )?\\!) ?(?=\d{3}(?!\d))": "",
         # What a formula begins and ends with.
         r"(?<!\\)(?<!left)(?<!right)\\[()\[\]]": "",
         # A comma of decimals, and what is in braces so that no space follows it.
