@@ -231,14 +231,13 @@ def _parsed(text: str, how: _Parsing) -> Any:
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    text = readable(text)
-    if "'" in text:  # a parser reads over it
+    if (latex := readable(text)) is None:
         return None
     normalization = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     try:
         # No separators of thousands are left, but the parser would take 12,144 for a number.
         expression = latex2sympy(
-            normalize_latex(text.replace(",", ", "), normalization),
+            normalize_latex(latex.replace(",", ", "), normalization),
             is_real=how.is_real,
             normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=not how.tells_cases),
