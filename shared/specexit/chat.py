@@ -144,7 +144,7 @@ class Turn:
         A server with a reasoning parser tells thinking and answer apart by itself; from others the text comes whole.
         """
         before = len(self.answer)
-        self.tokens = (chunk.get("usage") or {}).get("completion_tokens", self.tokens)
+        self.tokens = (chunk.get("usage") or {}).get("completion_tokens") or self.tokens
         self._listen((chunk.get("kv_transfer_params") or {}).get("specexit"))
         for choice in chunk.get("choices") or ():  # not every chunk brings text
             delta = choice.get("delta") or {}

@@ -60,6 +60,14 @@ def test_a_chunk_without_text_is_passed_over(empty):
     assert [turn.take(one) for one in (chunk(content="a</think>b"), empty, chunk(content="c"))] == ["b", "", "c"]
 
 
+def test_a_usage_that_says_nothing_changes_no_count():
+    """It was a traceback, at the next bar."""
+    turn = Turn()
+    turn.take(chunk(report(tokens=10), tokens=10, content="a"))
+    turn.take(chunk(tokens=None, content="b"))
+    assert turn.progress() == (0.5, "thinking 50 %, about 100 tokens left")
+
+
 @pytest.mark.parametrize("timeout", ["inf", ".inf", ".nan", "1e12", "0"])
 def test_a_timeout_that_no_socket_takes_is_refused(timeout):
     with pytest.raises(ConfigError, match="config: timeout is "):

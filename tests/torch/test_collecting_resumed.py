@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -170,6 +171,29 @@ def test_a_disk_that_is_full_for_a_file_the_log_or_a_record_is_one_line(full, co
             second.record(4, collected[4])
     with Ledger(asked, TARGET, asks) as third:
         assert third.todo()[0] in (4, 5)
+
+
+@pytest.mark.parametrize("stopped", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_run_that_is_stopped_at_its_last_file_keeps_the_rows_of_it(stopped, collected, tmp_path, monkeypatch):
+    """None of them was missing any more, and so the log was removed, where alone they were."""
+    asked = CollectConfig(target="tiny-reasoner", split="test", n=5, chunk=5, out=tmp_path / "out")
+    asks = all_asks(asked, TARGET)
+
+    def refused(*_) -> None:
+        raise stopped
+
+    with (
+        monkeypatch.context() as patch,
+        suppress(CollectError, KeyboardInterrupt),
+        Ledger(asked, TARGET, asks) as first,
+    ):
+        patch.setattr(ledger, "write_traces", refused)
+        for number in range(5):
+            first.record(number, collected[number])
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    with Ledger(asked, TARGET, asks) as again:
+        assert again.todo() == []
+    assert read_traces(tmp_path / "out") == collected[:5]
 
 
 def test_a_kill_between_a_file_that_is_written_anew_and_its_record_is_gone_on_with(collected, tmp_path, monkeypatch):

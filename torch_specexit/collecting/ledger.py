@@ -100,7 +100,8 @@ class Ledger:
             rename_prompts(self.config)
 
     def __exit__(self, *_: object) -> None:
-        if not self.todo():  # before another process can have the log
+        # Before another process can have the log; rows that are in no file yet, as the disk is full, stay in it.
+        if all(chunk.file in self.done for chunk in self.chunks):
             Path(self._log.name).unlink(missing_ok=True)
         self._release()
 

@@ -166,6 +166,42 @@ SAME = [
     (r"\frac{dy}{dx}=2x+1", r"\frac{\mathrm{d}y}{\mathrm{d}x}=1+2x"),
     (r"2\frac{dy}{dx}=4x", r"\frac{dy}{dx}=2x"),
     (r"\frac{d}{dx}(x^2)", "2x"),
+    (r"m(\frac{dv}{dt})^2", r"m\frac{dv}{dt}\cdot\frac{dv}{dt}"),
+    # small numbers that are no fractions
+    (r"\frac{\pi}{10^{20}}", r"\pi\times10^{-20}"),
+    (r"\frac{\pi}{10^{20}}", r"3.14159265\times10^{-20}"),
+    (r"\sin^2 1+\cos^2 1-1", "0"),
+    # gamma is a letter, and Gamma a function where it is of something
+    (r"(\gamma-1)mc^2", r"\gamma mc^2-mc^2"),
+    (r"\frac{\Gamma}{2}", r"0.5\Gamma"),
+    (r"\Gamma(5)", "24"),
+    # a d in front of a command
+    (r"d\sqrt{2}", r"\sqrt{2}d"),
+    (r"\frac{d\cdot 3}{2}", "1.5d"),
+    (r"C_d A\rho", r"C_d\rho A"),
+    # vectors, and means
+    (r"\langle u,v\rangle", "(u,v)"),
+    (r"\hat i+\hat j", r"\hat{j}+\hat{i}"),
+    (r"\vec{a}\cdot\vec{b}", r"\vec{b}\cdot\vec{a}"),
+    (r"\vec a\times\vec b", r"\vec{a} \times \vec{b}"),
+    (r"q(\vec{v}\times\vec{B})", r"q\vec{v}\times\vec{B}"),
+    # mixed numbers inside something
+    ("x=2 1/2", "5/2"),
+    (r"1\frac12\pi", r"\frac{3\pi}{2}"),
+    (r"2\frac{1}{2}x", "2.5x"),
+    (r"10^{2}\frac12", "50"),
+    # changes, and functions of sums
+    (r"P\Delta V", r"\Delta V\cdot P"),
+    (r"\frac{\Delta y}{\Delta x}", r"\Delta y/\Delta x"),
+    (r"\frac12 k(\Delta x)^2", r"\frac12k\Delta x^2"),
+    ("f(x+2t)+f(x-2t)", "f(x-2t)+f(x+2t)"),
+    ("g(m+M)", "mg+Mg"),
+    # indices, and a function beside another
+    ("m_e c^2", "m_{e}c^2"),
+    (r"\ln 3/\ln 2", r"\frac{\ln 3}{\ln 2}"),
+    (r"\log_2 9/\log_2 3", "2"),
+    (r"\sin x \cdot \cos x", r"\cos x\sin x"),
+    (r"\ln x^2\cdot\ln 2", r"\ln 2\ln(x^2)"),
 ]
 
 DIFFERENT = [
@@ -301,6 +337,47 @@ DIFFERENT = [
     (r"\frac{dy}{dx}", "0"),
     # sets of sets
     (r"\{\{1\},\{2\}\}", r"\{1,2\}"),
+    # small numbers that are no fractions
+    (r"1.38\times10^{-23}\ln 2", r"1.38\times10^{-23}\ln 3"),
+    (r"\frac{6.63\times10^{-34}}{2\pi}", r"\frac{6.63\times10^{-34}}{4\pi}"),
+    (r"\pi\times10^{-20}", r"2\pi\times10^{-20}"),
+    (r"\pi\times10^{-20}", "0"),
+    ("e^{-50}", "e^{-51}"),
+    # gamma is a letter, and Gamma a function where it is of something
+    (r"\frac{R}{\gamma-1}", r"\frac{2R}{\gamma-1}"),
+    (r"\frac{R}{\gamma-1}", "0"),
+    (r"\gamma+1", r"\gamma+2"),
+    (r"|\gamma|", r"\gamma"),
+    (r"\frac{1}{\Gamma-1}", "0"),
+    # a d in front of a command
+    (r"2d\sqrt{3}", r"3d\sqrt{2}"),
+    (r"d\sqrt{\frac{2m}{q}}", r"2d\sqrt{\frac{m}{q}}"),
+    (r"d\sin 2\theta", r"2d\sin\theta"),
+    ("x dy-y dx", "0"),
+    # vectors, and means
+    (r"\langle x^2\rangle-\langle x\rangle^2", "0"),
+    (r"\langle x\rangle", "x"),
+    (r"\vec{a}\cdot\vec{b}", r"\vec{a}\times\vec{b}"),
+    (r"\nabla\cdot\vec{F}", r"\nabla\times\vec{F}"),
+    (r"\vec{a}\times\vec{b}", r"\vec{b}\times\vec{a}"),
+    (r"(\vec{a}+\vec{b})\times\vec{c}", r"(\vec{a}-\vec{b})\times\vec{c}"),
+    (r"(\vec{a}\times\vec{b})\times\vec{c}", r"\vec{a}\times(\vec{b}\times\vec{c})"),
+    # mixed numbers inside something
+    ("x=2 1/2", "3/2"),
+    (r"1\frac12\pi", r"\frac{\pi}{2}"),
+    (r"1 000\sqrt{3}", r"2 000\sqrt{3}"),
+    # changes, and functions of sums
+    (r"P\Delta V", r"V\Delta P"),
+    ("PΔV", "VΔP"),
+    (r"\frac{\Delta y}{\Delta x}", r"\frac{y}{x}"),
+    (r"\frac{\Delta\theta}{\Delta t_1}", r"\frac{\theta}{t_1}"),
+    ("f(x+2t)+f(x-2t)", "f(x+4t)+f(x-4t)"),
+    (r"\frac{f(x+h)-f(x)}{h}", "f"),
+    # capital and small Greek letters
+    (r"\frac{\Omega}{\omega}", r"\frac{\omega}{\Omega}"),
+    (r"\frac{\Omega}{\omega}", "1"),
+    # a function beside another
+    (r"\ln 3/\ln 2", r"\ln(3/\ln 2)"),
 ]
 
 

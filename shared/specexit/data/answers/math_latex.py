@@ -43,6 +43,8 @@ _SYMBOLS = {
     r"\rbrace": r"\}",
     "\u03a9": r"\Omega ",
     "\u2126": r"\Omega ",
+    "\u0394": r"\Delta ",
+    "\u2206": r"\Delta ",
     "\u00b5": r"\mu ",
     "\u03bc": r"\mu ",
     r"\colon": ":",
@@ -50,8 +52,8 @@ _SYMBOLS = {
 _SPELLINGS = [
     (re.compile(pattern), latex)
     for pattern, latex in {
-        # A separator of thousands, which no list has.
-        r"(?<=\d)(?:\{,\}|,(?:\\? )?\\!) ?(?=\d{3}(?!\d))": "",
+        # A separator of thousands, which no list has; behind a lone 0 it is a comma of decimals.
+        r"(?<!(?<!\d)0)(?<=\d)(?:\{,\}|,(?:\\? )?\\!) ?(?=\d{3}(?!\d))": "",
         # What a formula begins and ends with.
         r"(?<!\\)(?<!left)(?<!right)\\[()\[\]]": "",
         # A comma of decimals, and what is in braces so that no space follows it.
@@ -73,9 +75,8 @@ _SPELLINGS = [
         r"\\[dt]binom(?![A-Za-z])": r"\\binom",
         r"\\[bp]mod(?![A-Za-z])": r"\\mod ",
         r"\^ ?-(\d+)": r"^{-\1}",
-        # A vector is a tuple.
-        r"\\langle(?![A-Za-z]) ?": "(",
-        r" ?\\rangle(?![A-Za-z])": ")",
+        # A vector is a tuple; without a comma it is a mean.
+        r"\\langle(?![A-Za-z]) ?((?:(?!\\[lr]angle)[^,])*+,(?:(?!\\[lr]angle)[\s\S])*+)\\rangle(?![A-Za-z])": r"(\1)",
         # The rows of a matrix, and how large it is.
         r"\\\\ ?\[-?[\d.]+ ?(?:pt|em|ex|mm|cm|in)\]|\\cr(?![A-Za-z])": r"\\\\",
         r"\{([pbvBV]?)(?:small)?matrix\*?\}": r"{\1matrix}",
@@ -84,6 +85,7 @@ _SPELLINGS = [
         r"\\mathbb ([A-Z])": r"\\mathbb{\1}",
         r"\\(?:textrm|texttt|textnormal|textup|textsf|mathsf)(?![A-Za-z])": r"\\text",
         r"\\(?:boldsymbol|bm)(?![A-Za-z])": r"\\mathbf",
+        r"\\(vec|hat|bar|dot|ddot|tilde|mathbf|overline|overrightarrow) ([A-Za-z])(?![A-Za-z])": r"\\\1{\2}",
         r"\{ ?\\(?:rm|sf|it) ([^{}]*)\}|\\(?:rm|sf|it) ?\{([^{}]*)\}": r"\\text{\1\2}",
         r"\{ ?\\bf ([^{}]*)\}|\\bf ?\{([^{}]*)\}": r"\\mathbf{\1\2}",
         r"\^? ?\\degree(?![A-Za-z])|(?<=\d)\^ ?(?:o(?![A-Za-z])|\{o\}|\{\\text\{o\}\})": r"^\\circ ",

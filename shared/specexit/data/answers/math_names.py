@@ -12,7 +12,7 @@ _FUNCTION_ARGUMENT = r"(?:\([^()]*\)|\[[^\[\]]*\])?"
 _WRAPPED = rf"(?:{WRAPPER}\{{[^{{}}]*\}}|\\(?:vec|hat|overline|overrightarrow) ?\{{\w+\}})"
 _INDEX = r"_(?:\w|\{[^{}]*\})"
 _NAME = (
-    rf"(?:m?\\[a-zA-Z]+ ?[A-Za-z]{{0,4}}|{_WRAPPED}"
+    rf"(?:m?\\(?!sqrt)[a-zA-Z]+ ?[A-Za-z]{{0,4}}|{_WRAPPED}"
     rf"|[A-Za-z]|[A-Z]{{2,4}}|[a-z]{{3,}})(?:{_INDEX})?'*(?:\^\{{-1\}})?{_FUNCTION_ARGUMENT}"
 )
 _NAMED = re.compile(rf"({_NAME}|\({_NAME}(?:,{_NAME})+\))(?:=|\\in\b ?|\\approx\b ?)(.+)")
@@ -21,7 +21,7 @@ _EQUALS = re.compile(r"(?<![<>!:\\])=")
 _ABOUT = re.compile(r" ?\\approx(?![A-Za-z]) ?")
 _FACTORIAL_IS = re.compile(r"(?<=\d!)=")
 _PLUS_MINUS = re.compile(r" ?\\pm(?![A-Za-z]) ?")
-_POINT = re.compile(r"[A-Z]'?(\(.+,.+\))")
+_POINT = re.compile(r"(?![NU])[A-Z]'?(\(.+,.+\))")
 
 _APPLIED = re.compile(rf"(?<![A-Za-z\\])(\\?[A-Za-z]+)(?:{_INDEX})?'*(?:\^\{{-1\}})?\((?![^()]*\1)[^()=]*\)")
 """A function of something; in x(x+1) the x is a factor."""
@@ -37,7 +37,7 @@ _OF_NUMBERS = re.compile(
     r"(?:[^A-Za-z<>\\]|\\%"
     r"|\\(?:frac|sqrt|binom|times|cdot|div|pi|log|ln|(?:arc)?(?:sin|cos|tan)|circ|[lr](?:floor|ceil))(?![A-Za-z]))+"
 )
-_GREEK = (
+GREEK = (
     "(?i:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|(?:var)?rho"
     "|(?:var)?sigma|tau|upsilon|(?:var)?phi|chi|psi|omega)(?![A-Za-z])"
 )
@@ -125,6 +125,8 @@ def without_index(text: str, other: str) -> tuple[str, str]:
 
 
 def _is_of_names(text: str) -> bool:
+    if re.fullmatch(r"-[^-+]*", text):  # what the negative of a name is, the name is not
+        return False
     rest, applied = text, 1
     while applied:
         rest, applied = _APPLIED.subn("", rest)
@@ -137,7 +139,7 @@ def _is_of_numbers(text: str) -> bool:
 
 def _is_number(text: str) -> bool:
     """Whether a text has no letter but those of constants, and is no list."""
-    letters = re.sub(rf"\\(?!{_GREEK})[A-Za-z]+(?:\{{[a-z]*matrix\}})?|(?<![A-Za-z])[ie](?![A-Za-z])", "", text)
+    letters = re.sub(rf"\\(?!{GREEK})[A-Za-z]+(?:\{{[a-z]*matrix\}})?|(?<![A-Za-z])[ie](?![A-Za-z])", "", text)
     return not re.search("[A-Za-z<>]", letters) and len(apart(text, COMMA)) == 1
 
 

@@ -140,9 +140,21 @@ def _verified(one: Any, other: Any) -> bool:
             return same_infinity(one, other)
         if isinstance(one, Rational | Float) and isinstance(other, Rational | Float):
             return same_number(Fraction(str(one)), Fraction(str(other)))
-        return math_verify.verify(one, other, **how) and math_verify.verify(other, one, **how)
+        return all(math_verify.verify(*pair, **how) for pair in ((one, other), (other, one))) and _close(one, other)
     except Exception:  # sympy's evaluation raises what it likes
         return False
+
+
+def _close(one: Any, other: Any) -> bool:
+    """Whether two numbers differ by their rounding alone; for math-verify all below 1e-15 are equal. True of others."""
+    from sympy import Float, UnevaluatedExpr
+
+    if not all(getattr(each, "is_number", False) and not each.has(UnevaluatedExpr) for each in (one, other)):
+        return True
+    digits = _DIGITS - 1 if one.has(Float) or other.has(Float) else 2 * _DIGITS
+    one, other = one.evalf(30), other.evalf(30)
+    nothing = Float("1e-90")  # what is left of a difference of equal numbers
+    return bool(abs(one - other) <= max(abs(one), abs(other)) / 10**digits + nothing)
 
 
 def _is_complex(expression: Any) -> bool:
@@ -219,14 +231,13 @@ def _parsed(text: str, how: _Parsing) -> Any:
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    text = readable(text)
-    if "'" in text:  # a parser reads over it
+    if (latex := readable(text)) is None:
         return None
     normalization = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     try:
         # No separators of thousands are left, but the parser would take 12,144 for a number.
         expression = latex2sympy(
-            normalize_latex(text.replace(",", ", "), normalization),
+            normalize_latex(latex.replace(",", ", "), normalization),
             is_real=how.is_real,
             normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=not how.tells_cases),
@@ -250,8 +261,9 @@ def _with_imaginary_unit(expression: Any) -> Any:
 
 
 def _has_both_cases(text: str) -> bool:
-    letters = set(re.sub(r"\\[A-Za-z]+", "", text))
-    return "I" in letters or any(letter != letter.swapcase() and letter.swapcase() in letters for letter in letters)
+    """Whether a letter, Latin or Greek, is there as a capital and as a small one, or an I is, which is no small i."""
+    names = {*re.sub(r"\\[A-Za-z]+", "", text), *re.findall(r"\\[A-Za-z]+", text)}
+    return "I" in names or any(name != name.lower() and name.lower() in names for name in names)
 
 
 def _digits(expression: Any) -> int:

@@ -1,5 +1,5 @@
 r"""Puts what the parser would misread into signs that it reads: primes, bases of numbers, degrees of angles, angles,
-derivatives, powers to the T-th, I."""
+derivatives, changes, cross products, functions of sums, powers to the T-th, I, a d in front of a command, \gamma."""
 
 from __future__ import annotations
 
@@ -7,27 +7,59 @@ import re
 
 from specexit.data.answers import math_bases, math_marks
 from specexit.data.answers.math_latex import WRAPPER
+from specexit.data.answers.math_names import GREEK
 
 _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
 """Primes, and the index in front of them; those behind a number are marks."""
 _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\^ ?(?:\\circ\b ?|\{ ?\\circ ?\})")
-_CAPITAL_I = re.compile(r"(?<!\\)I(?![a-z])")
 _ANGLE = re.compile(r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Za-z])")
 _D = rf"(?:d|\\partial|{WRAPPER}\{{d\}}) ?"
 _ORDER = r"(?:\^(?:\d|\{\d\}))? ?"
 _FUNCTION = r"(?:[A-Za-z]|\\[a-z]+)(?:_\w|_\{\w+\})? ?"
 _DERIVATIVE = re.compile(rf"\\frac ?\{{ ?{_D}{_ORDER}{_FUNCTION}\}} ?\{{ ?(?:{_D}{_FUNCTION}{_ORDER})+\}}")
 """The parser takes what is derived for a constant, and its derivative for nothing."""
+_INDEX = r"(?:_(?:\w|\{[^{}]*\}))?"
+_CHANGE = re.compile(rf"\\Delta ?(?:\\{GREEK}|[A-Za-z]){_INDEX}")
+"""The parser takes it for a product, in which the deltas of a fraction cancel."""
+_VECTOR = rf"(?:\\(?:vec|hat|mathbf|overrightarrow) ?\{{[^{{}}]*\}}{_INDEX}|\\nabla(?![A-Za-z]))"
+_FACTOR = rf"(?:{_VECTOR}|\((?=[^()]*{_VECTOR})[^()]*+\))"
+_CROSS = re.compile(rf"{_FACTOR}(?: ?\\times(?![A-Za-z]) ?{_FACTOR})+")
+"""The parser takes it for a product, which a dot product is too."""
+_APPLIED = re.compile(r"((?<![A-Za-z\\])[fghFGu]|\\(?:phi|psi)) ?\(([^(),]*)\)")
 _T = rf"(?:T|{WRAPPER}\{{T\}})"
-_TO_THE_T = re.compile(rf"(?<!matrix\}})(?<!matrix\}} )\^ ?(?:{_T}|\{{ ?{_T} ?\}})")
-"""The parser takes what is raised to T for a transpose, which a matrix has, and that of a number for the number."""
+_LOG_OR_ANGLE = r"\\(?:ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
+_LETTER = rf"\\(?:pi(?![A-Za-z])|{GREEK})"
+_OF = rf"({_LOG_OR_ANGLE}(?:[_^](?:\w|\{{[^{{}}]*\}}))*) ?((?:[_^]\{{[^{{}}]*\}}|[\w.^]|{_LETTER} ?)++)"
+"""A function, and what it is of where that has no brackets."""
+_FIRST = r"(?<![\w.^}])(?<!frac )(?<!binom )"
+"""Where a number begins that is no argument, power or index."""
+_MISREAD = [
+    (re.compile(pattern), latex)
+    for pattern, latex in {
+        # The parser takes what is raised to T for a transpose, which a matrix has, and that of a number for the number.
+        rf"(?<!matrix\}})(?<!matrix\}} )\^ ?(?:{_T}|\{{ ?{_T} ?\}})": "^{(T)}",
+        # It takes no e for an index or a power, and a d with what stands behind it, be it a root, for one name.
+        r"([_^]) ?([de])(?![a-z]{2})": r"\1{\2}",
+        rf"(\\[A-Za-z]+)|d(?= ?\\(?!{GREEK})[A-Za-z])": lambda found: found[1] or "{d}",
+        # It takes a mixed number for a product where something follows.
+        rf"{_FIRST}(\d+) (\d+)/(\d+)(?![\d.])": r"(\1+\\frac{\2}{\3})",
+        rf"{_FIRST}(\d+) ?\\frac ?(\d|\{{\d+\}}) ?(\d|\{{\d+\}})": r"(\1+\\frac\2\3)",
+        # It takes what a function is divided or multiplied by for a part of what it is of.
+        rf"{_OF} ?(?=(?:/|\\cdot|\\times|\*) ?{_LOG_OR_ANGLE})": r"\1(\2)",
+        # It takes these for the gamma function of what follows, or for Euler's constant.
+        r"\\gamma(?![A-Za-z])": r"\\eth ",
+        r"\\Gamma(?![A-Za-z( ])": r"\\mho ",
+        r"(?<!\\)I(?![a-z])": r"\\iota ",
+    }.items()
+]
+_TWO_NUMBERS = re.compile(rf"{_FIRST}\d+(?:\.\d+)? \d")
 OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z]| ?\^ ?\{ ?-1)")
 """A function of an angle, whose degrees are more than a unit that may be left out; not one whose value is an angle."""
 
 
-def readable(text: str) -> str:
+def readable(text: str) -> str | None:
     r"""A text with derivatives, images, a current I, angles and numbers in a base as names of their own, and with the
-    angles of functions in radians.
+    angles of functions in radians; None where the parser would read over something.
 
     Example:
       >>> readable("52_8,53_{16}")
@@ -37,11 +69,20 @@ def readable(text: str) -> str:
       >>> readable("I^2R+3i"), readable("2^T"), readable(r"\angle CBA")
       ('\\iota ^2R+3i', '2^{(T)}', 'A_{\\prime ABC}')
       >>> readable(r"x\frac{dy}{dx}"), readable(r"\frac{\partial^2u}{\partial x\partial t}")
-      ('xD_{\\prime dydx}', 'D_{\\prime partial2upartialxpartialt}')
+      ('x{D_{\\prime dydx}}', '{D_{\\prime partial2upartialxpartialt}}')
+      >>> readable(r"P\Delta V"), readable(r"\vec{a}\times\vec{b}"), readable(r"2d\sqrt3"), readable(r"\gamma-1")
+      ('P{C_{\\prime DeltaV}}', '{X_{\\prime \\vec{a}\\times\\vec{b}}}', '2{d}\\sqrt3', '\\eth -1')
+      >>> readable("2 1/2"), readable(r"2\frac12x"), readable(r"\ln 3/\ln 2"), readable(r"1 000\pi")
+      ('(2+\\frac{1}{2})', '(2+\\frac12)x', '\\ln(3)/\\ln 2', None)
     """
-    text = _DERIVATIVE.sub(lambda found: rf"D_{{\prime {_letters(found[0])}}}", text)
-    text = _CAPITAL_I.sub(r"\\iota ", _ANGLE.sub(_as_name, _TO_THE_T.sub("^{(T)}", text)))
-    return _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
+    text = _DERIVATIVE.sub(lambda found: rf"{{D_{{\prime {_letters(found[0])}}}}}", text)
+    text = _CHANGE.sub(lambda found: rf"{{C_{{\prime {_letters(found[0])}}}}}", text)
+    text = _CROSS.sub(lambda found: rf"{{X_{{\prime {found[0].replace(' ', '')}}}}}", text)
+    text = _ANGLE.sub(_as_name, _with_functions(text))
+    for pattern, latex in _MISREAD:
+        text = pattern.sub(latex, text)
+    text = _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
+    return None if "'" in text or _TWO_NUMBERS.search(text) else text
 
 
 def in_radians(text: str) -> str:
@@ -52,6 +93,20 @@ def in_radians(text: str) -> str:
       ('\\sin x=(30\\cdot\\frac{\\pi}{180})', '\\sin^{-1}x=30^\\circ')
     """
     return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text) if OF_ANGLES.search(text) else text
+
+
+def _with_functions(text: str) -> str:
+    r"""A text in which f and the like are functions where one of them stands in front of several brackets, one with a
+    sum; the parser takes each for a factor.
+
+    Example:
+      >>> _with_functions("f(x+1)-f(x)"), _with_functions("g(m+M)")
+      ('f(x+1,)-f(x,)', 'g(m+M)')
+    """
+    applied = set(_APPLIED.findall(text))
+    of_sums = {name for name, argument in applied if re.search("[-+]", argument)}
+    functions = {name for name in of_sums if sum(name == other for other, _ in applied) > 1}
+    return _APPLIED.sub(lambda found: f"{found[1]}({found[2]},)" if found[1] in functions else found[0], text)
 
 
 def _as_name(found: re.Match[str]) -> str:

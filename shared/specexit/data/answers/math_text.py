@@ -38,7 +38,7 @@ _LINE_END = re.compile(r"\\{1,2} ?(?:\[[^\[\]]*\])?\Z")
 _ORDINAL = re.compile(rf"(?<=\d) ?\^?\{{?(?:{WRAPPER}\{{)?(?:st|nd|rd|th)\}}*\Z")
 _SPACED_GROUPS = re.compile(r"((?:\\\$|€|£)?[+-]?(?:\\\$|€|£)?)(\d{1,3}(?: \d{3})+)((?:\.\d+)?\D*)")
 _DOTTED = re.compile(r"(\D*\d{1,3}(?:\.\d{3}){2,})(\D*)")
-_GROUP = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3}|, 0\d\d)+(?![\d,])")
+_GROUP = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3}|, 0\d\d)+(?![\d,])")
 _LISTED = re.compile(r"(?:[(\[]|\\\{)(?:(?!\\\{)[^()\[\],])*,|_\{(?:(?!_\{)[^},])*,")
 """A comma in a bracket or an index; looked for up to the next bracket, as a model in a loop opens thousands."""
 _IN_BRACKET = re.compile(r"([(\[]|\\\{)((?:(?!\\[{}])[^()\[\]])+)")
