@@ -180,7 +180,7 @@ def test_the_token_that_ends_a_turn_is_no_part_of_an_answer(kind, said, monkeypa
     front.tokens = target.think_tokens()
     output = tokenizer.encode(f"So.\n\n</think>\n\n{said}<|im_end|>", add_special_tokens=False)
     case = Case("r", array("i", [front.tokens.start]), array("i", output), 1, 100)
-    assert asyncio.run(opening._audit_of(engine, opened, front, None).judge(case)) == "same"
+    assert asyncio.run(opening._audit_of(engine, opened, front).judge(case)) == "same"
 
 
 def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog):
@@ -199,13 +199,13 @@ def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog
     for named in ("", "function:shutil:copy"):
         monkeypatch.setenv(opening.FUNCTIONS, named)
         caplog.clear()
-        assert opening._audit_of(engine, opened, front, None) is None
+        assert opening._audit_of(engine, opened, front) is None
         assert not front.operation.audits  # so no request thinks on for one
         (line,) = [record.getMessage() for record in caplog.records]
         assert "audits are off" in line
         assert kind in line
     monkeypatch.setenv(opening.FUNCTIONS, f"function:shutil:copy {kind}")
-    assert opening._audit_of(engine, opened, front, None).kinds() == (kind, "math")
+    assert opening._audit_of(engine, opened, front).kinds() == (kind, "math")
 
 
 def test_a_long_answer_is_looked_through_apart(monkeypatch):

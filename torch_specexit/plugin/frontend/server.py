@@ -72,6 +72,8 @@ class FrontEnd:
         """See `torch_specexit.plugin.frontend.grammars.parser_of`."""
         self.changed: Callable[[], None] = lambda: None
         """Told whenever something else is served."""
+        self.counted: Callable[[str, str], None] = lambda point, result: None
+        """Told of each audit, by its point and its result."""
         self.uncertified_loras: set[str] = set()
         """Adapters with which requests may have exited: what is calibrated is the target without any."""
         self.other_sampling = 0
