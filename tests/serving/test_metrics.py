@@ -91,6 +91,11 @@ def test_what_was_seen_at_one_point_is_no_estimate_of_what_another_saves():
     file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
     metrics.watch(server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving()), Activity()))
     assert saved("bold") == 0  # the name says nothing where the file is another
+    metrics.finished(0, report | {"point": "bold"})
+    assert saved("bold") == 100
+    edited = file.model_copy(update={"serving": Serving(share=0.5)})
+    metrics.front.operation.load(edited, edited.serving)
+    assert saved("bold") == 100  # its points are what they were
 
 
 def test_metrics_say_what_is_served_and_when_it_is_not():

@@ -18,7 +18,7 @@ from torch_specexit.plugin.frontend.operation import epsilon_of, risk_of
 from torch_specexit.plugin.outcome import HANDED_OVER, KEY
 
 if TYPE_CHECKING:
-    from specexit.drafts.policy import PolicyFile
+    from specexit.drafts.policy import OperatingPoint, PolicyFile
     from torch_specexit.plugin.frontend.server import FrontEnd
 
 OUTCOMES = (*ENDED, "natural_end", "length", HANDED_OVER, "off")
@@ -59,8 +59,8 @@ class ExitMetrics:
         self.seen: dict[str | None, Counter[str]] = defaultdict(Counter)
         """Thinking tokens before and behind all would-be exits that were seen so far, by operating point, as one says
         nothing of another. None: policies of requests' own, and outside of a server."""
-        self._file: PolicyFile | None = None
-        """The policies that these were seen with."""
+        self._points: tuple[OperatingPoint, ...] = ()
+        """The operating points that these were seen at."""
         self._begun: PolicyFile | None = None
         """The policies whose points have series."""
         tokens = token_buckets(self.vllm_config.model_config.max_model_len)
@@ -248,11 +248,11 @@ class ExitMetrics:
             self.shadow_tokens.labels(*labels, "behind").inc(behind)
 
     def _seen_at(self, point: str | None) -> Counter[str]:
-        """What was `seen` at a point. Another policy file begins anew, whatever its points are called."""
-        file = None if self.front is None else self.front.operation.file
-        if file is not self._file:
+        """What was `seen` at a point. Other points begin anew, whatever they are called."""
+        points = () if self.front is None else self.front.operation.file.points
+        if points != self._points:
             self.seen.clear()
-            self._file = file
+        self._points = points
         return self.seen[point]
 
     def drafted(self, steps: int, accepted: int) -> None:
