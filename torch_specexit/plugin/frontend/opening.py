@@ -18,6 +18,7 @@ from specexit.drafts.hold import Imposed, nothing_said
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens, load_tokenizer, misread
+from specexit.processes import look_in_working_folder
 from torch_specexit.plugin.certified import served_fingerprints, served_target
 from torch_specexit.plugin.compat.checks import draft_cache, draft_folder, folder_of
 from torch_specexit.plugin.compat.fit import misfits
@@ -191,6 +192,9 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd) -> Audit | None:
         logger.warning(message, " ".join(map(repr, strange)), FUNCTIONS)
         front.operation.audits = False
         return None
+
+    if os.environ.get(FUNCTIONS):
+        look_in_working_folder()  # where the functions of a calibration may lie
 
     def kinds() -> tuple[str, ...]:
         found = _kinds_of(front.operation.file)
