@@ -431,6 +431,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         beside.write_bytes(data)
+        with suppress(OSError):  # a new file has the mode of any other, and some mounts know none
+            beside.chmod(path.stat().st_mode & 0o777 | 0o400)  # `put` reads it
         put(beside, path)
     except BaseException as error:
         with suppress(OSError):

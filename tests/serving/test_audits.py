@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from specexit.data.answers import sandbox
+from specexit.data.answers import extract_answer, sandbox
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Population, Serving
 from specexit.method.splits import ThinkTokens
@@ -180,32 +180,58 @@ def test_the_token_that_ends_a_turn_is_no_part_of_an_answer(kind, said, monkeypa
     front.tokens = target.think_tokens()
     output = tokenizer.encode(f"So.\n\n</think>\n\n{said}<|im_end|>", add_special_tokens=False)
     case = Case("r", array("i", [front.tokens.start]), array("i", output), 1, 100)
-    assert asyncio.run(opening._audit_of(engine, opened, front, None).judge(case)) == "same"
+    assert asyncio.run(opening._audit_of(engine, opened, front).judge(case)) == "same"
 
 
-def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog):
-    """It may be a stranger's, who named `shutil.rmtree`, and a client's the text that is given to it."""
-    kind = "function:shutil:rmtree"
+def opening_with(kinds, monkeypatch):
+    """What `_audit_of` is given by a server whose calibration had answers of these kinds."""
     monkeypatch.setattr(opening, "generator_of", lambda engine: pytest.fail)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     tokenizer = SimpleNamespace(decode=str, encode=lambda text, add_special_tokens: [])
     engine = SimpleNamespace(
         output_processor=SimpleNamespace(tokenizer=tokenizer),
         model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
     )
-    file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=(kind, "math")))
+    file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=kinds))
     opened, front = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ()), front_end()
     front.operation.load(file, opened.serving)
     front.tokens = TOKENS
+    return engine, opened, front
+
+
+def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog):
+    """It may be a stranger's, who named `shutil.rmtree`, and a client's the text that is given to it."""
+    kind = "function:shutil:rmtree"
+    engine, opened, front = opening_with((kind, "math"), monkeypatch)
     for named in ("", "function:shutil:copy"):
         monkeypatch.setenv(opening.FUNCTIONS, named)
         caplog.clear()
-        assert opening._audit_of(engine, opened, front, None) is None
+        assert opening._audit_of(engine, opened, front) is None
         assert not front.operation.audits  # so no request thinks on for one
         (line,) = [record.getMessage() for record in caplog.records]
         assert "audits are off" in line
         assert kind in line
     monkeypatch.setenv(opening.FUNCTIONS, f"function:shutil:copy {kind}")
-    assert opening._audit_of(engine, opened, front, None).kinds() == (kind, "math")
+    assert opening._audit_of(engine, opened, front).kinds() == (kind, "math")
+
+
+def test_a_server_finds_a_users_own_function_in_the_working_folder(tmp_path, monkeypatch):
+    """As the calibration does, and the process that compares: a server had stopped looking there, and all audits
+    failed."""
+    kind = "function:mine_own:same"
+    (tmp_path / "mine_own.py").write_text("def same(a, b):\n    return a == b\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(opening.FUNCTIONS, kind)
+    assert opening._audit_of(*opening_with((kind,), monkeypatch)) is not None
+    assert extract_answer("5", kind) == "5"
+
+
+def test_each_audit_is_told_to_the_metrics_that_there_are_by_then(monkeypatch):
+    engine, opened, front = opening_with(("math",), monkeypatch)
+    audit, told = opening._audit_of(engine, opened, front), []
+    front.counted = lambda *said: told.append(said)
+    audit.settled("usual", "changed", front.operation.served().policy)
+    assert told == [("usual", "changed")]
 
 
 def test_a_long_answer_is_looked_through_apart(monkeypatch):

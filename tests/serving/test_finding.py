@@ -93,15 +93,18 @@ class Completion:
     """A completion of several prompts, each of which vLLM makes a request of."""
 
     def __init__(self, n, choices=1):
-        self.front = front_end()
+        self.front, self.choices, self.engines = front_end(), choices, {}
         self.processor = SimpleNamespace(request_states={}, external_req_ids={}, **{KEY: self.front})
-        self.engines = [Engine(n=choices, external=f"cmpl-c-{i}") for i in range(n)]
-        for engine in self.engines:
-            setattr(engine.processor, KEY, self.front)
-            for state in engine.processor.request_states.values():
-                self.front.keep(state, SimpleNamespace(**REQUEST), self.front.operation.resolve(None))
-            self.processor.request_states |= engine.processor.request_states
-            self.processor.external_req_ids |= engine.processor.external_req_ids
+        for i in range(n):
+            self.begin(i)
+
+    def begin(self, i):
+        engine = self.engines[i] = Engine(n=self.choices, external=f"cmpl-c-{i}")
+        setattr(engine.processor, KEY, self.front)
+        for choice, state in enumerate(engine.processor.request_states.values()):
+            self.front.keep(state, SimpleNamespace(**REQUEST), self.front.operation.resolve(None, choice=choice))
+        self.processor.request_states |= engine.processor.request_states
+        self.processor.external_req_ids |= engine.processor.external_req_ids
 
     def end(self, i, thoughts):
         choices = range(len(self.engines[i].requests))
@@ -146,10 +149,23 @@ def test_a_response_that_runs_is_found_however_many_others_have_ended(choices, m
     assert completion.found() == (True, [7] * choices)
 
 
+@pytest.mark.parametrize("choices", [1, 2])
+def test_a_response_under_an_id_that_was_given_before_has_no_part_of_the_earlier_one(choices):
+    """Counters are common as X-Request-Id, and begin anew: a completion of one prompt showed what had become of the
+    second and third prompt of another."""
+    completion = Completion(3, choices)
+    for i in range(3):
+        completion.end(i, 5 + i)
+    completion.begin(0)
+    assert completion.found() == (False, [None] * choices)
+    completion.end(0, 9)
+    assert completion.found() == (True, [9] * choices)
+
+
 def test_nothing_is_kept_of_a_response_that_vllm_has_dropped():
     """Of an aborted request there is no last output."""
     completion = Completion(2)
-    del completion.engines[:]
+    completion.engines.clear()
     completion.processor.request_states.clear()
     completion.processor.external_req_ids.clear()
     assert completion.found() is None

@@ -357,6 +357,22 @@ def test_servers_of_different_drafts_with_one_folder_leave_each_other_what_they_
     assert first() is None
 
 
+def test_no_word_to_one_draft_brings_back_what_was_lifted_from_another(
+    draft, write_random_draft, tmp_path, monkeypatch
+):
+    """It had read both drafts' claims at its start, and carried them all on."""
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    other = write_random_draft(tmp_path / "other", "draft")
+    write(other, points=[point("usual", 0.8, 0.03), point("careful", 0.9, 0.01), point("bold", 0.5, 0.1)])
+    one = start(draft)
+    audit(one, "usual")
+    two = start(other)
+    one.switch(mode="exit")
+    two.api_servers = 2
+    two.switch(point="usual")
+    assert start(draft).operation.rejected == []
+
+
 def test_what_is_imposed_before_a_word_is_heard_ends_nothing_that_is_imposed_after_it(draft):
     """An API server process that had not read the file yet wrote over what another one had imposed since, and then
     deleted it."""

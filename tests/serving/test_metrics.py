@@ -91,6 +91,11 @@ def test_what_was_seen_at_one_point_is_no_estimate_of_what_another_saves():
     file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
     metrics.watch(server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving()), Activity()))
     assert saved("bold") == 0  # the name says nothing where the file is another
+    metrics.finished(0, report | {"point": "bold"})
+    assert saved("bold") == 100
+    edited = file.model_copy(update={"serving": Serving(share=0.5)})
+    metrics.front.operation.load(edited, edited.serving)
+    assert saved("bold") == 100  # its points are what they were
 
 
 def test_metrics_say_what_is_served_and_when_it_is_not():
@@ -118,6 +123,39 @@ def test_metrics_say_what_is_served_and_when_it_is_not():
     metrics.finished(0, {"outcome": "length", "thinking_tokens": 6, "point": "usual", "certified": True})
     metrics.finished(0, {"outcome": "off", "thinking_tokens": 6})
     assert value("uncertified_requests_total", engine="0") == 1
+
+
+def test_metrics_go_on_where_vllm_makes_new_ones_in_a_server_that_gets_more_engines():
+    """`/scale_elastic_ep` unregisters all metrics and makes a new logger. From then on what is served, and audits, went
+    to the old ones, and exits that had failed were said to be active."""
+    before, registry = stat_logger(CollectorRegistry()), CollectorRegistry()
+    file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
+    front = server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving(audit_rate=1.0)), Activity())
+    ExitMetrics(before).watch(front)
+    front.activity.awaits("asleep")
+    logger = stat_logger(registry)
+    logger.vllm_config = before.vllm_config
+    ExitMetrics(logger)
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"} | labels)
+
+    assert [value(name) for name in ("exits_made", "certified", "epsilon")] == [1, 1, 0.02]
+    assert value("epsilon_changed", point="bold") == 0.05
+    assert value("traffic_moved", feature="boundaries") == 0
+    assert value("active", reason="ok") == value("active", reason="weights") == 0
+    front.activity.awaits(None)
+    assert value("active", reason="ok") == 1
+    front.counted("usual", "changed")
+    assert value("audits_total", point="usual", result="changed") == 1
+    while not front.operation.ceiling:
+        front.audited("usual", "changed", file.point("usual").policy)
+    assert value("hold_moves_total", move="stricter") == 1
+    front.switch(mode="off")
+    assert (value("exits_made"), value("epsilon")) == (0, 0.005)
+    another = CollectorRegistry()
+    ExitMetrics(stat_logger(another))  # of another engine in this process
+    assert another.get_sample_value("vllm:specexit_exits_made", {"model_name": "tiny"}) is None
 
 
 def test_gauges_say_what_an_operator_or_the_hold_has_just_changed_without_waiting_for_a_request():

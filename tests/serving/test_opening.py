@@ -360,7 +360,7 @@ def test_audits_compare_answers_of_the_kinds_that_a_changed_file_was_calibrated_
     engine.model_config = SimpleNamespace(is_multimodal_model=False, max_model_len=200)
     front.tokens = ThinkTokens(1, 2, frozenset({3}))
     opened = opening.Opening(None, None, PolicyFile(), front.operation.serving, None, [], None, None, ())
-    audit = opening._audit_of(engine, opened, front, None)
+    audit = opening._audit_of(engine, opened, front)
     population = {"prompts": 9, "traces": 9, "answer_kinds": kinds}
     front.operation.load(PolicyFile(population=population), front.operation.serving)
     case = Case("r", array("i", [1]), array("i", [7, 3, 2, 8]), 2, 100)

@@ -165,6 +165,21 @@ def test_a_new_policy_file_begins_anew():
     assert watch.summary()["prompt_tokens"] == {"requests": 1, "distance": 0.0, "moved": False}
 
 
+def test_an_edit_that_is_no_new_calibration_empties_no_window():
+    """Of a tenant, say, or an order by the route of one of several processes: an alert had ended with each."""
+    served = operation(policies())
+    watch = TrafficWatch(served)
+    for _ in range(LEAST):
+        watch.add_prompt(10**6)
+    served.load(policies().model_copy(update={"serving": Serving(share=0.5)}), Serving(share=0.5))
+    watch.add_prompt(10**6)
+    assert watch.summary()["prompt_tokens"]["requests"] == LEAST + 1
+    assert watch.moved["prompt_tokens"]
+    served.load(policies(seed=5), Serving(share=0.5))
+    watch.add_prompt(10**6)
+    assert not watch.moved["prompt_tokens"]
+
+
 @pytest.mark.parametrize(
     ("mode", "outcome", "by_itself", "counted"),
     [

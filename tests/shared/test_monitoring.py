@@ -74,6 +74,18 @@ def test_the_quotient_that_the_page_gives_is_one_that_a_panel_asks():
     assert told in panels
 
 
+def test_the_shares_of_different_models_are_not_mixed():
+    """Points are called alike, as `risk-0.02`: the changed answers of one model were divided by the audits of all."""
+    shares = [
+        asked
+        for asked in expressions().values()
+        if re.search("specexit_(audits_total.* / |epsilon_changed|exit_validity)", asked, re.DOTALL)
+    ]
+    assert len(shares) >= 6
+    for asked in shares:
+        assert set(re.findall(r"\b(?:sum|max)\b(?: by \((\w+))?", asked)) == {"model_name"}
+
+
 @pytest.mark.parametrize("file", ["alerts.yaml", "alerts-test.yaml", "dashboard.json"])
 def test_only_metrics_that_exist_are_asked_for(file):
     asked = set(METRIC.findall((FOLDER / file).read_text()))
@@ -110,6 +122,7 @@ def test_the_runbook_says_of_every_alert_what_to_do():
         assert told.strip()
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]
+        assert rule["annotations"]["runbook"] == f"docs/serving-runbook.md#{rule['alert'].lower()}"
 
 
 def test_the_runbook_says_of_every_metric_that_there_is_what_to_do():

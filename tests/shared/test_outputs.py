@@ -156,6 +156,26 @@ def test_a_device_or_a_pipe_in_place_of_a_file_to_write_is_refused(tmp_path):
         assert load(SimulateConfig, None, ["traces=a", "scores=b", f"out={out}"]).out == out
 
 
+def test_a_file_that_is_written_again_has_the_mode_that_it_had(tmp_path):
+    """Whoever calibrated anew under umask 077 took `policy.json` away from a server of another user."""
+    file, link = tmp_path / "policy.json", tmp_path / "link"
+    link.symlink_to(file)
+    umask = os.umask(0o077)
+    try:
+        write_text(file, "new")
+        assert file.stat().st_mode & 0o777 == 0o600
+        file.chmod(0o644)
+        write_text(file, "again")
+        write_text(link, "in its place")
+    finally:
+        os.umask(umask)
+    assert not link.is_symlink()
+    assert [(path.read_text(), path.stat().st_mode & 0o777) for path in (file, link)] == [
+        ("again", 0o644),
+        ("in its place", 0o644),
+    ]
+
+
 def test_a_full_disk_is_one_line_that_names_the_folder_and_leaves_nothing(tmp_path):
     """Arrow's error names no file, and has words of its own."""
     with (

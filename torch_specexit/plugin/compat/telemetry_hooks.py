@@ -93,7 +93,8 @@ TELEMETRY_HOOKS = (
         ("vllm_config", "engine_indexes"),
         _init_stat_logger,
         why="exits on /metrics, from the start",
-        relies_on="_counter_cls, _gauge_cls, _histogram_cls, per_engine_labelvalues; vllm: metrics are cleared before",
+        relies_on="_counter_cls, _gauge_cls, _histogram_cls, per_engine_labelvalues; vllm: metrics are cleared before; "
+        "a server that gets more engines makes another of the same config",
         since="0.24",
         facts=(
             Has(

@@ -14,15 +14,12 @@ logger = logging.getLogger("vllm.specexit")
 
 
 class Activity:
-    """The state of one server.
+    """The state of one server."""
 
-    Args:
-      tell: called at each change with whether exits are active, and the kind of reason: ``misfit``, ``failed`` or
-        ``weights``.
-    """
-
-    def __init__(self, tell: Callable[[bool, str], None] = lambda active, kind: None):
-        self.tell = tell
+    def __init__(self) -> None:
+        self.tell: Callable[[bool, str], None] = lambda active, kind: None
+        """Called at each change with whether exits are active, and the kind of reason: ``misfit``, ``failed`` or
+        ``weights``."""
         self._failed: str | None = None
         self._awaiting: str | None = None
 

@@ -44,6 +44,12 @@ class Finished:
             most = max(self._responses, key=lambda who: len(self._responses[who]))
             self._forget(most, next(iter(self._responses[most])))
 
+    def begins(self, caller: str | None, request: str, response: str) -> None:
+        """Forget how a response has ended of which a part begins anew: its client has given the id once more."""
+        parts = self._parts.get((caller, response), {})
+        for part in list(parts) if request in parts else ():
+            self._forget(caller, part)
+
     def _forget(self, caller: str | None, request: str) -> None:
         response = self._responses[caller].pop(request, None)
         if response is not None:

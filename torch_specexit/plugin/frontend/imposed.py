@@ -136,7 +136,7 @@ class Kept:
 
         def carried(found: Entries) -> Entries:
             moved = found.get(before.under, before).among(ours)
-            now = imposed.also(found.get(imposed.under)).also(moved)
+            now = imposed.among(ours).also(found.get(imposed.under)).also(moved)
             return _without(found, before, ours) | {imposed.under: now}
 
         self._change(carried)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from specexit.method.decision import ENDED
 from specexit.method.signals import SIGNALS
@@ -17,7 +18,7 @@ from torch_specexit.plugin.frontend.operation import epsilon_of, risk_of
 from torch_specexit.plugin.outcome import HANDED_OVER, KEY
 
 if TYPE_CHECKING:
-    from specexit.drafts.policy import PolicyFile
+    from specexit.drafts.policy import OperatingPoint, PolicyFile
     from torch_specexit.plugin.frontend.server import FrontEnd
 
 OUTCOMES = (*ENDED, "natural_end", "length", HANDED_OVER, "off")
@@ -25,6 +26,10 @@ AUDITS = ("same", "changed", "no_exit", *NOTHING_SHOWN)
 MOVES = ("stricter", "shadow", "back")
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Buckets of a probability or a share."""
+
+_WATCHED: WeakValueDictionary[int, FrontEnd] = WeakValueDictionary()
+"""The front end of each server by the identity of its vLLM config, which its metrics keep: where vLLM adds engines to a
+running server, it makes a new logger of the same config, and unregisters what the old one had."""
 
 
 def token_buckets(largest: int) -> list[int]:
@@ -47,20 +52,23 @@ class ExitMetrics:
 
     def __init__(self, logger: Any):
         self.engines = logger.per_engine_labelvalues
-        self.model_name = logger.vllm_config.model_config.served_model_name
+        self.vllm_config = logger.vllm_config
+        self.model_name = self.vllm_config.model_config.served_model_name
         self.front: FrontEnd | None = None
         self.drafting = Drafting()
         self.seen: dict[str | None, Counter[str]] = defaultdict(Counter)
         """Thinking tokens before and behind all would-be exits that were seen so far, by operating point, as one says
         nothing of another. None: policies of requests' own, and outside of a server."""
-        self._file: PolicyFile | None = None
-        """The policies that these were seen with."""
+        self._points: tuple[OperatingPoint, ...] = ()
+        """The operating points that these were seen at."""
         self._begun: PolicyFile | None = None
         """The policies whose points have series."""
-        tokens = token_buckets(logger.vllm_config.model_config.max_model_len)
+        tokens = token_buckets(self.vllm_config.model_config.max_model_len)
         self._declare(logger, ["model_name", "engine"], tokens)
         self._declare_state(logger)
         self._begin_at_zero()
+        if (front := _WATCHED.get(id(self.vllm_config))) is not None:
+            self.watch(front)
 
     def _declare(self, logger: Any, labels: list[str], tokens: list[int]) -> None:
         def counter(name: str, documentation: str, labelnames: list[str]) -> Any:
@@ -156,9 +164,12 @@ class ExitMetrics:
             self.activity.labels(self.model_name, reason).set(float(active))
 
     def watch(self, front: FrontEnd) -> None:
-        """Follow what is served by a front end."""
-        self.front = front
-        front.hold.moved, front.changed = self.moved, self.serving
+        """Follow what is served by a front end, which tells these metrics and no others from now on."""
+        self.front = _WATCHED[id(self.vllm_config)] = front
+        front.hold.moved, front.changed, front.counted = self.moved, self.serving, self.audited
+        front.activity.tell = self.active
+        if front.activity.reason is not None:
+            self.active(False, front.activity.reason.partition(":")[0])
         self.serving()
 
     def moved(self, move: str) -> None:
@@ -237,11 +248,11 @@ class ExitMetrics:
             self.shadow_tokens.labels(*labels, "behind").inc(behind)
 
     def _seen_at(self, point: str | None) -> Counter[str]:
-        """What was `seen` at a point. Another policy file begins anew, whatever its points are called."""
-        file = None if self.front is None else self.front.operation.file
-        if file is not self._file:
+        """What was `seen` at a point. Other points begin anew, whatever they are called."""
+        points = () if self.front is None else self.front.operation.file.points
+        if points != self._points:
             self.seen.clear()
-            self._file = file
+        self._points = points
         return self.seen[point]
 
     def drafted(self, steps: int, accepted: int) -> None:

@@ -18,6 +18,7 @@ from specexit.drafts.hold import Imposed, nothing_said
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
 from specexit.method.splits import ThinkTokens, load_tokenizer, misread
+from specexit.processes import look_in_working_folder
 from torch_specexit.plugin.certified import served_fingerprints, served_target
 from torch_specexit.plugin.compat.checks import draft_cache, draft_folder, folder_of
 from torch_specexit.plugin.compat.fit import misfits
@@ -104,7 +105,6 @@ def settings_of(vllm_config: Any) -> Opening | None:
 def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     """The front end of vLLM's `AsyncLLM`; its output and input processor get it as an attribute."""
     block, serving = opening.block, opening.serving
-    metrics = _metrics_of(engine)
     served = opening.watch.served
     served["target"] = served_target(engine.vllm_config)  # the engine has fetched what was missing
     operation = Operation(block, opening.file, serving, doubts(opening.file, served, serving.transition), opening.kept)
@@ -113,21 +113,20 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     if (reason := opening.watch.changed_in_start(serving)) is not None:
         operation.doubt(reason)
     resume(operation, opening._replace(imposed=_imposed_by_now(opening, operation.imposed.words)))
-    activity = Activity(metrics.active if metrics else lambda active, kind: None)
     front = FrontEnd(
         operation,
-        activity,
+        Activity(),
         watch=opening.watch,
         end_tokens=end_tokens(engine.model_config),
         api_servers=engine.vllm_config.parallel_config._api_process_count,
         tokens=_tokens_of(engine, operation),
     )
     front.taken_for_over = parser_of(engine)
-    front.audit = _audit_of(engine, opening, front, metrics)
-    if metrics is not None:
+    front.audit = _audit_of(engine, opening, front)
+    if (metrics := _metrics_of(engine)) is not None:
         metrics.watch(front)
     if opening.misfit is not None:
-        activity.fail("misfit", opening.misfit)
+        front.activity.fail("misfit", opening.misfit)
     if doubted := operation.uncertified_because():
         logger.warning("specexit: exits are served uncertified: %s", "; ".join(doubted))
     setattr(engine.output_processor, KEY, front)
@@ -178,7 +177,7 @@ def resume(operation: Operation, opening: Opening) -> None:
         logger.error(message, rejected, path, served, mode)
 
 
-def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetrics | None) -> Audit | None:
+def _audit_of(engine: Any, opening: Opening, front: FrontEnd) -> Audit | None:
     tokenizer, tokens = engine.output_processor.tokenizer, front.tokens
     if opening.serving.audit_rate == 0:
         return None
@@ -194,14 +193,16 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd, metrics: ExitMetri
         front.operation.audits = False
         return None
 
+    if os.environ.get(FUNCTIONS):
+        look_in_working_folder()  # where the functions of a calibration may lie
+
     def kinds() -> tuple[str, ...]:
         found = _kinds_of(front.operation.file)
         return () if _not_to_be_called(found) else found
 
     def settled(point: str, result: str, policy: Policy) -> None:
         front.audited(point, result, policy)
-        if metrics is not None:
-            metrics.audited(point, result)
+        front.counted(point, result)
 
     return Audit(
         generator_of(engine),

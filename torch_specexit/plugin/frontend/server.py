@@ -72,6 +72,8 @@ class FrontEnd:
         """See `torch_specexit.plugin.frontend.grammars.parser_of`."""
         self.changed: Callable[[], None] = lambda: None
         """Told whenever something else is served."""
+        self.counted: Callable[[str, str], None] = lambda point, result: None
+        """Told of each audit, by its point and its result."""
         self.uncertified_loras: set[str] = set()
         """Adapters with which requests may have exited: what is calibrated is the target without any."""
         self.other_sampling = 0
@@ -160,6 +162,8 @@ class FrontEnd:
         setattr(state, ADMITTED, admitted)
         setattr(state, CACHE_SALT, request.cache_salt)
         setattr(state, PRIORITY, request.priority)
+        if not continued and admitted.choice == 0:
+            self._finished.begins(admitted.caller, state.external_req_id, response_of_state(state))
         self._running.add(admitted.caller, response_of_state(state), state)
         if request.prompt_token_ids is not None and admitted.is_traffic and not continued:
             self.traffic.add_prompt(len(request.prompt_token_ids))

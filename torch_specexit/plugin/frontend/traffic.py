@@ -52,7 +52,7 @@ class TrafficWatch:
     """Compares the latest requests of a server with its calibration.
 
     Args:
-      operation: of the server; its policy file says how the calibration looked, and another file begins anew.
+      operation: of the server; its policy file says how the calibration looked, and that of another one begins anew.
     """
 
     def __init__(self, operation: Operation):
@@ -89,8 +89,10 @@ class TrafficWatch:
             self._add("split_tokens", Counter(splits))
 
     def _add(self, feature: str, value: Any) -> None:
-        if self.operation.file is not self._file:
-            self._begin()
+        if (file := self.operation.file) is not self._file:
+            known, self._file = self._file, file
+            if (file.traffic, file.population) != (known.traffic, known.population):
+                self._begin()
         self._seen[feature].append(value)
         self._counts[feature] += 1
         if self._counts[feature] % EVERY == 0 and len(self._seen[feature]) >= LEAST:
