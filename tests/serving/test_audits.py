@@ -187,9 +187,8 @@ def test_a_policy_file_alone_makes_a_server_call_no_function(monkeypatch, caplog
     """It may be a stranger's, who named `shutil.rmtree`, and a client's the text that is given to it."""
     kind = "function:shutil:rmtree"
     monkeypatch.setattr(opening, "generator_of", lambda engine: pytest.fail)
-    tokenizer = SimpleNamespace(decode=str, encode=lambda text, add_special_tokens: [])
     engine = SimpleNamespace(
-        output_processor=SimpleNamespace(tokenizer=tokenizer),
+        output_processor=SimpleNamespace(tokenizer=load_target_config("tiny-reasoner").tokenizer()),
         model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
     )
     file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=(kind, "math")))
