@@ -140,7 +140,9 @@ def block_of(**fields: Any) -> SpecExitBlock:
         {"transition": (5, 6)},
         {"think_tokens": replace(IDS, split=frozenset({2}), by_string={"two": frozenset({2})})},
         {"block": block_of(thresholds={}, max_thinking_tokens=7)},
-        *({"serving": Serving(**said)} for said in ({"thinking_margin": 3}, {"loop_period": 2}, {"mode": "shadow"})),
+        {"serving": Serving(thinking_margin=3)},
+        {"serving": Serving(loop_period=2)},
+        {"serving": Serving(mode="shadow")},
     ],
     ids=("transition", "split tokens", "policy", "margin", "loops", "mode"),
 )
