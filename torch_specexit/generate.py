@@ -20,7 +20,7 @@ from specexit.drafts.directory import check_target, read_config
 from specexit.errors import InputError, shown
 from specexit.method.decision import ExitRule, Policy
 from specexit.method.signals import activate
-from specexit.method.splits import ThinkTokens
+from specexit.method.splits import ThinkTokens, written
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.draft import Draft
 from torch_specexit.features import TargetFeatures
@@ -60,7 +60,7 @@ class SpecExitDraft:
         self.tokenizer = target.tokenizer()
         block = draft.config.specexit  # as served: what it was trained for, whatever the target's YAML says by now
         self.ids: ThinkTokens = target.think_tokens() if block is None else block.think_tokens(self.tokenizer)
-        self.closing = [*self.tokenizer.encode(transition, add_special_tokens=False), *self.ids.end_marker]
+        self.closing = [*written(self.tokenizer, transition), *self.ids.end_marker]
         self.stops = stop_tokens(target.folder)
 
     @classmethod

@@ -188,8 +188,8 @@ class Turn:
           >>> turn.progress()
           (0.625, 'thinking 62 %, about 90 tokens left')
         """
-        signals = self.report.get("signals")
-        if not signals:
+        signals = self.report.get("signals", {})
+        if not {"remaining", "progress"}.issubset(signals):  # none yet, or one is no number and left out
             return 0.0, f"thinking, {self.tokens} tokens so far"
         remaining = signals["remaining"]
         left = max(remaining - max(self.tokens - self.judged_at, 0), 0.0)

@@ -187,9 +187,8 @@ def opening_with(kinds, monkeypatch):
     """What `_audit_of` is given by a server whose calibration had answers of these kinds."""
     monkeypatch.setattr(opening, "generator_of", lambda engine: pytest.fail)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    tokenizer = SimpleNamespace(decode=str, encode=lambda text, add_special_tokens: [])
     engine = SimpleNamespace(
-        output_processor=SimpleNamespace(tokenizer=tokenizer),
+        output_processor=SimpleNamespace(tokenizer=load_target_config("tiny-reasoner").tokenizer()),
         model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
     )
     file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=kinds))

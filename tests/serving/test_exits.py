@@ -56,6 +56,30 @@ def test_where_the_operators_margin_is_used_up_thinking_ends_at_any_token(margin
     assert [token for (token,) in text] == expected
 
 
+@pytest.mark.parametrize(
+    ("mode", "given", "expected"),
+    [
+        ("exit", {}, [5, 5, 5, 5, 5, END, 5]),
+        ("exit", {"specexit_max_thinking_tokens": 4}, [5, 5, 5, 5, 5, 5, END]),
+        ("exit", {"specexit": False}, [5] * 7),
+        ("shadow", {}, [5] * 7),
+    ],
+)
+def test_a_client_that_waits_for_a_boundary_leaves_the_operators_margin_in_force(mode, given, expected):
+    """Where no boundary came behind its interrupt, thinking went on for ever."""
+    draft: Any = Draft()
+    policy = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=3)
+    draft.block = SpecExitBlock(source="draft", target="t", policy=policy)
+    draft.serving = Serving(mode=mode, thinking_margin=2)
+    exits = Exits(draft, runner())
+    exits.prepare(given_step(["x"], [[5]]).none())
+    exits.track(scheduled(new("a", extra_args=given)))
+    text = text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2)))
+    exits.slots.interrupt("a", now=False)
+    text += text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2, 7)))
+    assert [token for (token,) in text] == expected
+
+
 @pytest.mark.parametrize("source", ["draft", "fc"])
 def test_a_dummy_run_leaves_exits_on(source):
     """The V2 runner of an idle data-parallel rank makes them; with source fc the first one switched exits off."""

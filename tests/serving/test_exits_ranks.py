@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier, get_ident
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from specexit.config import ConfigError
+from specexit.drafts.directory import Serving, SpecExitBlock
+from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
-from tests.serving.simulation import CPU, END, given_step
-from tests.serving.worker import Draft, Group, alone, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
+from tests.serving.simulation import CPU, END, IDS, given_step
+from tests.serving.worker import Draft, Group, alone, boundary_and_more, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import ranks
@@ -63,13 +67,16 @@ def test_where_one_rank_fails_none_decides_any_more(monkeypatch, failed):
 class Together:
     """Ranks in threads of their own: a collective waits for all of them, and not for ever."""
 
-    def __init__(self, monkeypatch, size: int = 2):
+    def __init__(self, monkeypatch, size: int = 2, **others: Any):
+        """Args: others: what the draft of the last rank has otherwise."""
         self.barrier = Barrier(size, timeout=300)
         self.messages: dict[int, torch.Tensor] = {}
         monkeypatch.setattr(ranks.torch.distributed, "all_reduce", self._add_up)
         numbers = iter(range(size))
         monkeypatch.setattr(module, "_ranks_of_model", lambda: Group(size, next(numbers)))
-        self.exits = [Exits(Draft(), runner()) for _ in range(size)]  # pyright: ignore[reportArgumentType]
+        drafts: list[Any] = [Draft() for _ in range(size)]
+        vars(drafts[-1]).update(others)
+        self.exits = [Exits(draft, runner()) for draft in drafts]
         self.all(lambda exits: exits.prepare(given_step(["x"], [[5]]).none()))
 
     def _add_up(self, message: torch.Tensor, group: Any) -> None:
@@ -121,6 +128,43 @@ def test_where_one_rank_has_not_got_its_weights_all_leave_the_step_alone(monkeyp
     both.all(lambda exits: exits.track(scheduled(new("b"))))
     assert both.texts(given_step(["b"], [[2]]), given_step(["b"], [[5]], at=[1])) == [[[2], [END]]] * 2
     assert all(outcome.AWAITING_KEY not in told for told in both.told())
+
+
+def block_of(**fields: Any) -> SpecExitBlock:
+    return SpecExitBlock(source="draft", target="t", policy=Policy(**fields))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"transition": (5, 6)},
+        {"think_tokens": replace(IDS, split=frozenset({2}), by_string={"two": frozenset({2})})},
+        {"block": block_of(thresholds={}, max_thinking_tokens=7)},
+        {"serving": Serving(thinking_margin=3)},
+        {"serving": Serving(loop_period=2)},
+        {"serving": Serving(mode="shadow")},
+    ],
+    ids=("transition", "split tokens", "policy", "margin", "loops", "mode"),
+)
+def test_ranks_that_would_end_thinking_otherwise_than_the_first_leave_plain_eagle3(others, monkeypatch):
+    """As where the environment of one machine has other settings: at the first exit the ranks fed different tokens."""
+    both = Together(monkeypatch, **others)
+    first, last = (exits.failure for exits in both.exits)
+    assert first == "could not be made ready on another rank"
+    assert str(last).startswith("serving settings or draft are not those of the first rank")
+    both.all(lambda exits: exits.track(scheduled(new("a"))))
+    assert both.texts(*boundary_and_more()) == [[[2], [5]]] * 2
+
+
+def test_ranks_need_not_have_the_same_of_what_is_for_the_front_end(monkeypatch):
+    serving = Serving(audit_rate=0.5, share=0.5, hold=False, exit_log=True)
+    both = Together(monkeypatch, serving=serving, block=block_of(thresholds={}).model_copy(update={"serving": serving}))
+    assert [exits.failure for exits in both.exits] == [None, None]
+
+
+def test_ranks_of_other_settings_keep_a_server_from_starting_that_must_have_exits(monkeypatch):
+    with pytest.raises(ConfigError, match=r"required is true, but exits would not be served: .* the first rank"):
+        Together(monkeypatch, serving=Serving(required=True, thinking_margin=3))
 
 
 def test_a_failure_on_another_rank_is_seen_with_the_next_report():

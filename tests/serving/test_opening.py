@@ -9,6 +9,7 @@ import shutil
 from array import array
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -356,7 +357,7 @@ def test_audits_compare_answers_of_the_kinds_that_a_changed_file_was_calibrated_
     monkeypatch.setattr(opening, "generator_of", lambda engine: generate)
     engine, front = engine_with(None), front_end(audit_rate=1.0)
     decoded = {"decode": lambda ids, **_: "The answer is B" if ids else "", "encode": lambda *_, **__: []}
-    engine.output_processor.tokenizer = SimpleNamespace(**decoded)
+    engine.output_processor.tokenizer = MagicMock(**decoded)
     engine.model_config = SimpleNamespace(is_multimodal_model=False, max_model_len=200)
     front.tokens = ThinkTokens(1, 2, frozenset({3}))
     opened = opening.Opening(None, None, PolicyFile(), front.operation.serving, None, [], None, None, ())

@@ -94,6 +94,14 @@ def test_the_bar_starts_at_a_verdict_and_moves_with_the_tokens_behind_it():
     assert turn.progress()[0] == pytest.approx(0.802)
 
 
+@pytest.mark.parametrize("missing", ["progress", "remaining"])
+def test_a_signal_that_is_no_number_is_left_out_of_a_report_and_the_bar_waits_for_it(missing):
+    """It was a traceback in the midst of a conversation."""
+    turn, signals = Turn(), {name: value for name, value in SIGNALS.items() if name != missing}
+    turn.take(chunk(report(tokens=5, signals=signals), tokens=5, content="a"))
+    assert turn.progress() == (0.0, "thinking, 5 tokens so far")
+
+
 def test_what_was_saved_is_only_said_where_it_is_known():
     server = {"shadow": {"exits": 3, "before": 100, "behind": 300}}
     assert "about 30 saved, judging by 3 requests" in saved(report("exit"), server)

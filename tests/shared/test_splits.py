@@ -17,6 +17,7 @@ from specexit.method.splits import (
     resolve,
     split_tokens,
     unmet,
+    written,
 )
 
 
@@ -38,8 +39,8 @@ def no_markers(tmp_path):
 @pytest.fixture
 def spaced(tmp_path):
     """A tokenizer in SentencePiece's manner, which puts a space in front of a whole text, as MiniCPM's and ERNIE's."""
-    pieces = ["<unk>", "\u2581", "\n", *"WaitBuAnser", "Wa", "it", "Wait", "\u2581Wait", "But"]
-    merges = [("W", "a"), ("i", "t"), ("Wa", "it"), ("\u2581", "Wait")]
+    pieces = ["<unk>", "\u2581", "\n", *"WaitBuAnser", "Wa", "it", "Wait", "\u2581Wait", "But", "\n\n"]
+    merges = [("W", "a"), ("i", "t"), ("Wa", "it"), ("\u2581", "Wait"), ("\n", "\n")]
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -157,6 +158,16 @@ def test_a_text_behind_a_marker_begins_as_it_does_there(tokenizer, spaced, no_ma
         assert behind(read, "</think>", "") == []
     assert spaced.encode(text) == [1, *behind(spaced, "</think>", text)]  # a space, which no target writes there
     assert behind(tokenizer, "So", "n") == tokenizer.encode("n")  # what would be another word is not cut
+
+
+@pytest.mark.parametrize("text", ["Wait", "But Wait", " But", "\nWait", "\n\nWait\n\n", "\n\n", ""])
+def test_a_text_that_is_written_into_another_is_exact_to_the_byte(text, tokenizer, spaced, no_markers):
+    """Of a SentencePiece vocabulary it used to begin with a space."""
+    for read in (tokenizer, no_markers):
+        assert written(read, text) == read.encode(text)
+    for front in ("Wait", "Wait\n", "Wait\n\n"):
+        ids = spaced.encode(front)
+        assert spaced.decode([*ids, *written(spaced, text)]) == front + text
 
 
 def test_of_a_sentencepiece_vocabulary_a_connector_is_the_word_without_the_space(spaced):

@@ -263,16 +263,19 @@ def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
     """Check a request's arguments at its admission, where no front end says what requests may ask for.
 
     Raises:
-      ArgumentError: see `request_policy`; where this engine has no SpecExit draft, see `parse`.
+      ArgumentError: see `request_policy`; also for an effort, for which only a server has points; where this engine has
+        no SpecExit draft, see `parse`.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
     block = None
     if draft is not None and is_ours(draft):
         block = _block_of(draft.model, draft.revision, draft_cache(vllm_config))
+    arguments = parse(extra_args)
     if block is None:
-        parse(extra_args)
-    else:
-        request_policy(extra_args, block)
+        return
+    request_policy(extra_args, block)
+    if arguments.specexit_effort is not None:  # a worker passes over it, as a front end in Rust refuses nothing
+        raise ArgumentError("extra_args: specexit_effort is for servers, expected none without one", "specexit_effort")
 
 
 @cache

@@ -17,7 +17,7 @@ from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.hold import Imposed, nothing_said
 from specexit.drafts.policy import PolicyError, PolicyFile, Serving
 from specexit.method.decision import Policy
-from specexit.method.splits import ThinkTokens, load_tokenizer, misread
+from specexit.method.splits import ThinkTokens, load_tokenizer, misread, written
 from specexit.processes import look_in_working_folder
 from torch_specexit.plugin.certified import served_fingerprints, served_target
 from torch_specexit.plugin.compat.checks import draft_cache, draft_folder, folder_of
@@ -212,7 +212,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd) -> Audit | None:
         engine.model_config.max_model_len,
         settled,
         kinds,
-        tokenizer.encode(opening.serving.transition, add_special_tokens=False),
+        written(tokenizer, opening.serving.transition),
     )
 
 

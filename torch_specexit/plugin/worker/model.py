@@ -17,7 +17,7 @@ from vllm.config import VllmConfig
 
 from specexit.drafts.directory import read_config
 from specexit.method.signals import NAMES
-from specexit.method.splits import load_tokenizer
+from specexit.method.splits import load_tokenizer, written
 from torch_specexit.plugin.compat.checks import (
     as_in_directory,
     check_draft,
@@ -101,7 +101,7 @@ class WithSignals(Eagle3):
         self.serving = serving_over(block.serving, vllm_config.additional_config)
         check_transition(self.serving, block)
         tokenizer = load_tokenizer(folder_of(target.tokenizer, target.tokenizer_revision, "tokenizer.json"))
-        self.transition = tokenizer.encode(self.serving.transition, add_special_tokens=False)
+        self.transition = written(tokenizer, self.serving.transition)
         """Tokens that are written before the end marker where thinking is ended."""
         check_ends_nothing(self.serving, self.transition, target)
         self.think_tokens = block.think_tokens(tokenizer)

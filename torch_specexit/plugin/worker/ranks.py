@@ -4,6 +4,9 @@ Each rank reads the signals off states that it has summed up for itself, and two
 values of the first rank count: they are handed round before anything is judged by them. The same message says whether
 exits have failed on some rank, so that they end on all ranks in the same step, and whether the draft of some rank is
 not whole, so that all ranks leave that step alone.
+
+What else decides about a text each rank reads for itself, from its own environment and files. Before the first step
+they compare it.
 """
 
 from __future__ import annotations
@@ -42,6 +45,16 @@ class Ranks:
         self.group, self.several = group, group.world_size > 1
         self._message = torch.zeros((rows * len(NAMES) if self.several else 0) + 1, device=device)
         self._incomplete = torch.full((1,), INCOMPLETE, device=device)
+
+    def as_first(self, number: int) -> bool:
+        """Whether a number is the first rank's. Every rank has to ask, whatever has happened to it.
+
+        Args:
+          number: at least 0 and below 2^24, which float32 holds.
+        """
+        message = self._message[:1].fill_(number if self.group.rank_in_group == 0 else 0)
+        torch.distributed.all_reduce(message, group=self.group.device_group)
+        return message.item() == number
 
     def agree(
         self, signals: Float[Tensor, "rows signals"] | None, rows: int, *, whole: bool

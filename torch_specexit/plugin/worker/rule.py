@@ -144,8 +144,10 @@ class Admission(NamedTuple):
         return [self.strings | BEGINS, *(min(n, NO_LIMIT) for n in numbers), CAP, int(self.shadow), self.prompt]
 
     def interrupted(self, *, now: bool) -> list[int]:
-        """Its row of `Tables.knobs` when its client wants the thinking to end: at the next boundary, or now."""
-        return [self.strings | BEGINS, NO_LIMIT, 0, 0, 0 if now else NO_LIMIT, INTERRUPT, 0, self.prompt]
+        """Its row of `Tables.knobs` when its client wants the thinking to end: at the next boundary, or now. Where no
+        boundary comes, it ends where the operator's margin is used up, as before; in shadow mode nowhere."""
+        hard = NO_LIMIT if self.shadow else self.knobs()[KNOBS.index("hard")]
+        return [self.strings | BEGINS, NO_LIMIT, 0, 0, 0 if now else hard, INTERRUPT, 0, self.prompt]
 
     def weights(self) -> list[float]:
         """Its row of `Tables.weights`."""
