@@ -32,6 +32,7 @@ from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.drafts.directory import read_draft
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.target_weights import target_files
+from specexit.drafts.tensors import FLOATS
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig
 from specexit.schemas.train import TrainConfig
 
@@ -91,10 +92,18 @@ def start(
         target_sha256=target_fingerprint(target_config.folder) if before is None else before.target_sha256,
     )
     if before is not None:
-        fixed = fixed._replace(selection=before.selection, before=before.before, imported=before.imported)
+        known = {"selection": before.selection, "before": before.before, "imported": before.imported}
+        fixed = fixed._replace(**known, kept=before.kept)
     elif config.init_from is not None:
-        fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from))
+        kept = _type_of(source[1]) if config.freeze_trunk and source is not None else None
+        fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from), kept=kept)
     return fixed, draft, target
+
+
+def _type_of(tensors: Tensors) -> str:
+    """The type of a draft's weights; float32, which holds the others exactly, where they are of several."""
+    found = {tensor.dtype.name for tensor in tensors.values()} & FLOATS.keys()
+    return found.pop() if len(found) == 1 else "float32"
 
 
 def _read_whole(config: TrainConfig, before: Start | None) -> tuple[DraftConfig, Tensors] | None:
