@@ -103,6 +103,8 @@ def read_start(run: Path) -> Start:
     for name, has, field, expected in counts:
         if has != expected:
             raise ConfigError(f"{path}: {name} holds {has} numbers, but {field} is {expected}")
+    if len(set(found.vocab)) < len(found.vocab) or max(found.vocab) >= shape.vocab_size:
+        raise ConfigError(f"{path}: vocab names a token twice, or one beyond config.vocab_size {shape.vocab_size}")
     names = ("data", "selection", "stored", "before", "imported", "target_sha256", "kept")
     later = {name: getattr(found, name) for name in names}
     return Start(shape, np.asarray(found.vocab, np.int64), found.aux_rms, **later)

@@ -250,6 +250,8 @@ def test_a_short_published_draft_becomes_as_long_as_its_target(
         (lambda text: text.replace("[1.0, 1.0, 2.0]", "[1.0, NaN, 2.0]"), r"aux_rms.1 is nan"),
         (lambda text: text.replace("[1.0, 1.0, 2.0]", "[1.0]"), "aux_rms holds 1 numbers, but .* is 3"),
         (lambda text: text.replace("[0, 2, 4,", "[0, 4,"), "vocab holds 9 numbers, but config.draft_vocab_size is 10"),
+        (lambda text: text.replace("[0, 2, 4,", "[0, 2, 2,"), "vocab names a token twice, or one beyond .*size 20"),
+        (lambda text: text.replace("16, 18]", "16, 20]"), "vocab names a token twice, or one beyond .*size 20"),
     ],
 )
 def test_a_damaged_start_of_a_run_is_one_line_that_names_file_and_field(
