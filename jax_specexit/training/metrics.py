@@ -45,7 +45,7 @@ def note(line: Mapping[str, Any]) -> str:
     """
     learned, fast = [f"loss {line['loss']:.3f}"], [f"goodput {line['goodput']:.0%}"]
     trained = "muon" if line["top1"] else "head"  # a frozen trunk drafts what it always did
-    if line["top1"]:
+    if line["top1"] and None not in line["top1"]:
         learned.append(f"acceptance ~{acceptance_estimate(np.asarray(line['top1'])):.2f}")
     if "learning_rate" in line:
         learned.append(f"{trained} rate {line['learning_rate'][trained]:.2g}")
@@ -262,9 +262,9 @@ class Metrics:
         return {
             "step": step,
             "loss": float(host["loss"]),
-            "token_loss": [round(float(x), 5) for x in host["token_loss"]],
-            "top1": [round(float(x), 5) for x in host["top1"]],
-            "signal_loss": {name: float(x) for name, x in zip(NAMES, host["signal_loss"], strict=True)},
+            "token_loss": [x and round(x, 5) for x in map(_counted, host["token_loss"])],
+            "top1": [x and round(x, 5) for x in map(_counted, host["top1"])],
+            "signal_loss": {name: _counted(x) for name, x in zip(NAMES, host["signal_loss"], strict=True)},
             "weights": {name: float(x) for name, x in zip(NAMES, host["weights"], strict=True)},
             "gradient_norm": float(host["gradient_norm"]),
             **self._times(step - int(host["skipped"])),
@@ -331,6 +331,11 @@ class Metrics:
 
     def _say(self, what: str) -> None:
         self.progress.console.print(what, soft_wrap=True, markup=False)
+
+
+def _counted(value: np.floating) -> float | None:
+    """A mean of what a batch counts; None where it counts nothing, which is NaN."""
+    return None if np.isnan(value) else float(value)
 
 
 def _until(path: Path, step: int) -> list[str]:

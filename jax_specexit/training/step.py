@@ -203,7 +203,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             "loss": loss,
             "token_loss": token.per_step,
             "top1": token.top1,
-            "signal_loss": per_signal,
+            "signal_loss": jnp.where(jnp.sum(counts, axis=(0, 1)) > 0, per_signal, jnp.nan),  # 0 would be a loss
             "weights": lambdas,
             "tokens": jnp.sum(segments > 0),
         }

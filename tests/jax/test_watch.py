@@ -29,7 +29,7 @@ from jax_specexit.training import metrics as metrics_module
 from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.clock import Clock
 from jax_specexit.training.data import Batches
-from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.metrics import Metrics, note
 from jax_specexit.training.optimizer import schedule
 from jax_specexit.training.run import write_status
 from jax_specexit.training.step import Frozen, Step, TrainState
@@ -365,6 +365,18 @@ def test_the_progress_tells_time_rate_and_memory_on_100_columns(tmp_path: Path) 
         assert "head rate 0.01" in text  # of a frozen trunk, whose other rates move nothing
         assert "acceptance" not in text
         assert "data 0%  compute 100%\n" in text + "\n"
+
+
+def test_a_mean_over_nothing_is_null(tmp_path: Path) -> None:
+    """As the loss of a signal in a batch without a label of it; a zero would be the best that there is."""
+    of_no_row = jnp.full(4, 0.5).at[2].set(jnp.nan)
+    with Metrics(tmp_path, total=20, start=0) as metrics:
+        metrics.advance(10, numbers() | dict.fromkeys(("token_loss", "top1", "signal_loss"), of_no_row))
+    text = (tmp_path / "metrics.jsonl").read_text()
+    line = json.loads(text)
+    assert line["token_loss"] == line["top1"] == [*line["signal_loss"].values()] == [0.5, 0.5, None, 0.5]
+    assert "NaN" not in text
+    assert "acceptance" not in note(line)
 
 
 def test_a_log_has_each_line_of_metrics_when_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
