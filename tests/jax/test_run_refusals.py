@@ -21,6 +21,7 @@ import yaml
 from jax_specexit.cluster import join
 from jax_specexit.planning.aot import shapes_of
 from jax_specexit.training import start
+from jax_specexit.training.data import check_data
 from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.profiling import Profiler
 from jax_specexit.training.run import MAY_CHANGE, MAY_MOVE
@@ -108,6 +109,24 @@ def test_another_tokenizer_is_refused(recipe: TrainConfig, small_target: Path, t
     with pytest.raises(PackError, match=r"tokenizer_sha256 is \w+..., expected \w+... of .*tokenizer.json"):
         train(changed(recipe, target=str(path)))
     assert not recipe.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("split_endings", ["\n"]), ("split_connectors", ["Wait"]), ("think_start", "<answer>")]
+)
+def test_rows_with_labels_at_other_boundaries_are_refused(
+    recipe: TrainConfig, small_target: Path, packed: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    """Of a target whose YAML was edited behind `pack`: the draft would name boundaries that it has not learnt."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(small_target.read_text()) | {field: value}))
+    said = rf"^{packed}/target\.yaml: packed with {field}=.*, but target small says .*: collect and pack again"
+    with pytest.raises(PackError, match=said):
+        train(changed(recipe, target=str(path)))
+    assert not recipe.out.exists()
+    data = copy_of(packed, tmp_path)
+    (data / "target.yaml").unlink()  # of older versions
+    check_data(changed(recipe, target=str(path), data=data), load_target_config(str(path)))
 
 
 @pytest.mark.parametrize("size", [600, 768])
