@@ -38,7 +38,12 @@ from specexit.schemas.train import TrainConfig
 
 
 def start(
-    config: TrainConfig, target_config: TargetConfig, meta: PackMeta, rows: Example, mesh: Mesh
+    config: TrainConfig,
+    target_config: TargetConfig,
+    meta: PackMeta,
+    rows: Example,
+    mesh: Mesh,
+    before: Start | None = None,
 ) -> tuple[Start, Draft, Target | CachedTarget]:
     """Load the target, or its ends where its states are stored, and make the initial draft.
 
@@ -49,6 +54,7 @@ def start(
       meta: of the packed data.
       rows: a few packed examples, to measure the target's aux hidden states on; with stored ones, where there are any.
       mesh: that the target is loaded onto.
+      before: what `check_start` has found; it reads all weights of the target, which takes minutes in a bucket.
 
     Raises:
       ConfigError, DraftError: ``init_from`` cannot be read, or was made for another target or shape; or the mesh does
@@ -57,7 +63,6 @@ def start(
     """
     if jax.default_backend() == "tpu":
         check_version()
-    before = check_start(config, target_config, meta)
     shape = draft_config(config, target_config, meta.exit_point) if before is None else before.shape
     layers = shape.eagle_aux_hidden_state_layer_ids
     check_division(config, target_config, shape, mesh)

@@ -24,9 +24,9 @@ from jax_specexit.training import start
 from jax_specexit.training.data import check_data
 from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.profiling import Profiler
-from jax_specexit.training.run import MAY_CHANGE, MAY_MOVE
+from jax_specexit.training.run import MAY_CHANGE, MAY_MOVE, Start, save_start
 from jax_specexit.training.train import train
-from specexit.config import REPOSITORY, ConfigError, PassingError, load
+from specexit.config import REPOSITORY, ConfigError, PassingError, load, save_run
 from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError
 from specexit.data.packed import PackError, open_rows, read_meta
@@ -78,6 +78,22 @@ def test_a_shard_that_was_damaged_in_place_is_named(recipe: TrainConfig, packed:
     batches = Batches(config, read_meta(config.data), NamedSharding(make_mesh(config.mesh), BATCH))
     with pytest.raises(PackError, match=named):
         list(batches.steps(1, read_meta(config.data).n))
+
+
+def test_the_weights_of_the_target_are_looked_through_once(
+    recipe: TrainConfig, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bucket that takes minutes, which a resumed run took twice, with its chips idle."""
+    target, meta = load_target_config(recipe.target), read_meta(packed)
+    begun = Start(start.draft_config(recipe, target, meta.exit_point), np.arange(320), (1.0, 1.0, 1.0))
+    save_run(recipe, recipe.out)
+    save_start(recipe.out, begun)
+    looked = Mock(wraps=start.target_fingerprint)
+    monkeypatch.setattr(start, "target_fingerprint", looked)
+    monkeypatch.setattr(start, "load_target", Mock(side_effect=LookupError("loading")))
+    with pytest.raises(LookupError, match="loading"):
+        train(recipe)
+    assert looked.call_count == 1
 
 
 def test_a_shard_that_is_gone_since_the_start_is_named(packed: Path, tmp_path: Path) -> None:
