@@ -161,6 +161,8 @@ class Metrics:
     ):
         self.silent, self.watch, self.total = silent, watch, total
         self.began, self.trained = read_began(run), 0.0
+        self.before, self.started = max(time.time() - self.began, 0.0), time.monotonic()
+        """Seconds from the run's first start to this one, and when this one was: a clock may be set while it trains."""
         self.progress = Progress(
             TextColumn("train"),
             BarColumn(bar_width=None),
@@ -195,6 +197,7 @@ class Metrics:
         self.path, self.aside = path, run / ".metrics-line.json"
         self.board = _board(run, start)
         self._write_kept(start, known)
+        self.before = max(self.before, self.trained)
 
     def __enter__(self) -> Metrics:
         self.progress.start()
@@ -296,7 +299,7 @@ class Metrics:
         }
 
     def _goodput(self) -> float:
-        wall = time.time() - self.began
+        wall = self.before + time.monotonic() - self.started
         return round(min(1.0, self.trained / wall), 4) if wall > 0 else 0.0
 
     def write(self, line: dict[str, Any]) -> None:
