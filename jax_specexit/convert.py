@@ -70,7 +70,8 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
     target = find_target(config.target, run, name=start.shape.target_name)
     vocabulary, hashed = vocabulary_tensors(start.vocab, start.shape.vocab_size), ParameterHash()
     was, files = _as_before(run / FILE, start.shape)
-    was, dtype = was if config.dtype is None else {}, config.dtype or target.dtype
+    same = start.kept in (None, target.dtype)  # else float32, which holds every weight of a frozen trunk as it was
+    was, dtype = was if config.dtype is None else {}, config.dtype or (target.dtype if same else "float32")
     with open_checkpoint(run, config.which) as checkpoint:
         # Runs of older versions do not record their selection.
         selection = (start.selection or selection_of(run)) if config.which == "best" else None

@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specexit.config import ConfigError
+from specexit.drafts.files import parse_json
 from specexit.drafts.fingerprints import QUANTISED_BY, quantization_of
 from specexit.drafts.target_weights import check_all_plain, target_files
 from specexit.drafts.tensors import INDEX
-from specexit.errors import cut, printable
+from specexit.errors import cut, printable, shown
 from specexit.schemas.target import TargetConfig
 
 
@@ -56,7 +57,7 @@ def _check_read_as_served(target: TargetConfig) -> None:
     """Refuse weights that transformers reads otherwise than vLLM, without a word.
 
     Raises:
-      ConfigError: it would read another file than those of the index.
+      ConfigError: it would read another file than those of the index, or could not read that.
       TensorError: it would read quantised weights as plain ones; or see `target_files`.
     """
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
@@ -67,6 +68,14 @@ def _check_read_as_served(target: TargetConfig) -> None:
             f"{first}: {INDEX} does not name it, so vLLM serves other weights, but transformers reads this file first: "
             "move it elsewhere"
         )
+    index = target.folder / INDEX
+    if index.exists() and not first.exists():
+        metadata = parse_json(index.read_bytes(), index).get("metadata")
+        if not isinstance(metadata, dict):
+            raise ConfigError(
+                f"{index}: metadata is {shown(metadata)}, without which transformers reads no index, expected keys and "
+                'values: add "metadata": {}'
+            )
     fields = target.hf_config()
     method, read = quantization_of(fields), quantization_of(fields, QUANTISED_BY[:1])
     if not any(name.startswith(read) for name in KNOWN):  # of bitsandbytes it has two kinds

@@ -239,12 +239,16 @@ def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compile
         if used is None:
             raise
         need, has = used
-        batch = _batch_that_fits(arguments, need - arguments, chip.hbm_gib, shapes, lowered.mesh)
-        smaller = f"batch_size={batch}" if batch else SHORTER
+        beside = need - arguments + _stored_batch(shapes, lowered.mesh)
+        batch = _batch_that_fits(arguments, beside, chip.hbm_gib, shapes, lowered.mesh)
         raise ConfigError(
             f"batch_size={shapes.batch} of length {shapes.length} needs {need:.1f} GiB of HBM per chip, a {chip.name} "
-            f"has {has:.2f}: choose {smaller} (estimated), or remat=true, or a smaller loss_chunk"
+            f"has {has:.2f}: choose {_smaller_step(batch)} (estimated), or remat=true, or a smaller loss_chunk"
         ) from error
+
+
+def _smaller_step(batch: int) -> str:
+    return f"batch_size={batch}" if batch else SHORTER
 
 
 def bytes_on_one_chip(tree: Any) -> int:
@@ -266,8 +270,9 @@ def _stored_batch(shapes: Shapes, mesh: Mesh | AbstractMesh) -> float:
     return rows * shapes.length * bytes_per_token(shapes.stored, len(shapes.layers), shapes.target.hidden_size) / GIB
 
 
-def _beside_the_next(memory: Memory, batch: float, shapes: Shapes, chip: Chip) -> Memory:
-    """A step's memory with the next batch of so many GiB, which comes while the step runs.
+def _beside_the_next(memory: Memory, batch: float, fits: int, shapes: Shapes, chip: Chip) -> Memory:
+    """A step's memory with the next batch of so many GiB, which comes while the step runs; ``fits`` is the largest
+    batch size of which that is so.
 
     Raises:
       ConfigError: a program of the chip cannot have as much.
@@ -276,7 +281,7 @@ def _beside_the_next(memory: Memory, batch: float, shapes: Shapes, chip: Chip) -
     if batch and total > has:  # what has compiled without one fits
         raise ConfigError(
             f"batch_size={shapes.batch} of length {shapes.length} needs {total:.1f} GiB of HBM per chip with the next "
-            f"batch of features beside it, a {chip.name} has {has:g}: choose a smaller batch_size, or a smaller length"
+            f"batch of features beside it, a {chip.name} has {has:g}: choose {_smaller_step(fits)} (estimated)"
         )
     arguments, spare = memory.arguments + batch, 1 - total / chip.hbm_gib
     return dataclasses.replace(memory, arguments=arguments, total=total, spare=spare)
@@ -316,7 +321,10 @@ def summarise(
     """The plan of a compiled step."""
     assert config.topology is not None
     batch = _stored_batch(shapes, mesh)
-    memory = _beside_the_next(memory_of(compiled, chip), batch, shapes, chip)
+    memory = memory_of(compiled, chip)
+    # Of its arguments one such batch is no weights, and grows with the rows; so does the next.
+    fits = _batch_that_fits(memory.arguments - batch, memory.temporaries + 2 * batch, chip.hbm_gib, shapes, mesh)
+    memory = _beside_the_next(memory, batch, fits, shapes, chip)
     work = list(step_work(config, shapes, mesh))
     flops = sum(w.flops for w in work)
     by_part, by_axis = defaultdict(float), defaultdict(float)
@@ -347,9 +355,7 @@ def summarise(
         dtype=config.dtype,
         peaks={f.name: getattr(chip, f.name) for f in dataclasses.fields(chip) if f.name.endswith(PEAKS)},
         hbm_gib=memory,
-        batch_that_fits=_batch_that_fits(
-            memory.arguments - 2 * batch, memory.temporaries + 2 * batch, chip.hbm_gib, shapes, mesh
-        ),
+        batch_that_fits=fits,
         flops=flops,
         flops_by_part=dict(by_part),
         useful_flops=sum(w.useful for w in work) / flops,

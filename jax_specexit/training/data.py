@@ -35,7 +35,7 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
 
     Raises:
       PackError: no shards there, truncated or damaged, too few rows, or packed for another target, tokenizer or size of
-        the vocabulary.
+        the vocabulary, or with labels at other boundaries.
       OverlapError: a list of prompts, which the run hands on, cannot be read.
       ConfigError: its rows have another length than the recipe says, or ``loss_chunk`` does not divide it.
     """

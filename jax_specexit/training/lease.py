@@ -27,8 +27,9 @@ def leased(lock: BucketPath, owner: str) -> Iterator[Callable[[], str]]:
     """Hold a folder by an object in it.
 
     An owner that ends deletes its object. One that is killed leaves it, and a new start has to watch it for `SILENCE`
-    seconds to know. An owner may lose its folder if its writings fail for that long, or to a start at the same moment
-    whose writing takes longer than `SETTLED`; it knows `BEAT` seconds later.
+    seconds to know. Where somebody else deletes it, its owner writes it again. An owner may lose its folder if its
+    writings fail for that long, or to a start at the same moment whose writing takes longer than `SETTLED`; it knows
+    `BEAT` seconds later.
 
     Args:
       lock: the object.
@@ -89,15 +90,20 @@ def _refuse_living(lock: BucketPath) -> None:
 
 
 def _beat(lock: BucketPath, mark: str, owner: str, ended: threading.Event, lost: list[str]) -> None:
-    """Write the object anew until the run has ended, or until another owner's is there: ``lost`` then says so."""
-    count = 0
+    """Write the object anew until the run has ended, or until another owner's is there: ``lost`` then says so.
+
+    One that is gone was deleted by hand or by a rule of the bucket, and is written again. But behind a silence in which
+    another start may have had the folder, and ended, the folder is lost.
+    """
+    count, written = 0, time.monotonic()
     while not ended.wait(BEAT):
         count += 1
         try:
-            found = _read(lock)
-            if found.startswith(mark):
+            found, now = _read(lock), time.monotonic()
+            if found.startswith(mark) or (not found and now - written < SILENCE):
                 _write(lock, mark, count, owner)
-            elif found:
+                written = now
+            else:
                 by = _owner(found) or "another process"
                 lost.append(f"out={lock.parent}: {by} has taken this folder, and this run, which had it, saves no more")
                 return

@@ -28,7 +28,7 @@ class TokenLoss(NamedTuple):
 
     total: Float[Array, ""]
     per_step: Float[Array, " step"]
-    """Weighted mean cross-entropy of each TTT step."""
+    """Weighted mean cross-entropy of each TTT step; NaN where no row counts, here and in ``top1``."""
     top1: Float[Array, " step"]
     """Share of positions where the draft's first choice is the label."""
     state_gradient: Float[Array, ""]
@@ -98,10 +98,11 @@ def _forward(hidden, head, teacher, weights, chunk):
             check_vma=False,  # the scan's sums begin as constants, which the check takes for replicated
         )(*inputs)
     loss_sums, hit_sums = sums
+    n = jnp.sum(jnp.sign(weights), axis=(1, 2))
     result = TokenLoss(
         total=jnp.sum(loss_sums),
-        per_step=loss_sums / jnp.maximum(jnp.sum(weights, axis=(1, 2)), 1e-9),
-        top1=hit_sums / jnp.maximum(jnp.sum(jnp.sign(weights), axis=(1, 2)), 1.0),
+        per_step=jnp.where(n > 0, loss_sums / jnp.maximum(jnp.sum(weights, axis=(1, 2)), 1e-9), jnp.nan),
+        top1=jnp.where(n > 0, hit_sums / jnp.maximum(n, 1.0), jnp.nan),
         state_gradient=jnp.linalg.norm(gradient[0].astype(jnp.float32)),
     )
     return result, (gradient, head_gradient, head, teacher, weights)

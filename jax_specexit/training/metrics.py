@@ -45,7 +45,7 @@ def note(line: Mapping[str, Any]) -> str:
     """
     learned, fast = [f"loss {line['loss']:.3f}"], [f"goodput {line['goodput']:.0%}"]
     trained = "muon" if line["top1"] else "head"  # a frozen trunk drafts what it always did
-    if line["top1"]:
+    if line["top1"] and None not in line["top1"]:
         learned.append(f"acceptance ~{acceptance_estimate(np.asarray(line['top1'])):.2f}")
     if "learning_rate" in line:
         learned.append(f"{trained} rate {line['learning_rate'][trained]:.2g}")
@@ -161,6 +161,8 @@ class Metrics:
     ):
         self.silent, self.watch, self.total = silent, watch, total
         self.began, self.trained = read_began(run), 0.0
+        self.before, self.started = max(time.time() - self.began, 0.0), time.monotonic()
+        """Seconds from the run's first start to this one, and when this one was: a clock may be set while it trains."""
         self.progress = Progress(
             TextColumn("train"),
             BarColumn(bar_width=None),
@@ -195,6 +197,7 @@ class Metrics:
         self.path, self.aside = path, run / ".metrics-line.json"
         self.board = _board(run, start)
         self._write_kept(start, known)
+        self.before = max(self.before, self.trained)
 
     def __enter__(self) -> Metrics:
         self.progress.start()
@@ -262,9 +265,9 @@ class Metrics:
         return {
             "step": step,
             "loss": float(host["loss"]),
-            "token_loss": [round(float(x), 5) for x in host["token_loss"]],
-            "top1": [round(float(x), 5) for x in host["top1"]],
-            "signal_loss": {name: float(x) for name, x in zip(NAMES, host["signal_loss"], strict=True)},
+            "token_loss": [x and round(x, 5) for x in map(_counted, host["token_loss"])],
+            "top1": [x and round(x, 5) for x in map(_counted, host["top1"])],
+            "signal_loss": {name: _counted(x) for name, x in zip(NAMES, host["signal_loss"], strict=True)},
             "weights": {name: float(x) for name, x in zip(NAMES, host["weights"], strict=True)},
             "gradient_norm": float(host["gradient_norm"]),
             **self._times(step - int(host["skipped"])),
@@ -296,7 +299,7 @@ class Metrics:
         }
 
     def _goodput(self) -> float:
-        wall = time.time() - self.began
+        wall = self.before + time.monotonic() - self.started
         return round(min(1.0, self.trained / wall), 4) if wall > 0 else 0.0
 
     def write(self, line: dict[str, Any]) -> None:
@@ -331,6 +334,11 @@ class Metrics:
 
     def _say(self, what: str) -> None:
         self.progress.console.print(what, soft_wrap=True, markup=False)
+
+
+def _counted(value: np.floating) -> float | None:
+    """A mean of what a batch counts; None where it counts nothing, which is NaN."""
+    return None if np.isnan(value) else float(value)
 
 
 def _until(path: Path, step: int) -> list[str]:

@@ -42,6 +42,8 @@ class Start(NamedTuple):
     """Layout of the published draft that it goes back to, see `specexit.drafts.begun.imported_as`."""
     target_sha256: str | None = None
     """Which weights the target has, see `target_fingerprint`; None in runs of older versions and converted drafts."""
+    kept: str | None = None
+    """Type of the weights of a frozen trunk; None where the trunk is trained, and in runs of older versions."""
 
 
 class _Written(BaseModel):
@@ -56,6 +58,7 @@ class _Written(BaseModel):
     before: Selection | None = None
     imported: str | None = None
     target_sha256: str | None = None
+    kept: str | None = None
 
 
 def save_start(run: Path, fixed: Start) -> None:
@@ -68,6 +71,7 @@ def save_start(run: Path, fixed: Start) -> None:
         "stored": fixed.stored,
         "imported": fixed.imported,
         "target_sha256": fixed.target_sha256,
+        "kept": fixed.kept,
         **{
             name: found and found.model_dump(mode="json")
             for name, found in (("selection", fixed.selection), ("before", fixed.before))
@@ -99,7 +103,9 @@ def read_start(run: Path) -> Start:
     for name, has, field, expected in counts:
         if has != expected:
             raise ConfigError(f"{path}: {name} holds {has} numbers, but {field} is {expected}")
-    names = ("data", "selection", "stored", "before", "imported", "target_sha256")
+    if len(set(found.vocab)) < len(found.vocab) or max(found.vocab) >= shape.vocab_size:
+        raise ConfigError(f"{path}: vocab names a token twice, or one beyond config.vocab_size {shape.vocab_size}")
+    names = ("data", "selection", "stored", "before", "imported", "target_sha256", "kept")
     later = {name: getattr(found, name) for name in names}
     return Start(shape, np.asarray(found.vocab, np.int64), found.aux_rms, **later)
 

@@ -32,12 +32,18 @@ from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.drafts.directory import read_draft
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.target_weights import target_files
+from specexit.drafts.tensors import FLOATS
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig
 from specexit.schemas.train import TrainConfig
 
 
 def start(
-    config: TrainConfig, target_config: TargetConfig, meta: PackMeta, rows: Example, mesh: Mesh
+    config: TrainConfig,
+    target_config: TargetConfig,
+    meta: PackMeta,
+    rows: Example,
+    mesh: Mesh,
+    before: Start | None = None,
 ) -> tuple[Start, Draft, Target | CachedTarget]:
     """Load the target, or its ends where its states are stored, and make the initial draft.
 
@@ -48,6 +54,7 @@ def start(
       meta: of the packed data.
       rows: a few packed examples, to measure the target's aux hidden states on; with stored ones, where there are any.
       mesh: that the target is loaded onto.
+      before: what `check_start` has found; it reads all weights of the target, which takes minutes in a bucket.
 
     Raises:
       ConfigError, DraftError: ``init_from`` cannot be read, or was made for another target or shape; or the mesh does
@@ -56,7 +63,6 @@ def start(
     """
     if jax.default_backend() == "tpu":
         check_version()
-    before = check_start(config, target_config, meta)
     shape = draft_config(config, target_config, meta.exit_point) if before is None else before.shape
     layers = shape.eagle_aux_hidden_state_layer_ids
     check_division(config, target_config, shape, mesh)
@@ -91,10 +97,18 @@ def start(
         target_sha256=target_fingerprint(target_config.folder) if before is None else before.target_sha256,
     )
     if before is not None:
-        fixed = fixed._replace(selection=before.selection, before=before.before, imported=before.imported)
+        known = {"selection": before.selection, "before": before.before, "imported": before.imported}
+        fixed = fixed._replace(**known, kept=before.kept)
     elif config.init_from is not None:
-        fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from))
+        kept = _type_of(source[1]) if config.freeze_trunk and source is not None else None
+        fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from), kept=kept)
     return fixed, draft, target
+
+
+def _type_of(tensors: Tensors) -> str:
+    """The type of a draft's weights; float32, which holds the others exactly, where they are of several."""
+    found = {tensor.dtype.name for tensor in tensors.values()} & FLOATS.keys()
+    return found.pop() if len(found) == 1 else "float32"
 
 
 def _read_whole(config: TrainConfig, before: Start | None) -> tuple[DraftConfig, Tensors] | None:

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_specexit.model.cached import CachedTarget
 from jax_specexit.model.draft import Draft
@@ -45,7 +45,7 @@ stored ``states`` and ``scales``, where the target is a `CachedTarget`: see `spe
 
 
 class Followed(NamedTuple):
-    """What the dynamic weights go by, smoothed over steps; 0 before the first one."""
+    """What the dynamic weights go by, smoothed over the steps that have labels of a signal; 0 before the first one."""
 
     magnitudes: Float[Array, " one_plus_signals"]
     """Of the gradients of the token loss and of every signal loss."""
@@ -194,7 +194,8 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
         pulls = signal_state_gradients(raw, labels, counts, draft.signal_head.kernel[...])
         magnitudes = jnp.concatenate([token.state_gradient[None], pulls])
         seen = Followed(magnitudes, per_signal, constant_losses(labels, counts))
-        followed = follow(followed, seen, config.signals.smoothing)
+        labelled = jnp.sum(counts, axis=(0, 1)) > 0
+        followed = follow(followed, seen, labelled, config.signals.smoothing)
         fade = fades(followed.losses, followed.constants) if source == "draft" else None
         lambdas = signal_weights(followed.magnitudes[0], followed.magnitudes[1:], config.signals.share, fade=fade)
 
@@ -203,7 +204,7 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
             "loss": loss,
             "token_loss": token.per_step,
             "top1": token.top1,
-            "signal_loss": per_signal,
+            "signal_loss": jnp.where(labelled, per_signal, jnp.nan),  # 0 would be a loss
             "weights": lambdas,
             "tokens": jnp.sum(segments > 0),
         }
@@ -212,22 +213,25 @@ def make_loss(config: TrainConfig, graph: nnx.GraphDef, target_graph: nnx.GraphD
     return loss_fn
 
 
-def follow(before: Followed, seen: Followed, beta: float) -> Followed:
-    """What the dynamic weights go by after one more step, of which ``seen`` is the values."""
-    return Followed(
+def follow(before: Followed, seen: Followed, labelled: Bool[Array, " signals"], beta: float) -> Followed:
+    """What the dynamic weights go by after one more step, of which ``seen`` is the values.
+
+    A signal without a label in the step's batch stays as it was: with zeros in its average, one that is labelled in few
+    batches would pull all the harder in these.
+    """
+    after = Followed(
         smooth(before.magnitudes, seen.magnitudes, beta),
         smooth(before.losses, seen.losses, beta, from_zero=True),
         smooth(before.constants, seen.constants, beta),
     )
+    has_any = Followed(jnp.append(True, labelled), labelled, labelled)
+    return jax.tree.map(jnp.where, has_any, after, before)
 
 
 def smooth(
     before: Float[Array, " n"], seen: Float[Array, " n"], beta: float, *, from_zero: bool = False
 ) -> Float[Array, " n"]:
-    """Exponential averages, each of which starts at the first value seen or at 0; what is not finite is left out.
-
-    A signal of which the first batches have no label has values of 0, and has not begun.
-    """
+    """Exponential averages, each of which starts at the first value seen or at 0; what is not finite is left out."""
     first = (before == 0) & (not from_zero)
     average = jnp.where(first, seen, beta * before + (1 - beta) * seen)
     return jax.lax.stop_gradient(jnp.where(jnp.all(jnp.isfinite(seen)), average, before))

@@ -61,16 +61,16 @@ def train(config: TrainConfig) -> None:
     started = read_began(config.out)  # before what takes minutes: goodput counts them
     meta = check_data(config, target_config)
     features = open_features(config, target_config, meta)
-    check_start(config, target_config, meta)
+    before = check_start(config, target_config, meta)
     held_out = None if config.eval_traces is None else HeldOut(config, target_config, meta)
     join(config.cluster)
 
     mesh = _mesh(config)
     rows = first_rows(config.data, meta, features=features)
-    fixed, draft, target = start(config, target_config, meta, rows, mesh)
+    fixed, draft, target = start(config, target_config, meta, rows, mesh, before)
     if held_out is not None:
-        before = fixed.selection.prompts if fixed.selection else ()  # a run may go on with other traces
-        prompts = tuple(sorted({*before, *held_out.prompts}))
+        known = fixed.selection.prompts if fixed.selection else ()  # a run may go on with other traces
+        prompts = tuple(sorted({*known, *held_out.prompts}))
         fixed = fixed._replace(selection=Selection(by=config.best_by, prompts=prompts))
     step = make_step(config, draft, target, mesh)
     batches = Batches(config, meta, step.batch_sharding, features)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +33,7 @@ from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, read_prompts, write_prompts
 from specexit.data.packed import read_meta
 from specexit.data.traces import read_traces
-from specexit.drafts.config import DraftError
+from specexit.drafts.config import DraftError, read_config
 from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft, vocabulary_tensors
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import PolicyError, PolicyFile, Selection, read_policy
@@ -182,10 +183,19 @@ def foreign(write_random_draft: DraftWriter, tmp_path_factory: pytest.TempPathFa
     return write_random_draft(tmp_path_factory.mktemp("foreign") / "draft", None, **sizes, **own)
 
 
-def test_a_warm_start_keeps_the_draft_s_own_geometry(recipe: TrainConfig, foreign: Path, tmp_path: Path) -> None:
+def test_a_warm_start_keeps_the_draft_s_own_geometry(
+    recipe: TrainConfig, foreign: Path, small_target: Path, tmp_path: Path
+) -> None:
+    """And its weights, to the bit, where they are finer than what the target is served in."""
     changes = {"signals": SignalConfig(source="fc"), "freeze_trunk": True, "init_from": foreign, "steps": 2}
     train(recipe.model_copy(update=changes))
     convert(ConvertConfig(run=recipe.out, out=tmp_path / "draft"))
+    served = load_target_config(str(small_target)).model_copy(update={"dtype": "bfloat16"})
+    (tmp_path / "served.yaml").write_text(yaml.safe_dump(served.model_dump(mode="json")))
+    convert(ConvertConfig(run=recipe.out, out=tmp_path / "of-half", target=str(tmp_path / "served.yaml")))
+    for name, tensor in read_draft(tmp_path / "draft")[1].items():
+        np.testing.assert_array_equal(read_draft(tmp_path / "of-half")[1][name], tensor, err_msg=name)
+    assert read_config(tmp_path / "of-half").torch_dtype == "float32"
     (before, trunk), (after, tensors) = read_draft(foreign), read_draft(tmp_path / "draft")
     assert before.rope_theta != 10_000  # the target's
     ours = {"architectures", "specexit", "max_position_embeddings"}
@@ -240,6 +250,8 @@ def test_a_short_published_draft_becomes_as_long_as_its_target(
         (lambda text: text.replace("[1.0, 1.0, 2.0]", "[1.0, NaN, 2.0]"), r"aux_rms.1 is nan"),
         (lambda text: text.replace("[1.0, 1.0, 2.0]", "[1.0]"), "aux_rms holds 1 numbers, but .* is 3"),
         (lambda text: text.replace("[0, 2, 4,", "[0, 4,"), "vocab holds 9 numbers, but config.draft_vocab_size is 10"),
+        (lambda text: text.replace("[0, 2, 4,", "[0, 2, 2,"), "vocab names a token twice, or one beyond .*size 20"),
+        (lambda text: text.replace("16, 18]", "16, 20]"), "vocab names a token twice, or one beyond .*size 20"),
     ],
 )
 def test_a_damaged_start_of_a_run_is_one_line_that_names_file_and_field(

@@ -91,6 +91,31 @@ def test_an_owner_that_finds_another_name_ends(bucket: BucketPath) -> None:
     assert lock.read_text() == other
 
 
+def test_an_owner_whose_object_is_deleted_writes_it_again(bucket: BucketPath) -> None:
+    """By hand, or by a rule of the bucket: while there was none, another run could start beside it."""
+    lock = bucket / ".lock"
+    with alone_in(bucket) as check:
+        lock.unlink()
+        wait_for(lock.exists)
+        with pytest.raises(ConfigError, match="trains into this folder"), alone_in(bucket):
+            pass
+        check()
+    assert not lock.exists()
+
+
+def test_an_owner_that_was_silent_finds_no_object_and_ends(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may have taken it for dead, trained, and deleted its own object at its end."""
+    monkeypatch.setattr(lease, "SILENCE", 0.0)
+    with alone_in(bucket) as check:
+
+        def looked() -> None:
+            (bucket / ".lock").unlink(missing_ok=True)  # again: the owner may have been about to write it
+            check()
+
+        with pytest.raises(ConfigError, match=f"out={bucket}: another process has taken this folder"):
+            wait_for(looked)
+
+
 def test_a_write_that_fails_is_made_up_for_by_the_next(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
     write, failed = lease._write, threading.Event()
 

@@ -178,6 +178,17 @@ def test_no_batch_fits_beside_weights_that_alone_are_too_much() -> None:
         _compile(too_large(mesh), chip, shapes)
 
 
+def test_the_batch_that_fits_has_room_for_the_next_one() -> None:
+    """Of 24 GiB, 1 is weights. A batch of stored features is in the other 23, and the next comes meanwhile."""
+    _, shapes, chip, mesh = full_size("r1-llama-8b-v5e-16")
+    shapes = shapes._replace(batch=16 * 16, stored="float32")
+    rows = 16 * shapes.length * len(shapes.layers) * shapes.target.hidden_size * 4 / 2**30
+    alone, fits = (int(16 * (0.9 * 16 - 1) / beside) * 16 for beside in (23, 23 + rows))
+    assert 0 < fits < alone
+    with pytest.raises(ConfigError, match=rf"needs 24\.0 GiB .* has 15\.75: choose batch_size={fits} \(estimated\)"):
+        _compile(too_large(mesh, gib=1), chip, shapes)
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +221,8 @@ def test_stored_features_grow_with_the_rows_and_lie_there_twice() -> None:
     found = summarised(config, shapes._replace(batch=1, stored="float32"), chip)
     assert found.hbm_gib.total == pytest.approx(3 + row)
     assert found.batch_that_fits == int((0.9 * 16 - (1 - row)) / (2 + 2 * row)) < bare.batch_that_fits
-    with pytest.raises(ConfigError, match=r"^batch_size=48 of length 8192 needs .* GiB of HBM per chip with the next "):
+    said = r"^batch_size=48 of length 8192 needs .* with the next batch of features .*: choose batch_size=\d+"
+    with pytest.raises(ConfigError, match=said):
         summarised(config, shapes._replace(batch=48, stored="float32"), chip)
 
 

@@ -21,11 +21,12 @@ import yaml
 from jax_specexit.cluster import join
 from jax_specexit.planning.aot import shapes_of
 from jax_specexit.training import start
+from jax_specexit.training.data import check_data
 from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.profiling import Profiler
-from jax_specexit.training.run import MAY_CHANGE, MAY_MOVE
+from jax_specexit.training.run import MAY_CHANGE, MAY_MOVE, Start, save_start
 from jax_specexit.training.train import train
-from specexit.config import REPOSITORY, ConfigError, PassingError, load
+from specexit.config import REPOSITORY, ConfigError, PassingError, load, save_run
 from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError
 from specexit.data.packed import PackError, open_rows, read_meta
@@ -79,6 +80,22 @@ def test_a_shard_that_was_damaged_in_place_is_named(recipe: TrainConfig, packed:
         list(batches.steps(1, read_meta(config.data).n))
 
 
+def test_the_weights_of_the_target_are_looked_through_once(
+    recipe: TrainConfig, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bucket that takes minutes, which a resumed run took twice, with its chips idle."""
+    target, meta = load_target_config(recipe.target), read_meta(packed)
+    begun = Start(start.draft_config(recipe, target, meta.exit_point), np.arange(320), (1.0, 1.0, 1.0))
+    save_run(recipe, recipe.out)
+    save_start(recipe.out, begun)
+    looked = Mock(wraps=start.target_fingerprint)
+    monkeypatch.setattr(start, "target_fingerprint", looked)
+    monkeypatch.setattr(start, "load_target", Mock(side_effect=LookupError("loading")))
+    with pytest.raises(LookupError, match="loading"):
+        train(recipe)
+    assert looked.call_count == 1
+
+
 def test_a_shard_that_is_gone_since_the_start_is_named(packed: Path, tmp_path: Path) -> None:
     """As one that somebody deletes in the bucket of a run; the run may go on where it is brought back."""
     data = copy_of(packed, tmp_path)
@@ -108,6 +125,24 @@ def test_another_tokenizer_is_refused(recipe: TrainConfig, small_target: Path, t
     with pytest.raises(PackError, match=r"tokenizer_sha256 is \w+..., expected \w+... of .*tokenizer.json"):
         train(changed(recipe, target=str(path)))
     assert not recipe.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("split_endings", ["\n"]), ("split_connectors", ["Wait"]), ("think_start", "<answer>")]
+)
+def test_rows_with_labels_at_other_boundaries_are_refused(
+    recipe: TrainConfig, small_target: Path, packed: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    """Of a target whose YAML was edited behind `pack`: the draft would name boundaries that it has not learnt."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(small_target.read_text()) | {field: value}))
+    said = rf"^{packed}/target\.yaml: packed with {field}=.*, but target small says .*: collect and pack again"
+    with pytest.raises(PackError, match=said):
+        train(changed(recipe, target=str(path)))
+    assert not recipe.out.exists()
+    data = copy_of(packed, tmp_path)
+    (data / "target.yaml").unlink()  # of older versions
+    check_data(changed(recipe, target=str(path), data=data), load_target_config(str(path)))
 
 
 @pytest.mark.parametrize("size", [600, 768])

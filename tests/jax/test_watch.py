@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -29,7 +30,7 @@ from jax_specexit.training import metrics as metrics_module
 from jax_specexit.training.checkpoint import Checkpoints
 from jax_specexit.training.clock import Clock
 from jax_specexit.training.data import Batches
-from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.metrics import Metrics, note
 from jax_specexit.training.optimizer import schedule
 from jax_specexit.training.run import write_status
 from jax_specexit.training.step import Frozen, Step, TrainState
@@ -345,7 +346,6 @@ def test_the_progress_tells_time_rate_and_memory_on_100_columns(tmp_path: Path) 
     told = {"mfu": 0.451, "hbm_peak_gib": 93.25, "learning_rate": {"muon": 0.0056789, "adam": 1e-3, "head": 0.01}}
     write_status(tmp_path, "running", 0, 20_000)
     with Metrics(tmp_path, total=20_000, start=0, watch=lambda *_: told) as metrics:
-        metrics.began -= 1  # it is rounded, and may be to come
         metrics.clock.spent |= {"compile": 10.0, "data": 2.0, "step": 78.0, "save": 4.0, "evaluate": 6.0}
         metrics.advance(12_345, numbers() | {"loss": 12.3456, "tokens": 98_765_432})
         lines = shown(metrics, 100)
@@ -365,6 +365,19 @@ def test_the_progress_tells_time_rate_and_memory_on_100_columns(tmp_path: Path) 
         assert "head rate 0.01" in text  # of a frozen trunk, whose other rates move nothing
         assert "acceptance" not in text
         assert "data 0%  compute 100%\n" in text + "\n"
+
+
+def test_a_mean_over_nothing_is_null(tmp_path: Path) -> None:
+    """As the loss of a signal in a batch without a label of it; a zero would be the best that there is."""
+    of_no_row = jnp.full(4, 0.5).at[2].set(jnp.nan)
+    with Metrics(tmp_path, total=20, start=0) as metrics:
+        metrics.clock.spent["step"] = 4.0
+        metrics.advance(10, numbers() | dict.fromkeys(("token_loss", "top1", "signal_loss"), of_no_row))
+    text = (tmp_path / "metrics.jsonl").read_text()
+    line = json.loads(text)
+    assert line["token_loss"] == line["top1"] == [*line["signal_loss"].values()] == [0.5, 0.5, None, 0.5]
+    assert "NaN" not in text
+    assert "acceptance" not in note(line)
 
 
 def test_a_log_has_each_line_of_metrics_when_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -432,6 +445,21 @@ def test_goodput_counts_what_was_lost_by_a_restart(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["trained_seconds"] for line in lines] == [4.0, 8.0]
     assert lines[1]["tokens_per_second"] == pytest.approx(1 / 4, abs=0.1)  # rounded to a tenth
+
+
+def test_goodput_does_not_go_by_a_clock_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set back, it made each line 0 or 100 %."""
+    clock = SimpleNamespace(time=lambda: 1000.0, monotonic=lambda: clock.now, now=50.0)
+    monkeypatch.setattr(metrics_module, "time", clock)
+    write_status(tmp_path, "running", 0, 8, started=900.0)
+    for start, seconds in ((0, 5.0), (2, 4.0)):
+        with Metrics(tmp_path, total=8, start=start) as metrics:
+            clock.now, clock.time = clock.now + 10, lambda: 500.0
+            metrics.clock.spent["step"] = seconds
+            metrics.advance(start + 2, numbers())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    # The second start does not know how long it stood still, but that it had trained for five seconds.
+    assert [line["goodput"] for line in lines] == [round(5 / 110, 4), round(9 / 15, 4)]
 
 
 def test_goodput_goes_on_behind_an_evaluation_that_was_made_up_for(tmp_path: Path) -> None:

@@ -208,10 +208,13 @@ def test_signals_without_a_share_leave_the_state_to_the_tokens() -> None:
     gradient = jax.jit(jax.grad(make_loss(config, graph, nnx.graphdef(target), STEPS), has_aux=True))
     followed = jax.tree.map(jnp.asarray, BEFORE)
     without = batch | {"signal_mask": jnp.zeros_like(batch["signal_mask"])}
-    (ours, (metrics, _)), (tokens, _) = (
+    (ours, (metrics, _)), (tokens, (nothing, _)) = (
         gradient(nnx.to_pure_dict(params), frozen, one, followed) for one in (batch, without)
     )
     np.testing.assert_allclose(metrics["weights"], 1e-3, rtol=1e-6)
+    assert np.all(np.isfinite(metrics["signal_loss"]))
+    assert np.all(np.isnan(nothing["signal_loss"]))  # no label, no loss; in what is minimised it is 0
+    assert np.isfinite(nothing["loss"])
     assert np.any(ours.pop("signal_head")["kernel"])
     assert not np.any(tokens.pop("signal_head")["kernel"])
     jax.tree.map(np.testing.assert_array_equal, ours, tokens)

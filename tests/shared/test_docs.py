@@ -240,7 +240,7 @@ def test_the_readme_names_every_command() -> None:
 
 
 def test_the_page_on_training_makes_what_every_full_size_recipe_reads() -> None:
-    """Rows of another length are refused, and without `select` there is nothing to choose the checkpoint on."""
+    """Rows of another length are refused, and without `select` there is nothing to judge a checkpoint on."""
     page = (ROOT / "docs" / "training.md").read_text()
     (told,) = re.findall(r"^## What a shipped recipe reads\n(.*?)^## ", page, re.M | re.S)
     rows = re.findall(r"^\| (`.*`) \| `(runs/.*)` \| (\d+) \|$", told, re.M)
@@ -255,6 +255,8 @@ def test_the_page_on_training_makes_what_every_full_size_recipe_reads() -> None:
     assert every == {part: part == "calibrate" for part in made}, "an exit where nobody tried is an error there"
     assert {Path(str(recipe.eval_traces)).parent.name for recipe in recipes.values()} == {"labelled"}
     assert {Path(str(recipe.eval_traces)).name for recipe in recipes.values()} <= made
+    once = {recipe.evaluate_every for recipe in recipes.values()} == {None}
+    assert once == ("As shipped, a run is judged once, at its end." in told)
     (name, given), *others = re.findall(r"specexit (?:plan|train) (\S+) (topology=[^#\n]*?) *(?:#.*)?$", told, re.M)
     assert others == [(name, given)], "what is planned is what is trained"
     other = load(TrainConfig, folder / f"{name}.yaml", given.split())

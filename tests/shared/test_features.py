@@ -26,6 +26,7 @@ from specexit.data.features import (
     write_shard,
 )
 from specexit.data.sequences import Example
+from specexit.errors import lasts
 
 WANTED = Manifest(
     target="small",
@@ -220,8 +221,9 @@ def test_what_is_missing_or_damaged_is_said(whole: Path) -> None:
     shard = whole / WANTED.names[1]
     content = shard.read_bytes()
     shard.write_bytes(b"\xff" * len(content))
-    with pytest.raises(FeatureError, match="cannot be read as safetensors"):
+    with pytest.raises(FeatureError, match="cannot be read as safetensors") as damaged:
         features.read(3, example(3))
+    assert lasts(damaged.value)  # as docs/training.md says
     shard.write_bytes(content[:100])
     with pytest.raises(FeatureError, match=f"{shard.name}: has 100 bytes, expected {len(content)}"):
         check(whole, EXPECTED, {1, 4})

@@ -49,6 +49,15 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     assert here.hf_config()["eos_token_id"] == 1
 
 
+@pytest.mark.parametrize("asked", ["positions", "long_behind"])
+def test_a_count_that_is_none_is_said_with_its_file_once(asked: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 0}')
+    target = TargetConfig(name="t", path=str(tmp_path), aux_layers=(1,), max_model_len=8)
+    said = rf"^{re.escape(str(tmp_path))}/config\.json: num_hidden_layers is 0, expected a whole number above 0$"
+    with pytest.raises(ConfigError, match=said):
+        getattr(target, asked)()
+
+
 def test_fields_that_a_config_lacks_are_named_with_their_place(tmp_path: Path) -> None:
     said = {"vocab_size": 8, "rope_parameters": {"sliding": {}, "full_attention": {"rope_theta": 5e5}}}
     target = TargetConfig(name="t", path=str(tmp_path), aux_layers=(1,), max_model_len=8)

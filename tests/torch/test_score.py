@@ -100,6 +100,18 @@ def test_weights_beside_those_of_the_index_are_refused(tmp_path):
         TargetFeatures(target, (1, 2))
 
 
+@pytest.mark.parametrize(("given", "said"), [({}, "None"), ({"metadata": "none"}, "'none'")])
+def test_an_index_without_metadata_is_told_what_it_lacks(given, said, tmp_path):
+    """vLLM reads one, as does training; transformers alone ended, with a KeyError."""
+    folder = shutil.copytree(tiny.MODEL_DIR, tmp_path / "model")
+    served = (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(load_file(served), served.name), **given}))
+    target = load_target_config("tiny-reasoner").model_copy(update={"path": str(folder)})
+    with pytest.raises(ConfigError, match=rf'^{index}: metadata is {said}, .*: add "metadata": {{}}$'):
+        TargetFeatures(target, (1, 2))
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -49,8 +49,7 @@ def copy_prompts(source: Path, folder: Path) -> None:
     """Copy the list of a run to a draft, or back; do nothing where there is none.
 
     Raises:
-      OverlapError: the list cannot be read: whatever judges the run or draft later would refuse it.
-      TensorError: see `specexit.drafts.files.read_bytes`.
+      OverlapError, TensorError: see `read_prompts`: whatever judges the run or draft later would refuse it.
     """
     if read_prompts(source) is not None:
         write_bytes(folder / FILE, read_bytes(source / FILE, MAX_BYTES))
@@ -60,7 +59,7 @@ def join_prompts(sources: Iterable[Path], folder: Path) -> None:
     """Merge the lists of several folders into one in another folder; do nothing where none of them has one.
 
     Raises:
-      OverlapError: see `read_prompts`.
+      OverlapError, TensorError: see `read_prompts`.
     """
     found = [hashes for hashes in map(read_prompts, sources) if hashes is not None]
     if found:
@@ -71,13 +70,15 @@ def read_prompts(folder: Path) -> Hashes | None:
     """The prompts' hashes in a folder; None where it does not say.
 
     Raises:
-      OverlapError: the list cannot be read.
+      OverlapError: the list is none.
+      TensorError: see `specexit.drafts.files.read_bytes`.
     """
     path = folder / FILE
     if not path.exists():
         return None
+    data = read_bytes(path, MAX_BYTES)
     try:
-        return _hashes_in(read_bytes(path, MAX_BYTES))
+        return _hashes_in(data)
     except ValueError as error:
         raise OverlapError(f"{path}: cannot be read as the hashes of prompts: {error}") from error
 
@@ -103,7 +104,8 @@ def refuse_trained(folder: Path, traces: Sequence[AnyTrace] | Outlines, where: P
       where: path of the traces, for the message.
 
     Raises:
-      OverlapError: some are, or the folder's list cannot be read.
+      OverlapError: some are.
+      OverlapError, TensorError: see `read_prompts`.
     """
     trained = read_prompts(folder)
     if trained is None:

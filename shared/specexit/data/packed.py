@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from specexit.config import Config, read_made
+from specexit.config import Config, load, read_made
 from specexit.data.sequences import Example
 from specexit.data.traces import tokenizer_sha256
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
-from specexit.schemas.target import TargetConfig
+from specexit.schemas.target import TARGET_FILE, TargetConfig
 
 FORMAT_VERSION = 1
 FIELDS = ("tokens", "segment_ids", "positions", "loss_mask", "signal_labels", "signal_mask")
@@ -175,7 +175,8 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
     """Check that packed data belongs to a target.
 
     Raises:
-      PackError: it was packed for another target, or with another tokenizer.
+      PackError: it was packed for another target, with another tokenizer, or with labels at other boundaries.
+      ConfigError: its copy of the target cannot be read.
     """
     if meta.target != target.name:
         raise PackError(f"{folder / 'meta.json'}: target is {meta.target!r}, expected {target.name!r}")
@@ -185,3 +186,13 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
             f"{folder / 'meta.json'}: tokenizer_sha256 is {meta.tokenizer_sha256[:12]}..., "
             f"expected {ours[:12]}... of {target.folder / 'tokenizer.json'}"
         )
+    path = folder / TARGET_FILE
+    if not path.exists():
+        return
+    packed = load(TargetConfig, path)
+    for name in ("think_start", "think_end", "split_endings", "split_connectors"):
+        was, now = getattr(packed, name), getattr(target, name)
+        if was != now and (isinstance(was, str) or set(was) != set(now)):
+            raise PackError(
+                f"{path}: packed with {name}={was!r}, but target {target.name} says {now!r}: collect and pack again"
+            )

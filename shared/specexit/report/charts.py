@@ -312,14 +312,16 @@ def training_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Poi
 
     Returns:
       title -> line -> its points: token loss and top-1 per training-time-test (TTT) step, which a frozen trunk has none
-      of, and the loss of each signal.
+      of, and the loss of each signal. A step whose batch counts nothing has no point.
     """
     # A run may begin with fewer TTT steps than it ends with: a curve starts where its step does.
     n_ttt = max(len(row["token_loss"]) for row in rows)
 
     def per_ttt_step(key: str, scale: float = 1.0) -> dict[str, Points]:
         return {
-            f"draft token {k + 1}": [(row["step"], scale * row[key][k]) for row in rows if len(row[key]) > k]
+            f"draft token {k + 1}": [
+                (row["step"], scale * row[key][k]) for row in rows if len(row[key]) > k and row[key][k] is not None
+            ]
             for k in range(n_ttt)
         }
 
@@ -327,10 +329,12 @@ def training_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Poi
         "Token loss, nats": per_ttt_step("token_loss"),
         "Draft token top-1, %": per_ttt_step("top1", 100.0),
         SIGNAL_LOSSES: {
-            name: [(row["step"], row["signal_loss"][name]) for row in rows] for name in rows[0]["signal_loss"]
+            name: [(row["step"], row["signal_loss"][name]) for row in rows if row["signal_loss"][name] is not None]
+            for name in rows[0]["signal_loss"]
         },
     }
-    return {title: lines for title, lines in found.items() if lines}
+    drawn = {title: {name: points for name, points in lines.items() if points} for title, lines in found.items()}
+    return {title: lines for title, lines in drawn.items() if lines}
 
 
 def steps_chart(lines: Mapping[str, Points], *, log: bool = False, zero: bool = False) -> str:

@@ -27,8 +27,9 @@ class ConvertConfig(Config):
     out: Location = Field(description="new draft directory, or with draft= a new run folder")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None,
-        description="of the draft directory's weights; by default what the target is served in, and of a run that was "
-        "made of a draft directory, each tensor's own",
+        description="of the draft directory's weights; by default what the target is served in (float32 where that "
+        "would round a trunk that the run left as it was), and of a run that was made of a draft directory, each "
+        "tensor's own",
     )
     max_file_gib: float | None = Field(
         default=None,

@@ -207,8 +207,9 @@ class TargetConfig(Config):
         Raises:
           ConfigError: see `hf_config`; or the rotary embedding's fields are none.
         """
+        fields = self.hf_config()
         try:
-            return positions(self.hf_config())
+            return positions(fields)
         except ValueError as error:
             raise ConfigError(f"{self.config_place}: {error}") from error
 
@@ -218,8 +219,9 @@ class TargetConfig(Config):
         Raises:
           ConfigError: see `positions`.
         """
+        fields = self.hf_config()
         try:
-            return long_behind(self.hf_config())
+            return long_behind(fields)
         except ValueError as error:
             raise ConfigError(f"{self.config_place}: {error}") from error
 

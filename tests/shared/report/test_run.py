@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from specexit.config import ConfigError
+from specexit.report.charts import SIGNAL_LOSSES, training_lines
 from specexit.report.page import report
 from specexit.report.run import newest_evaluation, read_lines, training_rows
 from specexit.report.shown import ReportError
@@ -109,6 +110,17 @@ def test_what_a_run_did_not_say_of_the_machine_is_named(tmp_path: Path) -> None:
     html = page_of(write_run(tmp_path / "old", [old]))
     assert "so not shown: Share of the time, %; Tokens a second, without the pauses; Goodput, %; MFU, %;" in html
     assert "starting, stopped" not in html
+
+
+def test_a_step_that_counts_nothing_has_no_point() -> None:
+    """A zero would be drawn, and take a logarithmic axis with it."""
+    of_nothing = {"token_loss": [1.0, None], "top1": [0.5, None], "signal_loss": {"validity": None, "progress": None}}
+    rows = [{"step": 10, **of_nothing}, {"step": 20, **of_nothing, "signal_loss": {"validity": 0.7, "progress": None}}]
+    assert training_lines(rows) == {
+        "Token loss, nats": {"draft token 1": [(10, 1.0), (20, 1.0)]},
+        "Draft token top-1, %": {"draft token 1": [(10, 50.0), (20, 50.0)]},
+        SIGNAL_LOSSES: {"validity": [(20, 0.7)]},
+    }
 
 
 def test_one_line_of_metrics_is_a_mark(tmp_path: Path) -> None:
