@@ -34,7 +34,9 @@ test-slow: $(VENV)/.dev-ready  ## Run what `make test` leaves out of pairs of te
 	  tests/serving/test_server.py tests/serving/test_kubernetes.py tests/serving/test_bench_serving.py \
 	  tests/serving/test_starting.py tests/serving/test_engine.py tests/serving/test_corners.py \
 	  tests/serving/test_kernel.py tests/torch/test_collect.py tests/torch/test_collecting_faults.py \
-	  tests/parity/test_tiny_mixed.py tests/parity/test_bench_training.py tests/jax/test_jobs.py tests/serving/test_soak.py $(ARGS)
+	  tests/serving/test_engine_v2.py tests/shared/test_memory.py tests/shared/answers/test_any_text.py \
+	  tests/parity/test_tiny_mixed.py tests/parity/test_bench_training.py tests/jax/test_train.py tests/jax/test_jobs.py \
+	  tests/serving/test_soak.py $(ARGS)
 
 test-full-size: $(VENV)/.dev-ready  ## Run every command on a stand-in of the size of Qwen3-0.6B, and convert at 8B's size (minutes, 10 GB)
 	@SPECEXIT_FULL_SIZE=1 $(BIN)/python -m pytest tests/e2e/test_stand_in.py tests/torch/test_stand_in.py \

@@ -34,12 +34,6 @@ os.environ["COLUMNS"] = "80"
 settings.register_profile("specexit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("specexit")
 
-
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are cores: a tenth of the tests' time is waiting, for servers, heartbeats and each other."""
-    return (os.cpu_count() or 1) + 1
-
-
 DRAFT_SHAPE = {
     "hidden_size": 64,
     "target_hidden_size": 64,

@@ -35,7 +35,7 @@ from specexit.data.traces import LabelledTrace, check_tokenizer, read_outlines, 
 from specexit.drafts.directory import DraftConfig, check_target
 from specexit.errors import InputError
 from specexit.schemas.evaluate import EvaluateConfig
-from specexit.schemas.target import TargetConfig, find_target
+from specexit.schemas.target import TargetConfig, find_target, other_boundaries
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -59,7 +59,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
     known = read_outlines(config.traces, config.n, LabelledTrace)
     check_lengths(config, shape, target_config, known)
-    target_of_file(config.traces, config.target, config.run)
+    if (
+        other := other_boundaries(target_of_file(config.traces, config.target, config.run), shape.specexit)
+    ) is not None:
+        raise ConfigError(
+            f"{config.traces}: their target has {other} as {config.run / 'draft.json'} says: expected traces with "
+            "boundaries where the draft's are"
+        )
     check_tokenizer(config.traces, target_config)
     refuse_trained(config.run, known, config.traces)
     backend = started_backend()

@@ -235,11 +235,12 @@ def _compile(lowered: Lowered, chip: Chip, shapes: Shapes) -> jax.stages.Compile
         return lowered.step.compile()
     except jax.errors.JaxRuntimeError as error:
         arguments = bytes_on_one_chip((lowered.state, lowered.frozen)) / GIB
-        used = too_much(str(error), arguments)
+        stored = _stored_batch(shapes, lowered.mesh)
+        used = too_much(str(error), arguments + stored)
         if used is None:
             raise
         need, has = used
-        beside = need - arguments + _stored_batch(shapes, lowered.mesh)
+        beside = need - arguments + stored  # of which this step's batch of features is a part, and the next one's
         batch = _batch_that_fits(arguments, beside, chip.hbm_gib, shapes, lowered.mesh)
         raise ConfigError(
             f"batch_size={shapes.batch} of length {shapes.length} needs {need:.1f} GiB of HBM per chip, a {chip.name} "

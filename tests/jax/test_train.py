@@ -25,6 +25,7 @@ from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
 from specexit.status import read_status
 from tests.jax.devices import simulated
+from tests.marks import SLOW
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -77,6 +78,7 @@ def test_killed_and_continued_is_bit_equal(recipe: TrainConfig, whole: dict[int,
     assert losses(recipe.out) == whole
 
 
+@SLOW
 def test_eight_devices_equal_one(recipe: TrainConfig, whole: dict[int, float]) -> None:
     """As a command; steps on other meshes are compared in `test_sharded`."""
     eight = TrainConfig.model_validate(recipe.model_dump() | {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}})

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import pytest
 
+from tests.marks import SLOW
+
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-both_sources = pytest.mark.parametrize("source", ["draft", "fc"])
+either_source = pytest.mark.parametrize("source", ["draft", pytest.param("fc", marks=SLOW)])
 
 
 def texts(batch):
     return [request["ids"] for request in batch["requests"]]
 
 
-@both_sources
+@either_source
 def test_it_is_the_v2_runner_and_asynchronous(engines, source):
     run = engines.v2(source)
     assert "vllm.v1.worker.gpu.model_runner.GPUModelRunner" in run["runner"]
     assert run["scheduler"] == "AsyncScheduler"
 
 
-@both_sources
+@either_source
 def test_the_text_is_that_of_v1(engines, source):
     lively = engines.v2(source)["batches"][1]
     expected = engines.main(source)[5]["requests"][: len(lively["requests"])]
@@ -40,14 +42,14 @@ def test_the_text_is_that_of_v1(engines, source):
     assert lively["metrics"]["num_preemptions"] > 0
 
 
-@both_sources
+@either_source
 def test_exits_off_is_plain_eagle3_to_the_byte_and_to_the_accepted_token(engines, source):
     off, plain = engines.v2(source)["batches"][0], engines.v2("plain")["batches"][0]
     assert texts(off) == texts(plain)
     assert off["metrics"] == plain["metrics"]
 
 
-@both_sources
+@either_source
 def test_prompts_that_are_looked_through_on_the_device_are_read_the_same(engines, source):
     """In checking mode, which reads them from their list."""
     _, lively, looked_through = engines.v2(source)["batches"]
@@ -55,7 +57,7 @@ def test_prompts_that_are_looked_through_on_the_device_are_read_the_same(engines
     assert all(r["outcome"]["thinking_tokens"] > 0 for r in looked_through["requests"])
 
 
-@both_sources
+@either_source
 def test_finished_requests_leave_no_state_behind(engines, source):
     # Those that have finished in the last step are reported with the next one.
     assert engines.v2(source)["batches"][2]["slots"] <= 2

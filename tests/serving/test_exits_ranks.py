@@ -150,7 +150,7 @@ def test_ranks_that_would_end_thinking_otherwise_than_the_first_leave_plain_eagl
     """As where the environment of one machine has other settings: at the first exit the ranks fed different tokens."""
     both = Together(monkeypatch, **others)
     first, last = (exits.failure for exits in both.exits)
-    assert first == "could not be made ready on another rank"
+    assert first == "could not be made ready on another rank, whose log says why"
     assert str(last).startswith("serving settings or draft are not those of the first rank")
     both.all(lambda exits: exits.track(scheduled(new("a"))))
     assert both.texts(*boundary_and_more()) == [[[2], [5]]] * 2

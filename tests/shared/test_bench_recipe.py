@@ -52,9 +52,9 @@ def test_variants_of_more_and_fewer_ttt_steps_are_compared_in_what_both_have(mor
 
 
 def test_a_plain_draft_has_neither_cut_nor_validity():
-    assert quantities({"top1": [0.5, 0.25], "acceptance_length": 1.6}) == {
+    assert quantities({"top1": [0.5, 0.25, None], "acceptance_length": 1.6}) == {
         "top-1, TTT step 0, %": 50.0,
-        "top-1, TTT step 1, %": 25.0,
+        "top-1, TTT step 1, %": 25.0,  # and of the third no text was long enough
         "acceptance length": 1.6,
     }
 

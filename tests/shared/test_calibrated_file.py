@@ -63,8 +63,8 @@ def test_traces_of_another_tokenizer_are_refused(paths):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"split_endings": ("\n",)}, r"split_endings of their target is \('\\n',\), but "),
-        ({"think_end": "</t>"}, "think_end of"),
+        ({"split_endings": ("\n",)}, r"their target has split_endings=\('\\n',\), not .* says, by which"),
+        ({"think_end": "</t>"}, "their target has think_end='</t>', not '</think>'"),
     ],
 )
 def test_traces_of_other_steps_than_the_drafts_are_refused(paths, tmp_path, fields, said):

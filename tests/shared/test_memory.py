@@ -32,6 +32,7 @@ from specexit.schemas.bench_data import BenchDataConfig
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.simulate import SimulateConfig
 from specexit.schemas.target import load_target_config
+from tests.marks import SLOW
 from tests.shared.peak import peak
 
 LARGE = "SPECEXIT_MEMORY_TRACES" in os.environ
@@ -117,7 +118,7 @@ def held(work):
     return most
 
 
-@pytest.mark.parametrize("command", ["calibrate", "simulate"])
+@pytest.mark.parametrize("command", ["calibrate", pytest.param("simulate", marks=SLOW)])
 def test_a_trace_more_takes_no_memory(many, command, monkeypatch, tmp_path):
     """What is known of each trace lies on the disk. What is seen are blocks that are not all alike and freed tuples
     that Python keeps, two thousand at most: 27 bytes in calibrate and 46 in simulate. There numbers in columns took

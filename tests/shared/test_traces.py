@@ -34,7 +34,7 @@ from specexit.data.traces import (
     tokenizer_sha256,
     write_traces,
 )
-from specexit.schemas.target import load_target_config
+from specexit.schemas.target import load_target_config, save_target
 
 
 def test_round_trip_keeps_every_field(make_trace, tmp_path):
@@ -164,6 +164,22 @@ def test_target_is_that_of_the_traces(make_trace, tmp_path):
         target_of_file(mixed)
     with pytest.raises(ConfigError, match="'tiny-reasoner', but the traces were written by 'other'"):
         target_of_file(others, "tiny-reasoner")
+
+
+@pytest.mark.parametrize("place", ["t", "t/traces.parquet"])
+def test_traces_with_boundaries_elsewhere_are_not_a_targets(make_trace, tmp_path, place):
+    """A target's YAML was edited behind `collect`, and given: what was tried was labelled, packed and certified as if
+    it had been tried where that has boundaries."""
+    write_traces(tmp_path / "t" / "traces.parquet", [make_trace()])
+    ours = load_target_config("tiny-reasoner")
+    edited = ours.model_copy(update={"split_endings": ("\n",)})
+    save_target(tmp_path, edited)
+    given = str(tmp_path / "target.yaml")
+    assert target_of_file(tmp_path / place, given) == edited  # of which the traces do not say more than the name
+    save_target(tmp_path / "t", ours.model_copy(update={"path": str(tmp_path / "was there then")}))
+    assert target_of_file(tmp_path / place, "tiny-reasoner") == ours
+    with pytest.raises(ConfigError, match=r"t/target\.yaml: the traces have boundaries by split_endings=.*\n.*, not "):
+        target_of_file(tmp_path / place, given)
 
 
 def test_a_failed_write_leaves_the_old_file(make_trace, tmp_path):

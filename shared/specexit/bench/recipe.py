@@ -81,7 +81,8 @@ def _trained(recipe: Path, overrides: Sequence[str], run: Path) -> dict[str, flo
 
 def quantities(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """What is compared of an ``evaluation.json``, whose definitions stand in it: shares in per cent."""
-    found = {f"top-1, TTT step {step}, %": 100 * top1 for step, top1 in enumerate(evaluation["top1"])}
+    counted = {step: top1 for step, top1 in enumerate(evaluation["top1"]) if top1 is not None}
+    found = {f"top-1, TTT step {step}, %": 100 * top1 for step, top1 in counted.items()}
     found["acceptance length"] = evaluation["acceptance_length"]
     if evaluation.get("cut"):
         found[f"thinking cut at {LOSS} point, %"] = 100 * evaluation["cut"][LOSS]

@@ -22,7 +22,7 @@ from specexit.data.sequences import Example
 from specexit.data.traces import tokenizer_sha256
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
-from specexit.schemas.target import TARGET_FILE, TargetConfig
+from specexit.schemas.target import TARGET_FILE, TargetConfig, other_boundaries
 
 FORMAT_VERSION = 1
 FIELDS = ("tokens", "segment_ids", "positions", "loss_mask", "signal_labels", "signal_mask")
@@ -189,10 +189,5 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
     path = folder / TARGET_FILE
     if not path.exists():
         return
-    packed = load(TargetConfig, path)
-    for name in ("think_start", "think_end", "split_endings", "split_connectors"):
-        was, now = getattr(packed, name), getattr(target, name)
-        if was != now and (isinstance(was, str) or set(was) != set(now)):
-            raise PackError(
-                f"{path}: packed with {name}={was!r}, but target {target.name} says {now!r}: collect and pack again"
-            )
+    if (other := other_boundaries(load(TargetConfig, path), target)) is not None:
+        raise PackError(f"{path}: packed with {other} as target {target.name} says now: collect and pack again")

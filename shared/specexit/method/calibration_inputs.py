@@ -92,13 +92,11 @@ def check_target(config: CalibrateConfig, target: TargetConfig, block: SpecExitB
         raise CertificateError(
             f"{config.traces}: traces of target {target.name!r}, but {config.draft} was made for {block.target!r}"
         )
-    for name in ("think_start", "think_end", "split_endings", "split_connectors"):
-        theirs, ours = getattr(target, name), getattr(block, name)
-        if theirs != ours and (isinstance(ours, str) or set(theirs) != set(ours)):
-            raise CertificateError(
-                f"{config.traces}: {name} of their target is {theirs!r}, but {config.draft / 'config.json'} says "
-                f"{ours!r}, by which a server finds boundaries: expected traces that were collected with the draft's"
-            )
+    if (other := other_boundaries(target, block)) is not None:
+        raise CertificateError(
+            f"{config.traces}: their target has {other} as {config.draft / 'config.json'} says, by which a server "
+            "finds boundaries: expected traces that were collected with the draft's"
+        )
     if target.folder.exists():
         check_tokenizer(config.traces, target)
 

@@ -130,6 +130,10 @@ def _flatten(names: tuple[str, ...], values: Mapping[str, Any]) -> Iterator[tupl
         if isinstance(value, Mapping):
             yield from _flatten(path, value)
         elif isinstance(value, list):
-            yield path, label, ", ".join(f"{x:.4g}" for x in value)
+            yield path, label, ", ".join(map(_shown, value))
         else:
-            yield path, label, f"{value:.4g}" if isinstance(value, float) else str(value)
+            yield path, label, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

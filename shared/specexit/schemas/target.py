@@ -298,6 +298,24 @@ def save_target(folder: Path, target: TargetConfig) -> None:
     write_text(folder / TARGET_FILE, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
 
 
+BOUNDARIES = ("think_start", "think_end", "split_endings", "split_connectors")
+"""Fields, of a target and of a draft's block, by which boundaries are found."""
+
+
+def other_boundaries(one: Any, other: Any) -> str | None:
+    """What two targets, or a draft's block and a target, find boundaries by that is not the same; None where all is.
+
+    Example:
+      >>> other_boundaries(load_target_config("tiny-reasoner"), load_target_config("tiny-mixed")) is None
+      True
+    """
+    for name in BOUNDARIES:
+        was, now = getattr(one, name), getattr(other, name)
+        if was != now and (isinstance(was, str) or set(was) != set(now)):  # of strings that are looked for, no order
+            return f"{name}={was!r}, not {now!r}"
+    return None
+
+
 def target_reference(given: str | None, *places: Path, name: str | None = None) -> str:
     """What `load_target_config` should be asked for: the target given; else the copy in the first of ``places`` that
     has one (a folder, or a file in it); else the name that traces or a draft carry.

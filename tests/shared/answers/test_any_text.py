@@ -1,5 +1,6 @@
 """What holds of every kind, whatever the text."""
 
+import os
 import random
 import re
 
@@ -47,9 +48,9 @@ def fuzzed(n: int, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ten_thousand_texts(kind):
+def test_thousands_of_texts(kind):
     """Extraction and equality raise nothing, are reflexive and symmetric, and end."""
-    texts = fuzzed(10_000, seed=7)
+    texts = fuzzed(10_000 if "SPECEXIT_SLOW" in os.environ else 3_000, seed=7)
     for text, other in zip(texts, texts[1:] + texts[:1], strict=True):
         answer = extract_answer(text, kind)
         assert answer is None or isinstance(answer, str)

@@ -188,6 +188,13 @@ def test_an_evaluation_is_flattened_and_each_number_explained_once(tmp_path: Pat
     }
 
 
+def test_a_mean_over_nothing_is_a_dash(tmp_path: Path) -> None:
+    """As where all held-out texts are shorter than the TTT steps."""
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"top1": [None, 0.5], "signal_loss": {"validity": None}}))
+    assert newest_evaluation(path, []) == {"top1": ("–, 0.5", ""), "signal loss validity": ("–", "")}
+
+
 @pytest.mark.parametrize("text", ["[1]", "{"])
 def test_an_unusable_evaluation_names_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "evaluation.json"

@@ -168,8 +168,8 @@ class ExitMetrics:
         self.front = _WATCHED[id(self.vllm_config)] = front
         front.hold.moved, front.changed, front.counted = self.moved, self.serving, self.audited
         front.activity.tell = self.active
-        if front.activity.reason is not None:
-            self.active(False, front.activity.reason.partition(":")[0])
+        reason = front.activity.reason
+        self.active(reason is None, "ok" if reason is None else reason.partition(":")[0])
         self.serving()
 
     def moved(self, move: str) -> None:

@@ -131,7 +131,7 @@ class Exits:
         if signals is not None or self.ranks.several:
             _, failed = self.ranks.agree(signals, self.last, whole=True)
             if self.failure is None and failed.item() > 0:
-                self.fail("could not be made ready on another rank")
+                self.fail("could not be made ready on another rank, whose log says why")
         reason = self.failure or self.draft.weights.lost
         if reason is not None and self.draft.serving.required:
             raise ConfigError(f"specexit.required is true, but exits would not be served: {reason}")
