@@ -121,6 +121,10 @@ SAME = [
     ("x ≠ 2", r"x \ne 2"),
     ("3! = 6", "6"),
     ("3! = 6", "3!"),
+    # accents
+    (r"\bar x=\frac{a+b}{2}", r"\frac{a+b}{2}"),
+    (r"\ddot x=-\omega^2x", r"-\omega^2x"),
+    (r"\tilde{x}=5", "5"),
 ]
 
 DIFFERENT = [
@@ -220,6 +224,9 @@ DIFFERENT = [
     (r"x<5 \land x>0", r"x<5 \lor x>0"),
     (r"p \land q", r"p \lor q"),
     (r"Y=A \land B", r"Y=A \lor B"),
+    # accents
+    (r"\bar x=5", "x=5"),
+    (r"\dot x^2=4", "4"),
 ]
 
 

@@ -175,6 +175,8 @@ SAME = [
     (r"(\gamma-1)mc^2", r"\gamma mc^2-mc^2"),
     (r"\frac{\Gamma}{2}", r"0.5\Gamma"),
     (r"\Gamma(5)", "24"),
+    ("γ/2", r"\frac{\gamma}{2}"),
+    ("Γ(5)", "24"),
     # a d in front of a command
     (r"d\sqrt{2}", r"\sqrt{2}d"),
     (r"\frac{d\cdot 3}{2}", "1.5d"),
@@ -349,6 +351,7 @@ DIFFERENT = [
     (r"\gamma+1", r"\gamma+2"),
     (r"|\gamma|", r"\gamma"),
     (r"\frac{1}{\Gamma-1}", "0"),
+    ("γ", "Γ"),
     # a d in front of a command
     (r"2d\sqrt{3}", r"3d\sqrt{2}"),
     (r"d\sqrt{\frac{2m}{q}}", r"2d\sqrt{\frac{m}{q}}"),
