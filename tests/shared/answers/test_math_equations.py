@@ -125,6 +125,10 @@ SAME = [
     (r"\bar x=\frac{a+b}{2}", r"\frac{a+b}{2}"),
     (r"\ddot x=-\omega^2x", r"-\omega^2x"),
     (r"\tilde{x}=5", "5"),
+    # a change, a derivative or a cross product as a side
+    (r"Q=\Delta U", r"\Delta U=Q"),
+    (r"v=\frac{dx}{dt}", r"\frac{dx}{dt}=v"),
+    (r"F=\vec a\times\vec b", r"\vec a\times\vec b=F"),
 ]
 
 DIFFERENT = [
@@ -227,6 +231,8 @@ DIFFERENT = [
     # accents
     (r"\bar x=5", "x=5"),
     (r"\dot x^2=4", "4"),
+    # a change, a derivative or a cross product as a side
+    (r"Q=\Delta U", r"\Delta W=Q"),
 ]
 
 

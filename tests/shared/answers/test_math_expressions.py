@@ -187,6 +187,7 @@ SAME = [
     (r"\vec{a}\cdot\vec{b}", r"\vec{b}\cdot\vec{a}"),
     (r"\vec a\times\vec b", r"\vec{a} \times \vec{b}"),
     (r"q(\vec{v}\times\vec{B})", r"q\vec{v}\times\vec{B}"),
+    (r"\vec{\Delta r}\cdot\vec{F}", r"\vec{F}\cdot\vec{\Delta r}"),
     # mixed numbers inside something
     ("x=2 1/2", "5/2"),
     (r"1\frac12\pi", r"\frac{3\pi}{2}"),
@@ -198,12 +199,18 @@ SAME = [
     (r"\frac12 k(\Delta x)^2", r"\frac12k\Delta x^2"),
     ("f(x+2t)+f(x-2t)", "f(x-2t)+f(x+2t)"),
     ("g(m+M)", "mg+Mg"),
+    (r"\{\Delta U,2\}", r"\{2,\frac{2\Delta U}{2}\}"),
+    (r"\gamma(\Delta x'+v\Delta t')", r"\gamma(v\Delta t'+\Delta x')"),
+    (r"\frac{\Delta H_{\mathrm{f}}}{T}", r"\Delta H_{\mathrm f}/T"),
+    (r"2\Delta E_\alpha", r"\Delta E_{\alpha}\cdot2"),
     # indices, and a function beside another
     ("m_e c^2", "m_{e}c^2"),
     (r"\ln 3/\ln 2", r"\frac{\ln 3}{\ln 2}"),
     (r"\log_2 9/\log_2 3", "2"),
     (r"\sin x \cdot \cos x", r"\cos x\sin x"),
     (r"\ln x^2\cdot\ln 2", r"\ln 2\ln(x^2)"),
+    (r"q\vec{v_d}B", r"Bq\vec{v_d}"),
+    (r"qB\mathbf{v}_d", r"q\mathbf{v}_{d}B"),
 ]
 
 DIFFERENT = [
@@ -376,6 +383,9 @@ DIFFERENT = [
     (r"\frac{\Delta\theta}{\Delta t_1}", r"\frac{\theta}{t_1}"),
     ("f(x+2t)+f(x-2t)", "f(x+4t)+f(x-4t)"),
     (r"\frac{f(x+h)-f(x)}{h}", "f"),
+    (r"\Delta x_{n+1}", r"\Delta x_{n-1}"),
+    (r"\Delta E_{1,2}", r"\Delta E_{12}"),
+    (r"P\Delta V'", r"V'\Delta P"),
     # capital and small Greek letters
     (r"\frac{\Omega}{\omega}", r"\frac{\omega}{\Omega}"),
     (r"\frac{\Omega}{\omega}", "1"),

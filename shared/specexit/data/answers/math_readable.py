@@ -19,7 +19,10 @@ _FUNCTION = r"(?:[A-Za-z]|\\[a-z]+)(?:_\w|_\{\w+\})? ?"
 _DERIVATIVE = re.compile(rf"\\frac ?\{{ ?{_D}{_ORDER}{_FUNCTION}\}} ?\{{ ?(?:{_D}{_FUNCTION}{_ORDER})+\}}")
 """The parser takes what is derived for a constant, and its derivative for nothing."""
 _INDEX = r"(?:_(?:\w|\{[^{}]*\}))?"
-_CHANGE = re.compile(rf"\\Delta ?(?:\\{GREEK}|[A-Za-z]){_INDEX}")
+_ACCENTED = r"\\(?:vec|hat|bar|d?dot|tilde|overline|overrightarrow|text|math[a-z]+) ?\{[^{}]*\}"
+"""The parser reads it up to the first brace that is closed."""
+_ANY_INDEX = rf"(?:_(?:\w|\\{GREEK}|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*+\}}))?+"
+_CHANGE = re.compile(rf"({_ACCENTED})|\\Delta ?(?:\\{GREEK}|[A-Za-z]){_ANY_INDEX}'*+(?! ?[_'])")
 """The parser takes it for a product, in which the deltas of a fraction cancel."""
 _VECTOR = rf"(?:\\(?:vec|hat|mathbf|overrightarrow) ?\{{[^{{}}]*\}}{_INDEX}|\\nabla(?![A-Za-z]))"
 _FACTOR = rf"(?:{_VECTOR}|\((?=[^()]*{_VECTOR})[^()]*+\))"
@@ -39,7 +42,7 @@ _MISREAD = [
         # The parser takes what is raised to T for a transpose, which a matrix has, and that of a number for the number.
         rf"(?<!matrix\}})(?<!matrix\}} )\^ ?(?:{_T}|\{{ ?{_T} ?\}})": "^{(T)}",
         # It takes no e for an index or a power, and a d with what stands behind it, be it a root, for one name.
-        r"([_^]) ?([de])(?![a-z]{2})": r"\1{\2}",
+        rf"({_ACCENTED})|([_^]) ?([de])(?![a-z]{{2}})": lambda found: found[1] or f"{found[2]}{{{found[3]}}}",
         rf"(\\[A-Za-z]+)|d(?= ?\\(?!{GREEK})[A-Za-z])": lambda found: found[1] or "{d}",
         # It takes a mixed number for a product where something follows.
         rf"{_FIRST}(\d+) (\d+)/(\d+)(?![\d.])": r"(\1+\\frac{\2}{\3})",
@@ -52,6 +55,9 @@ _MISREAD = [
         r"(?<!\\)I(?![a-z])": r"\\iota ",
     }.items()
 ]
+_NAME = r"\{([CDX]_\{(?:[^{}]|\{[^{}]*\})*+\})\}"
+_MEMBER = re.compile(rf"(?<=[=,{{]){_NAME}(?=[=,)\]}}]|\\\}}|\Z)|(?<![^(\[]){_NAME}(?=[=,])")
+"""A name in braces as a side of an equation or a member of a list; the parser takes that for a set."""
 _TWO_NUMBERS = re.compile(rf"{_FIRST}\d+(?:\.\d+)? \d")
 OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z]| ?\^ ?\{ ?-1)")
 """A function of an angle, whose degrees are more than a unit that may be left out; not one whose value is an angle."""
@@ -76,11 +82,12 @@ def readable(text: str) -> str | None:
       ('(2+\\frac{1}{2})', '(2+\\frac12)x', '\\ln(3)/\\ln 2', None)
     """
     text = _DERIVATIVE.sub(lambda found: rf"{{D_{{\prime {_letters(found[0])}}}}}", text)
-    text = _CHANGE.sub(lambda found: rf"{{C_{{\prime {_letters(found[0])}}}}}", text)
+    text = _CHANGE.sub(lambda found: found[1] or rf"{{C_{{\prime {_letters(found[0])}}}}}", text)
     text = _CROSS.sub(lambda found: rf"{{X_{{\prime {found[0].replace(' ', '')}}}}}", text)
     text = _ANGLE.sub(_as_name, _with_functions(text))
     for pattern, latex in _MISREAD:
         text = pattern.sub(latex, text)
+    text = _MEMBER.sub(lambda found: found[1] or found[2], text)
     text = _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
     return None if "'" in text or _TWO_NUMBERS.search(text) else text
 
@@ -116,7 +123,7 @@ def _as_name(found: re.Match[str]) -> str:
 
 
 def _letters(fraction: str) -> str:
-    return re.sub(rf"\\frac|{WRAPPER}|\W|_", "", fraction)
+    return re.sub(rf"\\frac|{WRAPPER}|[^\w+,-]|_", "", fraction.replace("'", "prime"))
 
 
 def _as_index(found: re.Match[str]) -> str:
