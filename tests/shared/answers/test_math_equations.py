@@ -129,6 +129,9 @@ SAME = [
     (r"Q=\Delta U", r"\Delta U=Q"),
     (r"v=\frac{dx}{dt}", r"\frac{dx}{dt}=v"),
     (r"F=\vec a\times\vec b", r"\vec a\times\vec b=F"),
+    # small numbers
+    (r"E=hf=3.3\times10^{-19}", r"E=hf=33\times10^{-20}"),
+    ("x=1, x=2", "x=2, x=1"),
 ]
 
 DIFFERENT = [
@@ -233,6 +236,12 @@ DIFFERENT = [
     (r"\dot x^2=4", "4"),
     # a change, a derivative or a cross product as a side
     (r"Q=\Delta U", r"\Delta W=Q"),
+    # small numbers
+    (r"q=1.6\times10^{-19}", r"q=3.2\times10^{-19}"),
+    (r"q=1.6\times10^{-19}", r"Q=3.2\times10^{-19}"),
+    ("x=10^{-20}", "x=10^{-21}"),
+    (r"E=hf=3.3\times10^{-19}", r"E=hf=3.4\times10^{-19}"),
+    (r"E=3.3\times10^{-19}, n=2", r"E=3.4\times10^{-19}, n=2"),
 ]
 
 

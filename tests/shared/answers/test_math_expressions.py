@@ -172,6 +172,9 @@ SAME = [
     (r"\frac{\pi}{10^{20}}", r"\pi\times10^{-20}"),
     (r"\frac{\pi}{10^{20}}", r"3.14159265\times10^{-20}"),
     (r"\sin^2 1+\cos^2 1-1", "0"),
+    (r"(\pi\times10^{-20},2)", r"(\frac{\pi}{10^{20}},2)"),
+    (r"\pi\times10^{-20}, 2", r"2, \frac{\pi}{10^{20}}"),
+    (r"(-\infty,\frac13)", r"(-\infty,0.333333)"),
     # gamma is a letter, and Gamma a function where it is of something
     (r"(\gamma-1)mc^2", r"\gamma mc^2-mc^2"),
     (r"\frac{\Gamma}{2}", r"0.5\Gamma"),
@@ -365,6 +368,9 @@ DIFFERENT = [
     (r"\pi\times10^{-20}", r"2\pi\times10^{-20}"),
     (r"\pi\times10^{-20}", "0"),
     ("e^{-50}", "e^{-51}"),
+    (r"(\pi\times10^{-20},2)", r"(2\pi\times10^{-20},2)"),
+    (r"[\pi\times10^{-20},2]", r"[2\pi\times10^{-20},2]"),
+    (r"\pi\times10^{-20}, 2", r"2\pi\times10^{-20}, 2"),
     # gamma is a letter, and Gamma a function where it is of something
     (r"\frac{R}{\gamma-1}", r"\frac{2R}{\gamma-1}"),
     (r"\frac{R}{\gamma-1}", "0"),
