@@ -121,6 +121,17 @@ SAME = [
     ("x ≠ 2", r"x \ne 2"),
     ("3! = 6", "6"),
     ("3! = 6", "3!"),
+    # accents
+    (r"\bar x=\frac{a+b}{2}", r"\frac{a+b}{2}"),
+    (r"\ddot x=-\omega^2x", r"-\omega^2x"),
+    (r"\tilde{x}=5", "5"),
+    # a change, a derivative or a cross product as a side
+    (r"Q=\Delta U", r"\Delta U=Q"),
+    (r"v=\frac{dx}{dt}", r"\frac{dx}{dt}=v"),
+    (r"F=\vec a\times\vec b", r"\vec a\times\vec b=F"),
+    # small numbers
+    (r"E=hf=3.3\times10^{-19}", r"E=hf=33\times10^{-20}"),
+    ("x=1, x=2", "x=2, x=1"),
 ]
 
 DIFFERENT = [
@@ -220,6 +231,17 @@ DIFFERENT = [
     (r"x<5 \land x>0", r"x<5 \lor x>0"),
     (r"p \land q", r"p \lor q"),
     (r"Y=A \land B", r"Y=A \lor B"),
+    # accents
+    (r"\bar x=5", "x=5"),
+    (r"\dot x^2=4", "4"),
+    # a change, a derivative or a cross product as a side
+    (r"Q=\Delta U", r"\Delta W=Q"),
+    # small numbers
+    (r"q=1.6\times10^{-19}", r"q=3.2\times10^{-19}"),
+    (r"q=1.6\times10^{-19}", r"Q=3.2\times10^{-19}"),
+    ("x=10^{-20}", "x=10^{-21}"),
+    (r"E=hf=3.3\times10^{-19}", r"E=hf=3.4\times10^{-19}"),
+    (r"E=3.3\times10^{-19}, n=2", r"E=3.4\times10^{-19}, n=2"),
 ]
 
 

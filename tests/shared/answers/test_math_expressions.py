@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specexit.data.answers import plainly_same, same_answer
+from specexit.data.answers.math_readable import readable
 
 SAME = [
     # decimals that are computed with, digit by digit
@@ -171,37 +172,61 @@ SAME = [
     (r"\frac{\pi}{10^{20}}", r"\pi\times10^{-20}"),
     (r"\frac{\pi}{10^{20}}", r"3.14159265\times10^{-20}"),
     (r"\sin^2 1+\cos^2 1-1", "0"),
+    (r"(\pi\times10^{-20},2)", r"(\frac{\pi}{10^{20}},2)"),
+    (r"\pi\times10^{-20}, 2", r"2, \frac{\pi}{10^{20}}"),
+    (r"(-\infty,\frac13)", r"(-\infty,0.333333)"),
     # gamma is a letter, and Gamma a function where it is of something
     (r"(\gamma-1)mc^2", r"\gamma mc^2-mc^2"),
     (r"\frac{\Gamma}{2}", r"0.5\Gamma"),
     (r"\Gamma(5)", "24"),
+    ("γ/2", r"\frac{\gamma}{2}"),
+    ("Γ(5)", "24"),
+    (r"\rho\Gamma v", r"v\Gamma\rho"),
+    (r"\Gamma (5)", "24"),
     # a d in front of a command
     (r"d\sqrt{2}", r"\sqrt{2}d"),
     (r"\frac{d\cdot 3}{2}", "1.5d"),
     (r"C_d A\rho", r"C_d\rho A"),
+    (r"\begin{bmatrix}c\\d\sqrt{2}\end{bmatrix}", r"\begin{bmatrix}c\\\sqrt{2}d\end{bmatrix}"),
     # vectors, and means
     (r"\langle u,v\rangle", "(u,v)"),
     (r"\hat i+\hat j", r"\hat{j}+\hat{i}"),
     (r"\vec{a}\cdot\vec{b}", r"\vec{b}\cdot\vec{a}"),
     (r"\vec a\times\vec b", r"\vec{a} \times \vec{b}"),
     (r"q(\vec{v}\times\vec{B})", r"q\vec{v}\times\vec{B}"),
+    (r"\vec{\Delta r}\cdot\vec{F}", r"\vec{F}\cdot\vec{\Delta r}"),
+    (r"\hat{p}\times(1-\hat{p})", r"\hat{p}(1-\hat{p})"),
     # mixed numbers inside something
     ("x=2 1/2", "5/2"),
     (r"1\frac12\pi", r"\frac{3\pi}{2}"),
     (r"2\frac{1}{2}x", "2.5x"),
     (r"10^{2}\frac12", "50"),
+    (r"\sqrt 2\frac12", r"\frac{\sqrt2}{2}"),
+    (r"5\,2^{n-1}", r"5\cdot2^{n-1}"),
+    (r"6.02\ 10^{23}\pi", r"6.02\times10^{23}\pi"),
     # changes, and functions of sums
     (r"P\Delta V", r"\Delta V\cdot P"),
     (r"\frac{\Delta y}{\Delta x}", r"\Delta y/\Delta x"),
     (r"\frac12 k(\Delta x)^2", r"\frac12k\Delta x^2"),
     ("f(x+2t)+f(x-2t)", "f(x-2t)+f(x+2t)"),
     ("g(m+M)", "mg+Mg"),
+    (r"\{\Delta U,2\}", r"\{2,\frac{2\Delta U}{2}\}"),
+    (r"\gamma(\Delta x'+v\Delta t')", r"\gamma(v\Delta t'+\Delta x')"),
+    (r"\frac{\Delta H_{\mathrm{f}}}{T}", r"\Delta H_{\mathrm f}/T"),
+    (r"2\Delta E_\alpha", r"\Delta E_{\alpha}\cdot2"),
+    ("u(1-e)+u(1+e)", "(1-e)u+(1+e)u"),
+    (r"\phi(\phi+1)+\phi(\phi-1)", r"2\phi^2"),
     # indices, and a function beside another
     ("m_e c^2", "m_{e}c^2"),
     (r"\ln 3/\ln 2", r"\frac{\ln 3}{\ln 2}"),
     (r"\log_2 9/\log_2 3", "2"),
     (r"\sin x \cdot \cos x", r"\cos x\sin x"),
     (r"\ln x^2\cdot\ln 2", r"\ln 2\ln(x^2)"),
+    (r"q\vec{v_d}B", r"Bq\vec{v_d}"),
+    (r"qB\mathbf{v}_d", r"q\mathbf{v}_{d}B"),
+    (r"\ln{3}/\ln{2}", r"\frac{\ln 3}{\ln 2}"),
+    (r"\sin\frac{\pi}{7}\cdot\sin\frac{2\pi}{7}", r"\sin(2\pi/7)\sin(\pi/7)"),
+    (r"\sin\frac12\cdot\sin\frac13", r"\sin\frac13\sin\frac12"),
 ]
 
 DIFFERENT = [
@@ -343,12 +368,16 @@ DIFFERENT = [
     (r"\pi\times10^{-20}", r"2\pi\times10^{-20}"),
     (r"\pi\times10^{-20}", "0"),
     ("e^{-50}", "e^{-51}"),
+    (r"(\pi\times10^{-20},2)", r"(2\pi\times10^{-20},2)"),
+    (r"[\pi\times10^{-20},2]", r"[2\pi\times10^{-20},2]"),
+    (r"\pi\times10^{-20}, 2", r"2\pi\times10^{-20}, 2"),
     # gamma is a letter, and Gamma a function where it is of something
     (r"\frac{R}{\gamma-1}", r"\frac{2R}{\gamma-1}"),
     (r"\frac{R}{\gamma-1}", "0"),
     (r"\gamma+1", r"\gamma+2"),
     (r"|\gamma|", r"\gamma"),
     (r"\frac{1}{\Gamma-1}", "0"),
+    ("γ", "Γ"),
     # a d in front of a command
     (r"2d\sqrt{3}", r"3d\sqrt{2}"),
     (r"d\sqrt{\frac{2m}{q}}", r"2d\sqrt{\frac{m}{q}}"),
@@ -362,6 +391,7 @@ DIFFERENT = [
     (r"\vec{a}\times\vec{b}", r"\vec{b}\times\vec{a}"),
     (r"(\vec{a}+\vec{b})\times\vec{c}", r"(\vec{a}-\vec{b})\times\vec{c}"),
     (r"(\vec{a}\times\vec{b})\times\vec{c}", r"\vec{a}\times(\vec{b}\times\vec{c})"),
+    (r"\hat n\times\vec B", r"\vec B\times\hat n"),
     # mixed numbers inside something
     ("x=2 1/2", "3/2"),
     (r"1\frac12\pi", r"\frac{\pi}{2}"),
@@ -373,11 +403,15 @@ DIFFERENT = [
     (r"\frac{\Delta\theta}{\Delta t_1}", r"\frac{\theta}{t_1}"),
     ("f(x+2t)+f(x-2t)", "f(x+4t)+f(x-4t)"),
     (r"\frac{f(x+h)-f(x)}{h}", "f"),
+    (r"\Delta x_{n+1}", r"\Delta x_{n-1}"),
+    (r"\Delta E_{1,2}", r"\Delta E_{12}"),
+    (r"P\Delta V'", r"V'\Delta P"),
     # capital and small Greek letters
     (r"\frac{\Omega}{\omega}", r"\frac{\omega}{\Omega}"),
     (r"\frac{\Omega}{\omega}", "1"),
     # a function beside another
     (r"\ln 3/\ln 2", r"\ln(3/\ln 2)"),
+    (r"\ln{3}/\ln{2}", r"\ln(3/\ln 2)"),
 ]
 
 
@@ -415,3 +449,8 @@ def test_a_time_on_the_hour_is_no_ratio_to_nothing(one, other, same):
     """Beside anything but a time, any other is compared as a ratio, and 5/0 has no value."""
     assert same_answer(one, other) is same
     assert same_answer(other, one) is same
+
+
+@pytest.mark.parametrize("differential", ["dx ", r"d\dx"])
+def test_a_long_fraction_that_is_no_derivative_is_read_at_once(differential):
+    assert readable(rf"\frac{{dy}}{{{differential * 40}+1}}")

@@ -43,6 +43,8 @@ _SYMBOLS = {
     r"\rbrace": r"\}",
     "\u03a9": r"\Omega ",
     "\u2126": r"\Omega ",
+    "\u0393": r"\Gamma ",
+    "\u03b3": r"\gamma ",
     "\u0394": r"\Delta ",
     "\u2206": r"\Delta ",
     "\u00b5": r"\mu ",

@@ -12,7 +12,7 @@ _FUNCTION_ARGUMENT = r"(?:\([^()]*\)|\[[^\[\]]*\])?"
 _WRAPPED = rf"(?:{WRAPPER}\{{[^{{}}]*\}}|\\(?:vec|hat|overline|overrightarrow) ?\{{\w+\}})"
 _INDEX = r"_(?:\w|\{[^{}]*\})"
 _NAME = (
-    rf"(?:m?\\(?!sqrt)[a-zA-Z]+ ?[A-Za-z]{{0,4}}|{_WRAPPED}"
+    rf"(?:m?\\(?!sqrt)[a-zA-Z]+ ?[A-Za-z]{{0,4}}|{_WRAPPED}|\\(?:bar|d?dot|tilde)\{{\w+\}}"
     rf"|[A-Za-z]|[A-Z]{{2,4}}|[a-z]{{3,}})(?:{_INDEX})?'*(?:\^\{{-1\}})?{_FUNCTION_ARGUMENT}"
 )
 _NAMED = re.compile(rf"({_NAME}|\({_NAME}(?:,{_NAME})+\))(?:=|\\in\b ?|\\approx\b ?)(.+)")

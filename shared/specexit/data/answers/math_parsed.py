@@ -146,15 +146,34 @@ def _verified(one: Any, other: Any) -> bool:
 
 
 def _close(one: Any, other: Any) -> bool:
-    """Whether two numbers differ by their rounding alone; for math-verify all below 1e-15 are equal. True of others."""
-    from sympy import Float, UnevaluatedExpr
+    """Whether two numbers, be it in an equation, a set or a tuple, differ by their rounding alone; for math-verify all
+    below 1e-15 are equal. True of others."""
+    from sympy import And, Eq, FiniteSet, Float, Interval, Tuple, UnevaluatedExpr
 
+    if one == other:
+        return True
+    if isinstance(one, Eq) and isinstance(other, Eq):
+        return one.lhs != other.lhs or _close(one.rhs, other.rhs)
+    if isinstance(one, Tuple | Interval) and isinstance(other, type(one)):
+        return all(map(_close, one.args, other.args))
+    if isinstance(one, FiniteSet | And) and isinstance(other, type(one)):
+        ways = ((one.args, other.args), (other.args, one.args))
+        return all(_has_close(member, others) for members, others in ways for member in members)
     if not all(getattr(each, "is_number", False) and not each.has(UnevaluatedExpr) for each in (one, other)):
         return True
     digits = _DIGITS - 1 if one.has(Float) or other.has(Float) else 2 * _DIGITS
     one, other = one.evalf(30), other.evalf(30)
     nothing = Float("1e-90")  # what is left of a difference of equal numbers
     return bool(abs(one - other) <= max(abs(one), abs(other)) / 10**digits + nothing)
+
+
+def _has_close(member: Any, others: tuple[Any, ...]) -> bool:
+    """Whether one of a set is close to a member; in an equation, one of those that say what the same thing is."""
+    from sympy import Eq
+
+    if isinstance(member, Eq):
+        others = tuple(other for other in others if isinstance(other, Eq) and other.lhs == member.lhs)
+    return not others or member in others or any(_close(member, other) for other in others)
 
 
 def _is_complex(expression: Any) -> bool:

@@ -15,23 +15,28 @@ _DEGREES = re.compile(r"((?<![\d.])\d[\d.]*|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+) ?\
 _ANGLE = re.compile(r"\\angle ?([A-Z])([A-Z])([A-Z])(?![A-Za-z])")
 _D = rf"(?:d|\\partial|{WRAPPER}\{{d\}}) ?"
 _ORDER = r"(?:\^(?:\d|\{\d\}))? ?"
-_FUNCTION = r"(?:[A-Za-z]|\\[a-z]+)(?:_\w|_\{\w+\})? ?"
+_FUNCTION = r"(?:[A-Za-z]|\\[a-z]++)(?:_\w|_\{\w+\})? ?+"
 _DERIVATIVE = re.compile(rf"\\frac ?\{{ ?{_D}{_ORDER}{_FUNCTION}\}} ?\{{ ?(?:{_D}{_FUNCTION}{_ORDER})+\}}")
 """The parser takes what is derived for a constant, and its derivative for nothing."""
 _INDEX = r"(?:_(?:\w|\{[^{}]*\}))?"
-_CHANGE = re.compile(rf"\\Delta ?(?:\\{GREEK}|[A-Za-z]){_INDEX}")
+_ACCENTED = r"\\(?:vec|hat|bar|d?dot|tilde|overline|overrightarrow|text|math[a-z]+) ?\{[^{}]*\}"
+"""The parser reads it up to the first brace that is closed."""
+_ANY_INDEX = rf"(?:_(?:\w|\\{GREEK}|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*+\}}))?+"
+_CHANGE = re.compile(rf"({_ACCENTED})|\\Delta ?(?:\\{GREEK}|[A-Za-z]){_ANY_INDEX}'*+(?! ?[_'])")
 """The parser takes it for a product, in which the deltas of a fraction cancel."""
-_VECTOR = rf"(?:\\(?:vec|hat|mathbf|overrightarrow) ?\{{[^{{}}]*\}}{_INDEX}|\\nabla(?![A-Za-z]))"
+_UNIT_VECTOR = r"\\hat ?\{[ijknrxyz]\}"
+_VECTOR = rf"(?:(?:\\(?:vec|mathbf|overrightarrow) ?\{{[^{{}}]*\}}|{_UNIT_VECTOR}){_INDEX}|\\nabla(?![A-Za-z]))"
 _FACTOR = rf"(?:{_VECTOR}|\((?=[^()]*{_VECTOR})[^()]*+\))"
 _CROSS = re.compile(rf"{_FACTOR}(?: ?\\times(?![A-Za-z]) ?{_FACTOR})+")
 """The parser takes it for a product, which a dot product is too."""
-_APPLIED = re.compile(r"((?<![A-Za-z\\])[fghFGu]|\\(?:phi|psi)) ?\(([^(),]*)\)")
+_APPLIED = re.compile(r"((?<![A-Za-z\\])[fghFG]|\\(?:phi|psi)) ?\(([^(),]*)\)")
 _T = rf"(?:T|{WRAPPER}\{{T\}})"
 _LOG_OR_ANGLE = r"\\(?:ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
 _LETTER = rf"\\(?:pi(?![A-Za-z])|{GREEK})"
-_OF = rf"({_LOG_OR_ANGLE}(?:[_^](?:\w|\{{[^{{}}]*\}}))*) ?((?:[_^]\{{[^{{}}]*\}}|[\w.^]|{_LETTER} ?)++)"
+_FRACTION = r"\\frac ?(?:\d|\{[^{}]*\}) ?(?:\d|\{[^{}]*\})"
+_OF = rf"({_LOG_OR_ANGLE}(?:[_^](?:\w|\{{[^{{}}]*\}}))*) ?((?:[_^]?\{{[^{{}}]*\}}|{_FRACTION}|[\w.^]|{_LETTER} ?)++)"
 """A function, and what it is of where that has no brackets."""
-_FIRST = r"(?<![\w.^}])(?<!frac )(?<!binom )"
+_FIRST = r"(?<![\w.^}])(?<!frac )(?<!binom )(?<!sqrt )"
 """Where a number begins that is no argument, power or index."""
 _MISREAD = [
     (re.compile(pattern), latex)
@@ -39,8 +44,8 @@ _MISREAD = [
         # The parser takes what is raised to T for a transpose, which a matrix has, and that of a number for the number.
         rf"(?<!matrix\}})(?<!matrix\}} )\^ ?(?:{_T}|\{{ ?{_T} ?\}})": "^{(T)}",
         # It takes no e for an index or a power, and a d with what stands behind it, be it a root, for one name.
-        r"([_^]) ?([de])(?![a-z]{2})": r"\1{\2}",
-        rf"(\\[A-Za-z]+)|d(?= ?\\(?!{GREEK})[A-Za-z])": lambda found: found[1] or "{d}",
+        rf"({_ACCENTED})|([_^]) ?([de])(?![a-z]{{2}})": lambda found: found[1] or f"{found[2]}{{{found[3]}}}",
+        rf"(\\\\|\\[A-Za-z]+)|d(?= ?\\(?!{GREEK})[A-Za-z])": lambda found: found[1] or "{d}",
         # It takes a mixed number for a product where something follows.
         rf"{_FIRST}(\d+) (\d+)/(\d+)(?![\d.])": r"(\1+\\frac{\2}{\3})",
         rf"{_FIRST}(\d+) ?\\frac ?(\d|\{{\d+\}}) ?(\d|\{{\d+\}})": r"(\1+\\frac\2\3)",
@@ -48,11 +53,14 @@ _MISREAD = [
         rf"{_OF} ?(?=(?:/|\\cdot|\\times|\*) ?{_LOG_OR_ANGLE})": r"\1(\2)",
         # It takes these for the gamma function of what follows, or for Euler's constant.
         r"\\gamma(?![A-Za-z])": r"\\eth ",
-        r"\\Gamma(?![A-Za-z( ])": r"\\mho ",
+        r"\\Gamma(?![A-Za-z]| ?\()": r"\\mho ",
         r"(?<!\\)I(?![a-z])": r"\\iota ",
     }.items()
 ]
-_TWO_NUMBERS = re.compile(rf"{_FIRST}\d+(?:\.\d+)? \d")
+_NAME = r"\{([CDX]_\{(?:[^{}]|\{[^{}]*\})*+\})\}"
+_MEMBER = re.compile(rf"(?<=[=,{{]){_NAME}(?=[=,)\]}}]|\\\}}|\Z)|(?<![^(\[]){_NAME}(?=[=,])")
+"""A name in braces as a side of an equation or a member of a list; the parser takes that for a set."""
+_TWO_NUMBERS = re.compile(rf"{_FIRST}\d+(?:\.\d+)? \d(?!\d*\^)")
 OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z]| ?\^ ?\{ ?-1)")
 """A function of an angle, whose degrees are more than a unit that may be left out; not one whose value is an angle."""
 
@@ -76,11 +84,12 @@ def readable(text: str) -> str | None:
       ('(2+\\frac{1}{2})', '(2+\\frac12)x', '\\ln(3)/\\ln 2', None)
     """
     text = _DERIVATIVE.sub(lambda found: rf"{{D_{{\prime {_letters(found[0])}}}}}", text)
-    text = _CHANGE.sub(lambda found: rf"{{C_{{\prime {_letters(found[0])}}}}}", text)
+    text = _CHANGE.sub(lambda found: found[1] or rf"{{C_{{\prime {_letters(found[0])}}}}}", text)
     text = _CROSS.sub(lambda found: rf"{{X_{{\prime {found[0].replace(' ', '')}}}}}", text)
     text = _ANGLE.sub(_as_name, _with_functions(text))
     for pattern, latex in _MISREAD:
         text = pattern.sub(latex, text)
+    text = _MEMBER.sub(lambda found: found[1] or found[2], text)
     text = _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
     return None if "'" in text or _TWO_NUMBERS.search(text) else text
 
@@ -97,7 +106,7 @@ def in_radians(text: str) -> str:
 
 def _with_functions(text: str) -> str:
     r"""A text in which f and the like are functions where one of them stands in front of several brackets, one with a
-    sum; the parser takes each for a factor.
+    sum; the parser takes each for a factor, as what stands in its own bracket is.
 
     Example:
       >>> _with_functions("f(x+1)-f(x)"), _with_functions("g(m+M)")
@@ -105,7 +114,8 @@ def _with_functions(text: str) -> str:
     """
     applied = set(_APPLIED.findall(text))
     of_sums = {name for name, argument in applied if re.search("[-+]", argument)}
-    functions = {name for name in of_sums if sum(name == other for other, _ in applied) > 1}
+    of_itself = {name for name, argument in applied if name in re.findall(r"\\[A-Za-z]+|[A-Za-z]", argument)}
+    functions = {name for name in of_sums - of_itself if sum(name == other for other, _ in applied) > 1}
     return _APPLIED.sub(lambda found: f"{found[1]}({found[2]},)" if found[1] in functions else found[0], text)
 
 
@@ -116,7 +126,7 @@ def _as_name(found: re.Match[str]) -> str:
 
 
 def _letters(fraction: str) -> str:
-    return re.sub(rf"\\frac|{WRAPPER}|\W|_", "", fraction)
+    return re.sub(rf"\\frac|{WRAPPER}|[^\w+,-]|_", "", fraction.replace("'", "prime"))
 
 
 def _as_index(found: re.Match[str]) -> str:
