@@ -19,7 +19,7 @@ from specexit.drafts.tensors import weights_hash
 from specexit.method.certify import CertificateError
 from specexit.method.decision import OFF
 from specexit.schemas.calibrate import CalibrateConfig, point_name
-from specexit.schemas.target import TargetConfig
+from specexit.schemas.target import TargetConfig, other_boundaries
 
 
 def check_served(config: CalibrateConfig, block: SpecExitBlock) -> None:

@@ -148,7 +148,7 @@ def _verified(one: Any, other: Any) -> bool:
 def _close(one: Any, other: Any) -> bool:
     """Whether two numbers, be it in an equation, a set or a tuple, differ by their rounding alone; for math-verify all
     below 1e-15 are equal. True of others."""
-    from sympy import And, Eq, FiniteSet, Float, Interval, Tuple, UnevaluatedExpr
+    from sympy import And, Eq, FiniteSet, Interval, Tuple
 
     if one == other:
         return True
@@ -159,6 +159,12 @@ def _close(one: Any, other: Any) -> bool:
     if isinstance(one, FiniteSet | And) and isinstance(other, type(one)):
         ways = ((one.args, other.args), (other.args, one.args))
         return all(_has_close(member, others) for members, others in ways for member in members)
+    return _rounded_alike(one, other)
+
+
+def _rounded_alike(one: Any, other: Any) -> bool:
+    from sympy import Float, UnevaluatedExpr
+
     if not all(getattr(each, "is_number", False) and not each.has(UnevaluatedExpr) for each in (one, other)):
         return True
     digits = _DIGITS - 1 if one.has(Float) or other.has(Float) else 2 * _DIGITS
