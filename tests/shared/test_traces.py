@@ -178,7 +178,7 @@ def test_traces_with_boundaries_elsewhere_are_not_a_targets(make_trace, tmp_path
     assert target_of_file(tmp_path / place, given) == edited  # of which the traces do not say more than the name
     save_target(tmp_path / "t", ours.model_copy(update={"path": str(tmp_path / "was there then")}))
     assert target_of_file(tmp_path / place, "tiny-reasoner") == ours
-    with pytest.raises(ConfigError, match=r"t/target\.yaml: the traces have boundaries by split_endings=.*\n.*, not "):
+    with pytest.raises(ConfigError, match=r"t/target\.yaml: the traces have boundaries by split_endings=.*, not "):
         target_of_file(tmp_path / place, given)
 
 
