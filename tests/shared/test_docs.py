@@ -137,7 +137,7 @@ def test_what_waits_for_a_variable_is_run_by_a_target_that_sets_it() -> None:
         (name, file)
         for recipe in recipes
         for name in re.findall(r"\b(SPECEXIT_[A-Z_]+)=", recipe)
-        for file in re.findall(r"tests/\w+/test_\w+\.py", recipe)
+        for file in re.findall(r"tests/[\w/]+/test_\w+\.py", recipe)
     }
     asks = re.compile(r'"(SPECEXIT_[A-Z_]+)"(?: not)? in os\.environ|os\.environ\.get\("(SPECEXIT_[A-Z_]+)"')
     waits = {
