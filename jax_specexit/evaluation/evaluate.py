@@ -59,9 +59,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
     known = read_outlines(config.traces, config.n, LabelledTrace)
     check_lengths(config, shape, target_config, known)
-    if (
-        other := other_boundaries(target_of_file(config.traces, config.target, config.run), shape.specexit)
-    ) is not None:
+    theirs = target_of_file(config.traces, config.target, config.run)
+    if (other := other_boundaries(theirs, shape.specexit)) is not None:
         raise ConfigError(
             f"{config.traces}: their target has {other} as {config.run / 'draft.json'} says: expected traces with "
             "boundaries where the draft's are"

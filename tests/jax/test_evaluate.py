@@ -350,3 +350,16 @@ def test_a_trace_that_is_longer_than_draft_or_target_is_refused(
         said = rf"traces: the longest trace has 74 tokens, but by .*{file} \(max_position_embeddings.* 73 positions"
         with pytest.raises(ConfigError, match=said):
             module.evaluate(config)
+
+
+def test_traces_with_boundaries_elsewhere_judge_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its signals were judged where no server of the draft looks at them."""
+    shape = shapes_of(recipe(), TARGET).draft
+    config = EvaluateConfig(run=tmp_path / "run", traces=tmp_path / "traces", out=tmp_path / "found.json")
+    monkeypatch.setattr(module, "read_outlines", lambda *_: outlines([trace(10, 50, 3)]))
+    monkeypatch.setattr(module, "read_start", lambda _: SimpleNamespace(shape=shape))
+    monkeypatch.setattr(module, "find_target", lambda *_, **__: TARGET)
+    edited = TARGET.model_copy(update={"split_endings": ("?",)})
+    monkeypatch.setattr(module, "target_of_file", lambda *_: edited)
+    with pytest.raises(ConfigError, match=r"traces: their target has split_endings=\('\?',\), not .*draft\.json says"):
+        module.evaluate(config)

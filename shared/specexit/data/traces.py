@@ -28,7 +28,7 @@ from specexit.data.parts import last_of
 from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
 from specexit.outputs import put
-from specexit.schemas.target import TARGET_FILE, TargetConfig, find_target, load_target_config, other_boundaries
+from specexit.schemas.target import TargetConfig, copy_beside, find_target, load_target_config, other_boundaries
 
 TraceT = TypeVar("TraceT", bound=Trace)
 RowT = TypeVar("RowT")
@@ -201,8 +201,7 @@ def target_of_file(path: Path, given: str | None = None, *places: Path) -> Targe
       ConfigError: the target is unknown, or the one given is not theirs, or finds boundaries elsewhere.
     """
     target = _target_named(target_named_in(path), given, path, *places)
-    copy = (path if path.is_dir() else path.parent) / TARGET_FILE
-    if given is None or not copy.exists():
+    if given is None or (copy := copy_beside(path)) is None:
         return target
     theirs = load(TargetConfig, copy)  # not as `load_target_config` does: the model may have moved
     if (other := other_boundaries(theirs, target)) is not None:

@@ -316,20 +316,31 @@ def other_boundaries(one: Any, other: Any) -> str | None:
     return None
 
 
+def copy_beside(place: Path) -> Path | None:
+    """The copy of the target in a folder, or beside a file in it; None where there is none.
+
+    Raises:
+      TensorError: it is a link out of its folder, no regular file, or larger than `MAX_BYTES`.
+    """
+    copy = (place if place.is_dir() else place.parent) / TARGET_FILE
+    if not copy.exists():
+        return None
+    read_bytes(copy, MAX_BYTES)  # a stranger's draft carries one: nothing is made of what is no small file
+    return copy
+
+
 def target_reference(given: str | None, *places: Path, name: str | None = None) -> str:
     """What `load_target_config` should be asked for: the target given; else the copy in the first of ``places`` that
     has one (a folder, or a file in it); else the name that traces or a draft carry.
 
     Raises:
       ConfigError: none of them says.
-      TensorError: the copy is a link out of its folder, no regular file, or larger than `MAX_BYTES`.
+      TensorError: see `copy_beside`.
     """
     if given is not None:
         return given
     for place in places:
-        copy = (place if place.is_dir() else place.parent) / TARGET_FILE
-        if copy.exists():
-            read_bytes(copy, MAX_BYTES)  # a stranger's draft carries one: nothing is made of what is no small file
+        if (copy := copy_beside(place)) is not None:
             return str(copy)
     if name is None:
         listed = " and ".join(str(place) for place in places)
