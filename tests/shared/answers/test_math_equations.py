@@ -132,6 +132,12 @@ SAME = [
     # small numbers
     (r"E=hf=3.3\times10^{-19}", r"E=hf=33\times10^{-20}"),
     ("x=1, x=2", "x=2, x=1"),
+    # equations of functions, which no solver solves
+    ("f(x+1)=2f(x)", "2f(x)=f(x+1)"),
+    ("f(x+1)=2f(x)", "f(x+1)-2f(x)=0"),
+    ("f(-x)=-f(x)", "-f(x)=f(-x)"),
+    ("f(a+b)=f(a)+f(b)", "f(a)+f(b)=f(a+b)"),
+    ("f(x)+f(1-x)=1", "f(x)=1-f(1-x)"),
 ]
 
 DIFFERENT = [
@@ -242,6 +248,11 @@ DIFFERENT = [
     ("x=10^{-20}", "x=10^{-21}"),
     (r"E=hf=3.3\times10^{-19}", r"E=hf=3.4\times10^{-19}"),
     (r"E=3.3\times10^{-19}, n=2", r"E=3.4\times10^{-19}, n=2"),
+    # equations of functions, which no solver solves
+    ("f(x+1)=2f(x)", "f(x)=2f(x+1)"),
+    ("f(x+2)=f(x)", "f(x+1)=f(x)"),
+    ("f(x+1)=f(x)+2", "f(x+1)=f(x)+3"),
+    ("x^2=-1", "-2=x^2"),
 ]
 
 

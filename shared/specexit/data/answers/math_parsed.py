@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from specexit.data.answers.math_infinity import evaluated, has_infinity, same_infinity
 from specexit.data.answers.math_names import equation, value, with_both_signs, without_index
 from specexit.data.answers.math_numbers import same_number
-from specexit.data.answers.math_readable import in_radians, readable
+from specexit.data.answers.math_readable import functions_in_both, in_radians, readable
 from specexit.data.answers.math_text import apart
 
 _LONGEST = 1000
@@ -101,8 +101,18 @@ def _equal(a: str, b: str) -> bool:
         return False
     # Two equations without solutions have the same ones, which says nothing.
     if isinstance(one, Eq) and isinstance(other, Eq) and not (_has_solutions(one) and _has_solutions(other)):
-        return _verified(one.lhs, other.lhs) and _verified(one.rhs, other.rhs)
+        return _say_the_same(one, other)
     return _verified(one, other)
+
+
+def _say_the_same(one: Any, other: Any) -> bool:
+    """Whether two equations differ by their order, or by terms on the other side."""
+    from sympy import Expr
+
+    if all(isinstance(side, Expr) for side in (*one.args, *other.args)):
+        difference, its = one.lhs - one.rhs, other.lhs - other.rhs
+        return _verified(difference, its) or _verified(difference, -its)
+    return any(_verified(one.lhs, left) and _verified(one.rhs, right) for left, right in (other.args, other.args[::-1]))
 
 
 def _holds_sets(expression: Any) -> bool:
@@ -242,13 +252,15 @@ class _Parsing(NamedTuple):
     tells_cases: bool
     """Whether a capital letter is another name than the small one."""
     is_real: bool
+    functions: frozenset[str]
 
     @classmethod
     def of_both(cls, a: str, b: str) -> _Parsing:
         from math_verify.grader import should_treat_as_complex
 
         pair = (a, b)
-        return cls(any(map(_has_both_cases, pair)), not any(map(should_treat_as_complex, pair)))
+        is_real = not any(map(should_treat_as_complex, pair))
+        return cls(any(map(_has_both_cases, pair)), is_real, functions_in_both(a, b))
 
 
 def _parsed(text: str, how: _Parsing) -> Any:
@@ -256,7 +268,7 @@ def _parsed(text: str, how: _Parsing) -> Any:
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    if (latex := readable(text)) is None:
+    if (latex := readable(text, how.functions)) is None:
         return None
     normalization = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     try:

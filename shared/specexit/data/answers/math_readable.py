@@ -30,6 +30,10 @@ _FACTOR = rf"(?:{_VECTOR}|\((?=[^()]*{_VECTOR})[^()]*+\))"
 _CROSS = re.compile(rf"{_FACTOR}(?: ?\\times(?![A-Za-z]) ?{_FACTOR})+")
 """The parser takes it for a product, which a dot product is too."""
 _APPLIED = re.compile(r"((?<![A-Za-z\\])[fghFG]|\\(?:phi|psi)) ?\(([^(),]*)\)")
+_FACTOR_OF = re.compile(
+    rf"(?:_(?:\w|\{{[^{{}}]*\}})|(?<![A-Za-z\\])[A-Za-z]+|\\pi(?![A-Za-z])|\\{GREEK}) ?([fghFG]|\\(?:phi|psi)) ?\("
+)
+"""A letter behind another one, or behind an index, is a factor, as in m_1g(a+b)."""
 _T = rf"(?:T|{WRAPPER}\{{T\}})"
 _LOG_OR_ANGLE = r"\\(?:ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
 _LETTER = rf"\\(?:pi(?![A-Za-z])|{GREEK})"
@@ -65,9 +69,13 @@ OF_ANGLES = re.compile(r"(?:\\|(?<![A-Za-z]))(?:sin|cos|tan|cot|sec|csc|cis)(?![
 """A function of an angle, whose degrees are more than a unit that may be left out; not one whose value is an angle."""
 
 
-def readable(text: str) -> str | None:
+def readable(text: str, functions: frozenset[str] = frozenset()) -> str | None:
     r"""A text with derivatives, images, a current I, angles and numbers in a base as names of their own, and with the
     angles of functions in radians; None where the parser would read over something.
+
+    Args:
+      functions: letters that are functions where they stand in front of a bracket; the parser takes each for a factor,
+        as what stands in its own bracket is.
 
     Example:
       >>> readable("52_8,53_{16}")
@@ -82,11 +90,14 @@ def readable(text: str) -> str | None:
       ('P{C_{\\prime DeltaV}}', '{X_{\\prime \\vec{a}\\times\\vec{b}}}', '2{d}\\sqrt3', '\\eth -1')
       >>> readable("2 1/2"), readable(r"2\frac12x"), readable(r"\ln 3/\ln 2"), readable(r"1 000\pi")
       ('(2+\\frac{1}{2})', '(2+\\frac12)x', '\\ln(3)/\\ln 2', None)
+      >>> readable("f(x+1)-f(x)", frozenset("f"))
+      'f(x+1,)-f(x,)'
     """
     text = _DERIVATIVE.sub(lambda found: rf"{{D_{{\prime {_letters(found[0])}}}}}", text)
     text = _CHANGE.sub(lambda found: found[1] or rf"{{C_{{\prime {_letters(found[0])}}}}}", text)
     text = _CROSS.sub(lambda found: rf"{{X_{{\prime {found[0].replace(' ', '')}}}}}", text)
-    text = _ANGLE.sub(_as_name, _with_functions(text))
+    text = _APPLIED.sub(lambda found: f"{found[1]}({found[2]},)" if found[1] in functions else found[0], text)
+    text = _ANGLE.sub(_as_name, text)
     for pattern, latex in _MISREAD:
         text = pattern.sub(latex, text)
     text = _MEMBER.sub(lambda found: found[1] or found[2], text)
@@ -104,19 +115,23 @@ def in_radians(text: str) -> str:
     return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text) if OF_ANGLES.search(text) else text
 
 
-def _with_functions(text: str) -> str:
-    r"""A text in which f and the like are functions where one of them stands in front of several brackets, one with a
-    sum; the parser takes each for a factor, as what stands in its own bracket is.
+def functions_in_both(a: str, b: str) -> frozenset[str]:
+    r"""The letters, such as f, that are functions in two texts: each has them in front of several brackets, one with a
+    sum. In one text alone, they are as likely a factor, such as a force F.
 
     Example:
-      >>> _with_functions("f(x+1)-f(x)"), _with_functions("g(m+M)")
-      ('f(x+1,)-f(x,)', 'g(m+M)')
+      >>> functions_in_both("f(x+1)-f(x)", "f(x)-f(1+x)"), functions_in_both("g(M+m)+g(M-m)", "2gM")
+      (frozenset({'f'}), frozenset())
     """
+    return _functions(a) & _functions(b)
+
+
+def _functions(text: str) -> frozenset[str]:
     applied = set(_APPLIED.findall(text))
     of_sums = {name for name, argument in applied if re.search("[-+]", argument)}
     of_itself = {name for name, argument in applied if name in re.findall(r"\\[A-Za-z]+|[A-Za-z]", argument)}
-    functions = {name for name in of_sums - of_itself if sum(name == other for other, _ in applied) > 1}
-    return _APPLIED.sub(lambda found: f"{found[1]}({found[2]},)" if found[1] in functions else found[0], text)
+    names = of_sums - of_itself - set(_FACTOR_OF.findall(text))
+    return frozenset(name for name in names if sum(name == other for other, _ in applied) > 1)
 
 
 def _as_name(found: re.Match[str]) -> str:
