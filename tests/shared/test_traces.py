@@ -182,6 +182,22 @@ def test_traces_with_boundaries_elsewhere_are_not_a_targets(make_trace, tmp_path
         target_of_file(tmp_path / place, given)
 
 
+def test_a_copy_beside_traces_that_is_another_targets_or_unreadable(make_trace, tmp_path):
+    """A copy of another target says nothing of the traces. One that cannot be read may say that their boundaries are
+    elsewhere; what was said of it, to give a target, did not help."""
+    write_traces(tmp_path / "traces.parquet", [make_trace()])
+    ours = load_target_config("tiny-reasoner")
+    save_target(tmp_path, ours.model_copy(update={"name": "other", "split_endings": ("\n",)}))
+    assert target_of_file(tmp_path / "traces.parquet", "tiny-reasoner") == ours
+    save_target(tmp_path, ours)
+    with (tmp_path / "target.yaml").open("a") as file:
+        file.write("old_key: 1\n")
+    with pytest.raises(ConfigError, match=r"target\.yaml: unknown key 'old_key'.*; mend or delete that copy"):
+        target_of_file(tmp_path, "tiny-reasoner")
+    (tmp_path / "target.yaml").unlink()
+    assert target_of_file(tmp_path, "tiny-reasoner") == ours
+
+
 def test_a_failed_write_leaves_the_old_file(make_trace, tmp_path):
     path = tmp_path / "traces.parquet"
     write_traces(path, [make_trace()])

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from specexit.config import Config, load, read_made
+from specexit.config import Config, read_made
 from specexit.data.sequences import Example
 from specexit.data.traces import tokenizer_sha256
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
-from specexit.schemas.target import TargetConfig, copy_beside, other_boundaries
+from specexit.schemas.target import TargetConfig, copy_beside, other_boundaries_beside
 
 FORMAT_VERSION = 1
 FIELDS = ("tokens", "segment_ids", "positions", "loss_mask", "signal_labels", "signal_mask")
@@ -186,6 +186,6 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
             f"{folder / 'meta.json'}: tokenizer_sha256 is {meta.tokenizer_sha256[:12]}..., "
             f"expected {ours[:12]}... of {target.folder / 'tokenizer.json'}"
         )
-    copy = copy_beside(folder)
-    if copy is not None and (other := other_boundaries(load(TargetConfig, copy), target)) is not None:
+    if (other := other_boundaries_beside(folder, target)) is not None:
+        copy = copy_beside(folder)
         raise PackError(f"{copy}: packed with {other} as target {target.name} says now: collect and pack again")

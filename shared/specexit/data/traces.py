@@ -21,14 +21,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specexit.buckets import BucketPath, arrow_sink, arrow_source
-from specexit.config import ConfigError, load
+from specexit.config import ConfigError
 from specexit.data.checks import once
 from specexit.data.outlines import Outlines, outlines
 from specexit.data.parts import last_of
 from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
 from specexit.outputs import put
-from specexit.schemas.target import TargetConfig, copy_beside, find_target, load_target_config, other_boundaries
+from specexit.schemas.target import (
+    TargetConfig,
+    copy_beside,
+    find_target,
+    load_target_config,
+    other_boundaries_beside,
+)
 
 TraceT = TypeVar("TraceT", bound=Trace)
 RowT = TypeVar("RowT")
@@ -198,14 +204,14 @@ def target_of_file(path: Path, given: str | None = None, *places: Path) -> Targe
 
     Raises:
       TraceError: there are none, they cannot be read, or they are of several targets.
-      ConfigError: the target is unknown, or the one given is not theirs, or finds boundaries elsewhere.
+      ConfigError: the target is unknown, the one given is not theirs or finds boundaries elsewhere, or their copy of
+        it cannot be read.
     """
     target = _target_named(target_named_in(path), given, path, *places)
-    if given is None or (copy := copy_beside(path)) is None:
-        return target
-    theirs = load(TargetConfig, copy)  # not as `load_target_config` does: the model may have moved
-    if (other := other_boundaries(theirs, target)) is not None:
-        raise ConfigError(f"{copy}: the traces have boundaries by {other} as target={given} says: collect again")
+    if given is not None and (other := other_boundaries_beside(path, target)) is not None:
+        raise ConfigError(
+            f"{copy_beside(path)}: the traces have boundaries by {other} as target={given} says: collect again"
+        )
     return target
 
 

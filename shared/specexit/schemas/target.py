@@ -329,6 +329,23 @@ def copy_beside(place: Path) -> Path | None:
     return copy
 
 
+def other_boundaries_beside(place: Path, target: TargetConfig) -> str | None:
+    """What `other_boundaries` says of a target and of its copy in a folder, or beside a file in it; None where there is
+    no copy, or that of another target.
+
+    Raises:
+      ConfigError: the copy cannot be read, so that nothing says where the boundaries are.
+      TensorError: see `copy_beside`.
+    """
+    if (copy := copy_beside(place)) is None:
+        return None
+    try:
+        theirs = load(TargetConfig, copy)  # not as `load_target_config` does: the model may have moved
+    except ConfigError as error:
+        raise ConfigError(f"{error}; mend or delete that copy, which says what the data's boundaries are") from error
+    return other_boundaries(theirs, target) if theirs.name == target.name else None
+
+
 def target_reference(given: str | None, *places: Path, name: str | None = None) -> str:
     """What `load_target_config` should be asked for: the target given; else the copy in the first of ``places`` that
     has one (a folder, or a file in it); else the name that traces or a draft carry.
