@@ -24,7 +24,7 @@ _POWER_OF_TEN = re.compile(
 _ABBREVIATED = re.compile(r"([+-]?\d+(?:\.\d+)?)([kKMB])")
 _LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 _DOT = r"\\dot ?\{?(\d)\}?"
-_REPEATING = re.compile(rf"(\d*)\.(\d*)(?:\\(?:overline|bar) ?\{{(\d+)\}}|{_DOT}(?:(\d*){_DOT})?)")
+_REPEATING = re.compile(rf"(\d*)\.(\d*)(?:\\(?:overline|bar) ?(?:\{{(\d+)\}}|(\d))|{_DOT}(?:(\d*){_DOT})?)")
 
 
 def number(text: str) -> Fraction | None:
