@@ -200,6 +200,7 @@ SAME = [
     ("x=2 1/2", "5/2"),
     (r"1\frac12\pi", r"\frac{3\pi}{2}"),
     (r"2\frac{1}{2}x", "2.5x"),
+    (r"2\frac{5}{2}x", "5x"),
     (r"10^{2}\frac12", "50"),
     (r"\sqrt 2\frac12", r"\frac{\sqrt2}{2}"),
     (r"5\,2^{n-1}", r"5\cdot2^{n-1}"),
@@ -221,11 +222,34 @@ SAME = [
     (r"\frac12h(a+b)+\frac12h(b+c)", r"\frac{h(a+2b+c)}{2}"),
     (r"2\pi f(L+r)-2\pi f(L-r)", r"4\pi fr"),
     (r"a=\frac{F(1+\mu)-F(1-\mu)}{m}", r"\frac{2\mu F}{m}"),
+    (r"\Delta{x}\ge\frac{\hbar}{2\Delta{p}}", r"\Delta x\ge\frac{\hbar}{2\Delta p}"),
+    (r"\frac{\Delta P}{P}", r"\frac{\Delta{P}}{P}"),
+    # fractions of letters without braces
+    (r"\frac\pi4", r"\frac{\pi}{4}"),
+    (r"2n\pi\pm\tfrac\pi3", r"2\pi n\pm\frac{\pi}{3}"),
+    (r"e^\frac\pi{6}", r"e^{\pi/6}"),
+    (r"\frac{\sqrt{3}}\pi", r"\frac{\sqrt3}{\pi}"),
+    # letters behind others, which are no units
+    (r"\frac{1}{3}\pi r^2h", r"\frac13\pi hr^2"),
+    (r"\pi h(R^2-r^2)", r"\pi R^2h-\pi r^2h"),
+    (r"\frac{1}{2}(a+b)h", r"\frac{h(a+b)}{2}"),
+    (r"x=2\sqrt{3}m", r"2\sqrt3"),
+    ("0<x<5 m", "(0,5)"),
+    (r"2\pi\text{ hr}", r"2\pi\text{ hours}"),
+    # named points
+    ("N(2,3)", "(2,3)"),
     # indices, and a function beside another
     ("m_e c^2", "m_{e}c^2"),
     (r"\ln 3/\ln 2", r"\frac{\ln 3}{\ln 2}"),
     (r"\log_2 9/\log_2 3", "2"),
     (r"\sin x \cdot \cos x", r"\cos x\sin x"),
+    (r"\ln x/x", r"\frac{\ln x}{x}"),
+    (r"v^2\sin2\theta/g", r"\frac{v^2\sin2\theta}{g}"),
+    (r"\cos x\cdot 2", r"2\cos x"),
+    (r"\log_3 5\times 2", r"2\log_3 5"),
+    (r"\sin\pi/2", "1"),
+    (r"\ln\sqrt2/\ln3", r"\frac{\ln2}{2\ln3}"),
+    (r"\ln 5!\cdot\ln 2", r"\ln 2\ln 120"),
     (r"\ln x^2\cdot\ln 2", r"\ln 2\ln(x^2)"),
     (r"q\vec{v_d}B", r"Bq\vec{v_d}"),
     (r"qB\mathbf{v}_d", r"q\mathbf{v}_{d}B"),
@@ -418,6 +442,9 @@ DIFFERENT = [
     # a function beside another
     (r"\ln 3/\ln 2", r"\ln(3/\ln 2)"),
     (r"\ln{3}/\ln{2}", r"\ln(3/\ln 2)"),
+    (r"\ln x/x", "0"),
+    (r"\cos x\cdot 2", r"\cos 2x"),
+    (r"\frac\pi2", r"\frac\pi3"),
 ]
 
 

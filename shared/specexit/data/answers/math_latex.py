@@ -7,6 +7,12 @@ import unicodedata
 
 WRAPPER = r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname) ?"
 """A command around words, or around the letters of a name."""
+GREEK = (
+    "(?i:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|(?:var)?rho"
+    "|(?:var)?sigma|tau|upsilon|(?:var)?phi|chi|psi|omega)(?![A-Za-z])"
+)
+LETTER = rf"\\(?:(?:pi|hbar)(?![A-Za-z])|{GREEK})"
+"""A command that is a letter, and takes no argument."""
 
 _SYMBOLS = {
     "−": "-",
@@ -66,6 +72,8 @@ _SPELLINGS = [
         r"(?<=\d) ?x ?(?=10 ?\^)": r"\\times ",
         r"√\(([^()]*)\)": r"\\sqrt{\1}",
         # An argument without its braces, where the parser wants them.
+        rf"(\\[dtc]?frac) ?({LETTER})": r"\1{\2}",
+        rf"(\\[dtc]?frac) ?(?:(\w)|\{{((?:[^{{}}]|\{{[^{{}}]*\}})*+)\}}) ?({LETTER})": r"\1{\2\3}{\4}",
         r"(√|\\sqrt ?\[\d+\]) ?(\d+(?:\.\d+)?)": r"\1{\2}",
         r"\\sqrt ?(\d+\.\d+|\d{2,})": r"\\sqrt{\1}",
         r"(\^|\\sqrt) ?(\\[dtc]?frac) ?(\d|\{[^{}]*\}) ?(\d|\{[^{}]*\})": r"\1{\2\3\4}",
@@ -88,6 +96,7 @@ _SPELLINGS = [
         r"\\(?:textrm|texttt|textnormal|textup|textsf|mathsf)(?![A-Za-z])": r"\\text",
         r"\\(?:boldsymbol|bm)(?![A-Za-z])": r"\\mathbf",
         r"\\(vec|hat|bar|dot|ddot|tilde|mathbf|overline|overrightarrow) ([A-Za-z])(?![A-Za-z])": r"\\\1{\2}",
+        rf"\\Delta ?\{{ ?((?:[A-Za-z]|{LETTER})(?:_\w)?) ?\}}": r"\\Delta \1",
         r"\{ ?\\(?:rm|sf|it) ([^{}]*)\}|\\(?:rm|sf|it) ?\{([^{}]*)\}": r"\\text{\1\2}",
         r"\{ ?\\bf ([^{}]*)\}|\\bf ?\{([^{}]*)\}": r"\\mathbf{\1\2}",
         r"\^? ?\\degree(?![A-Za-z])|(?<=\d)\^ ?(?:o(?![A-Za-z])|\{o\}|\{\\text\{o\}\})": r"^\\circ ",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from specexit.data.answers.math_latex import WRAPPER
+from specexit.data.answers.math_latex import GREEK, WRAPPER
 from specexit.data.answers.math_numbers import is_decimal, number
 from specexit.data.answers.math_text import COMMA, apart
 
@@ -21,7 +21,7 @@ _EQUALS = re.compile(r"(?<![<>!:\\])=")
 _ABOUT = re.compile(r" ?\\approx(?![A-Za-z]) ?")
 _FACTORIAL_IS = re.compile(r"(?<=\d!)=")
 _PLUS_MINUS = re.compile(r" ?\\pm(?![A-Za-z]) ?")
-_POINT = re.compile(r"(?![NU])[A-Z]'?(\(.+,.+\))")
+_POINT = re.compile(r"[A-Z]'?(\(.+,.+\))")
 
 _APPLIED = re.compile(rf"(?<![A-Za-z\\])(\\?[A-Za-z]+)(?:{_INDEX})?'*(?:\^\{{-1\}})?\((?![^()]*\1)[^()=]*\)")
 """A function of something; in x(x+1) the x is a factor."""
@@ -36,10 +36,6 @@ _OF_NAMES = re.compile(
 _OF_NUMBERS = re.compile(
     r"(?:[^A-Za-z<>\\]|\\%"
     r"|\\(?:frac|sqrt|binom|times|cdot|div|pi|log|ln|(?:arc)?(?:sin|cos|tan)|circ|[lr](?:floor|ceil))(?![A-Za-z]))+"
-)
-GREEK = (
-    "(?i:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|(?:var)?rho"
-    "|(?:var)?sigma|tau|upsilon|(?:var)?phi|chi|psi|omega)(?![A-Za-z])"
 )
 
 

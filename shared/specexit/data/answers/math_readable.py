@@ -6,8 +6,7 @@ from __future__ import annotations
 import re
 
 from specexit.data.answers import math_bases, math_marks
-from specexit.data.answers.math_latex import WRAPPER
-from specexit.data.answers.math_names import GREEK
+from specexit.data.answers.math_latex import GREEK, LETTER, WRAPPER
 
 _PRIMES = re.compile(r"(?:_(\w)|_\{([^{}]*)\}|(?<=[A-Za-z)}\]])) ?('+)")
 """Primes, and the index in front of them; those behind a number are marks."""
@@ -36,9 +35,10 @@ _FACTOR_OF = re.compile(
 """A letter behind another one, or behind an index, is a factor, as in m_1g(a+b)."""
 _T = rf"(?:T|{WRAPPER}\{{T\}})"
 _LOG_OR_ANGLE = r"\\(?:ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
-_LETTER = rf"\\(?:pi(?![A-Za-z])|{GREEK})"
 _FRACTION = r"\\frac ?(?:\d|\{[^{}]*\}) ?(?:\d|\{[^{}]*\})"
-_OF = rf"({_LOG_OR_ANGLE}(?:[_^](?:\w|\{{[^{{}}]*\}}))*) ?((?:[_^]?\{{[^{{}}]*\}}|{_FRACTION}|[\w.^]|{_LETTER} ?)++)"
+_ROOT = r"\\sqrt ?(?:\[\d+\] ?)?(?:\d|\{[^{}]*\})"
+_SCRIPTS = r"(?:[_^](?:\w|\{[^{}]*\}))*"
+_OF = rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?((?:[_^]?\{{[^{{}}]*\}}|{_FRACTION}|{_ROOT}|[\w.^!]|{LETTER} ?)++)"
 """A function, and what it is of where that has no brackets."""
 _FIRST = r"(?<![\w.^}])(?<!frac )(?<!binom )(?<!sqrt )"
 """Where a number begins that is no argument, power or index."""
@@ -51,10 +51,11 @@ _MISREAD = [
         rf"({_ACCENTED})|([_^]) ?([de])(?![a-z]{{2}})": lambda found: found[1] or f"{found[2]}{{{found[3]}}}",
         rf"(\\\\|\\[A-Za-z]+)|d(?= ?\\(?!{GREEK})[A-Za-z])": lambda found: found[1] or "{d}",
         # It takes a mixed number for a product where something follows.
-        rf"{_FIRST}(\d+) (\d+)/(\d+)(?![\d.])": r"(\1+\\frac{\2}{\3})",
-        rf"{_FIRST}(\d+) ?\\frac ?(\d|\{{\d+\}}) ?(\d|\{{\d+\}})": r"(\1+\\frac\2\3)",
+        rf"{_FIRST}(\d+) (\d+)/(\d+)(?![\d.])": lambda found: _mixed(found),
+        rf"{_FIRST}(\d+) ?\\frac ?(?:(\d)|\{{(\d+)\}}) ?(?:(\d)|\{{(\d+)\}})": lambda found: _mixed(found),
         # It takes what a function is divided or multiplied by for a part of what it is of.
-        rf"{_OF} ?(?=(?:/|\\cdot|\\times|\*) ?{_LOG_OR_ANGLE})": r"\1(\2)",
+        rf"{_OF} ?(?=/ ?{_LOG_OR_ANGLE}|(?:\\cdot|\\times)(?![A-Za-z])|\*)": r"\1(\2)",
+        rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?(\d*(?:[A-Za-z]|\\{GREEK})) ?(?=/(?! ?\d))": r"\1(\2)",
         # It takes these for the gamma function of what follows, or for Euler's constant.
         r"\\gamma(?![A-Za-z])": r"\\eth ",
         r"\\Gamma(?![A-Za-z]| ?\()": r"\\mho ",
@@ -89,7 +90,7 @@ def readable(text: str, functions: frozenset[str] = frozenset()) -> str | None:
       >>> readable(r"P\Delta V"), readable(r"\vec{a}\times\vec{b}"), readable(r"2d\sqrt3"), readable(r"\gamma-1")
       ('P{C_{\\prime DeltaV}}', '{X_{\\prime \\vec{a}\\times\\vec{b}}}', '2{d}\\sqrt3', '\\eth -1')
       >>> readable("2 1/2"), readable(r"2\frac12x"), readable(r"\ln 3/\ln 2"), readable(r"1 000\pi")
-      ('(2+\\frac{1}{2})', '(2+\\frac12)x', '\\ln(3)/\\ln 2', None)
+      ('(2+\\frac{1}{2})', '(2+\\frac{1}{2})x', '\\ln(3)/\\ln 2', None)
       >>> readable("f(x+1)-f(x)", frozenset("f"))
       'f(x+1,)-f(x,)'
     """
@@ -103,6 +104,12 @@ def readable(text: str, functions: frozenset[str] = frozenset()) -> str | None:
     text = _MEMBER.sub(lambda found: found[1] or found[2], text)
     text = _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
     return None if "'" in text or _TWO_NUMBERS.search(text) else text
+
+
+def _mixed(found: re.Match[str]) -> str:
+    """A mixed number as a sum; in front of a fraction of one or more, a number is a factor."""
+    whole, top, bottom = filter(None, found.groups())
+    return rf"({whole}+\frac{{{top}}}{{{bottom}}})" if int(top) < int(bottom) else found[0]
 
 
 def in_radians(text: str) -> str:

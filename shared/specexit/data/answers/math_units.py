@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from specexit.data.answers.math_bases import in_base
 from specexit.data.answers.math_inequalities import INEQUALITY
-from specexit.data.answers.math_latex import WRAPPER
+from specexit.data.answers.math_latex import GREEK, WRAPPER
 from specexit.data.answers.math_marks import in_degrees, marked
 from specexit.data.answers.math_numbers import abbreviated, number
 from specexit.data.answers.math_readable import OF_ANGLES
@@ -33,8 +33,12 @@ _TAIL = re.compile(
 )
 _DEGREES = re.compile(r"\^(?:\\circ|\{\\circ\})")
 _PLAIN = re.compile(
-    rf"(.*(?:{_ABBREVIATED}|[\d}})]|\\pi))( ?)((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)"
+    rf"(.*(?:{_ABBREVIATED}|[\d}})]|\\pi(?! ?hr\b)))( ?)"
+    rf"((?:[A-Za-z][A-Za-z. ]*{_EXPONENT})(?:/ ?[A-Za-z]+{_EXPONENT})*)"
 )
+"""A quantity and what may be its unit; behind pi, an hr is a height and a radius."""
+_VARIABLE = re.compile(rf"(?:\\{GREEK}|(?<![A-Za-z\\])[A-Za-z])(?!.*(?:[=<>]|\\(?:[lg]e|approx)(?![A-Za-z])))")
+"""A variable, but not one that an equation or inequality says the value of."""
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|mod)\b")
@@ -185,8 +189,9 @@ def _cut(text: str) -> tuple[str, str]:
             return head, f"{top}/{bottom}"
     if (found := _PLAIN.fullmatch(text)) and not _FUNCTION.search(found.group(3)):
         head, space, words = found.groups()
-        listed = all(is_unit(word) for word in re.findall(r"[A-Za-z]+", words))
-        # A single letter may be a variable, and so may letters right behind a number.
+        names = re.findall("[A-Za-z]+", words)
+        # A single letter may be a variable, as it is behind others, and so may letters right behind a number.
+        listed = all(map(is_unit, names)) and (len(max(names, key=len)) > 1 or not _VARIABLE.search(head))
         is_number = _NUMBERS.fullmatch(head) or number(head) is not None or abbreviated(head) is not None
         if listed or (space and len(words) > 1 and is_number):
             return head, words
