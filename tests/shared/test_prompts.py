@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from specexit import tiny
+from specexit.data.answers import sandbox
+from specexit.data.answers.code import Checks
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 from specexit.schemas.prompts import ColumnsConfig
 
@@ -157,6 +159,23 @@ def test_csv_holds_lists_as_json_and_long_texts(tmp_path):
     row = {"prompt": "x" * 200_000, "reference": "B", "choices": '["ice", "the sun"]', "answer_kind": "choice"}
     [prompt] = read_prompts(write_csv(tmp_path / "p.csv", [row]))
     assert (len(prompt.text), prompt.choices) == (200_000, ("ice", "the sun"))
+
+
+@pytest.mark.skipif(sandbox._missing() is not None, reason=f"no sandbox: {sandbox._missing()}")
+@pytest.mark.parametrize(("name", "write"), [("p.jsonl", write_jsonl), ("p.parquet", write_parquet)])
+def test_tests_of_a_program_may_be_an_object(tmp_path, name, write):
+    rows = [
+        {"prompt": "Square.", "answer_kind": "code", "reference": {"test": "assert f(3) == 9", "entry_point": None}},
+        {"prompt": "Cube.", "answer_kind": "code", "reference": {"test": "def check(g): g(2)", "entry_point": "f"}},
+    ]
+    square, cube = (prompt.reference or "" for prompt in read_prompts(write(tmp_path / name, rows)))
+    assert (Checks.loads(square), Checks.loads(cube)) == (
+        Checks("assert f(3) == 9"),
+        Checks("def check(g): g(2)", "f"),
+    )
+    rows[1]["reference"]["entry_point"] = None
+    with pytest.raises(PromptError, match=r"2: reference .* has a test that .* as entry_point \(answer kind code\)"):
+        read_prompts(write(tmp_path / name, rows))
 
 
 def test_without_ids_a_prompt_is_known_by_what_it_asks(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
     return Prompt(
         id=_id(row[columns.id], where, columns.id) if columns.id in row else _id_of(messages or text),
         text=text,
-        reference=optional_text(row.get(columns.reference), where, columns.reference),
+        reference=optional_text(_tests(row.get(columns.reference)), where, columns.reference),
         messages=messages,
         task=optional_text(row.get(columns.task), where, columns.task),
         answer_kind=optional_text(row.get(columns.answer_kind), where, columns.answer_kind),
@@ -93,6 +93,11 @@ def _listed(value: Any) -> Any:
         with suppress(ValueError, RecursionError):
             return json.loads(value)
     return value
+
+
+def _tests(value: Any) -> Any:
+    """A program's tests that are written as an object, as the text that a reference is; anything else as it is."""
+    return json.dumps(dict(value)) if isinstance(value, Mapping) and "test" in value else value
 
 
 def _choices(value: Any, where: str, name: str) -> tuple[str, ...] | None:
