@@ -327,6 +327,16 @@ def test_a_number_of_parquet_is_the_one_that_was_written(tmp_path, kind):
     assert [prompt.reference for prompt in read_prompts(tmp_path / "p.parquet")] == ["0.1", "-2.5", None]
 
 
+def test_whole_numbers_with_a_gap_are_no_floats(tmp_path):
+    """pandas makes floats of such a column, and as text 42.0 is not the answer 42."""
+    written = [42.0, None, -7.0, 0.5, 1e22]
+    columns = {"prompt": list("abcde"), "reference": written, "group": written, "answer_kind": 5 * ["text"]}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    prompts = read_prompts(tmp_path / "p.parquet")
+    assert [prompt.reference for prompt in prompts] == ["42", None, "-7", "0.5", "1e+22"]
+    assert [prompt.group for prompt in prompts] == ["42", None, "-7", "0.5", "1e+22"]
+
+
 def test_a_csv_column_that_is_there_twice_is_not_lost(tmp_path):
     (tmp_path / "p.csv").write_text("id,prompt,prompt\na,x,y\n")
     with pytest.raises(PromptError, match="line 1: column 'prompt' occurs 2 times, expected different names"):

@@ -56,13 +56,15 @@ def text_of(value: Any, where: str, what: str) -> str:
 def optional_text(value: Any, where: str, what: str) -> str | None:
     """A string, a number as a string, or None.
 
+    A float that is a whole number is written without its ``.0``: a column of integers with a gap has become floats.
+
     Raises:
       PromptError: it is something else.
     """
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
+        return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
     raise PromptError(f"{where}: {what} is {value!r:.200}, expected a string, a number or nothing")
 
 
