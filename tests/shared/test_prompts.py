@@ -241,6 +241,19 @@ SECOND_LINE = [
     ),
     ('{"id": "b", "prompt": "x", "reference": NaN}', r"line 2: reference is nan, expected a string, a number"),
     ('{"id": "b", "messages": [{"role": "user", "content": " "}]}', "line 2: the last message is empty"),
+    (
+        '{"id": "b", "conversations": [{"from": "human", "value": "x"}]}',
+        "line 2: unknown column 'conversations'.* columns.messages=conversations",
+    ),
+    (
+        '{"id": "b", "prompt": [{"role": "user", "content": "x"}]}',
+        "line 2: prompt is .*, expected a string; a conversation, .* is named by columns.messages=prompt$",
+    ),
+    (
+        '{"id": "b", "messages": [{"from": "human", "value": "x"}]}',
+        "line 2: message .*expected an object with role and content, both strings, and not ShareGPT's from and value$",
+    ),
+    ('{"id": "b", "prompt": "x", "": 0}', r"line 2: .* one has no name, .* with columns.ignore='\[\"\"\]', or all"),
     ('{"id": "b", "messages": [{"role": "user"}]}', "line 2: message .*expected an object with role and content"),
     (
         '{"id": "b", "messages": [{"role": "boss", "content": "x"}]}',

@@ -83,6 +83,7 @@ def conversation(value: Any, where: str) -> tuple[dict[str, str], ...]:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise PromptError(
                 f"{where}: message {message!r:.200}, expected an object with role and content, both strings"
+                + (", and not ShareGPT's from and value" if isinstance(message, dict) and "from" in message else "")
             )
         if message["role"] not in ROLES or not isinstance(message["content"], str):
             raise PromptError(f"{where}: message {message!r:.200}, expected a role of {', '.join(ROLES)} and a string")
