@@ -83,7 +83,8 @@ def check_length(config: TrainConfig, length: int) -> None:
     stretch = length // shards
     if stretch % config.loss_chunk:
         each = f" / mesh.context={shards}" if shards > 1 else ""
-        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide length={length}{each}")
+        fits = next(chunk for chunk in range(min(config.loss_chunk, stretch), 0, -1) if stretch % chunk == 0)
+        raise ConfigError(f"loss_chunk={config.loss_chunk} does not divide length={length}{each}, as {fits} does")
     if stretch <= config.ttt_steps:
         raise ConfigError(
             f"length={length} / mesh.context={shards} is {stretch} rows a chip, expected more than "

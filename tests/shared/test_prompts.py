@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from specexit import tiny
+from specexit.data.answers import sandbox
+from specexit.data.answers.code import Checks
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 from specexit.schemas.prompts import ColumnsConfig
 
@@ -159,6 +161,23 @@ def test_csv_holds_lists_as_json_and_long_texts(tmp_path):
     assert (len(prompt.text), prompt.choices) == (200_000, ("ice", "the sun"))
 
 
+@pytest.mark.skipif(sandbox._missing() is not None, reason=f"no sandbox: {sandbox._missing()}")
+@pytest.mark.parametrize(("name", "write"), [("p.jsonl", write_jsonl), ("p.parquet", write_parquet)])
+def test_tests_of_a_program_may_be_an_object(tmp_path, name, write):
+    rows = [
+        {"prompt": "Square.", "answer_kind": "code", "reference": {"test": "assert f(3) == 9", "entry_point": None}},
+        {"prompt": "Cube.", "answer_kind": "code", "reference": {"test": "def check(g): g(2)", "entry_point": "f"}},
+    ]
+    square, cube = (prompt.reference or "" for prompt in read_prompts(write(tmp_path / name, rows)))
+    assert (Checks.loads(square), Checks.loads(cube)) == (
+        Checks("assert f(3) == 9"),
+        Checks("def check(g): g(2)", "f"),
+    )
+    rows[1]["reference"]["entry_point"] = None
+    with pytest.raises(PromptError, match=r"2: reference .* has a test that .* as entry_point \(answer kind code\)"):
+        read_prompts(write(tmp_path / name, rows))
+
+
 def test_without_ids_a_prompt_is_known_by_what_it_asks(tmp_path):
     rows = [
         {"question": "2 + 2?", "answer": "4"},
@@ -222,6 +241,19 @@ SECOND_LINE = [
     ),
     ('{"id": "b", "prompt": "x", "reference": NaN}', r"line 2: reference is nan, expected a string, a number"),
     ('{"id": "b", "messages": [{"role": "user", "content": " "}]}', "line 2: the last message is empty"),
+    (
+        '{"id": "b", "conversations": [{"from": "human", "value": "x"}]}',
+        "line 2: unknown column 'conversations'.* columns.messages=conversations",
+    ),
+    (
+        '{"id": "b", "prompt": [{"role": "user", "content": "x"}]}',
+        "line 2: prompt is .*, expected a string; a conversation, .* is named by columns.messages=prompt$",
+    ),
+    (
+        '{"id": "b", "messages": [{"from": "human", "value": "x"}]}',
+        "line 2: message .*expected an object with role and content, both strings, and not ShareGPT's from and value$",
+    ),
+    ('{"id": "b", "prompt": "x", "": 0}', r"line 2: .* one has no name, .* with columns.ignore='\[\"\"\]', or all"),
     ('{"id": "b", "messages": [{"role": "user"}]}', "line 2: message .*expected an object with role and content"),
     (
         '{"id": "b", "messages": [{"role": "boss", "content": "x"}]}',
@@ -306,6 +338,16 @@ def test_a_number_of_parquet_is_the_one_that_was_written(tmp_path, kind):
     table = pa.table({"prompt": ["a", "b", "c"], "reference": pa.array(written, pa.decimal128(5, 1)).cast(kind)})
     pq.write_table(table, tmp_path / "p.parquet")
     assert [prompt.reference for prompt in read_prompts(tmp_path / "p.parquet")] == ["0.1", "-2.5", None]
+
+
+def test_whole_numbers_with_a_gap_are_no_floats(tmp_path):
+    """pandas makes floats of such a column, and as text 42.0 is not the answer 42."""
+    written = [42.0, None, -7.0, 0.5, 1e22]
+    columns = {"prompt": list("abcde"), "reference": written, "group": written, "answer_kind": 5 * ["text"]}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    prompts = read_prompts(tmp_path / "p.parquet")
+    assert [prompt.reference for prompt in prompts] == ["42", None, "-7", "0.5", "1e+22"]
+    assert [prompt.group for prompt in prompts] == ["42", None, "-7", "0.5", "1e+22"]
 
 
 def test_a_csv_column_that_is_there_twice_is_not_lost(tmp_path):

@@ -136,9 +136,17 @@ def test_truncated_file(make_trace, tmp_path):
         read_traces(path)
 
 
-def test_nothing_there(tmp_path):
-    with pytest.raises(TraceError, match="no trace file there"):
+def test_nothing_there(make_trace, tmp_path):
+    with pytest.raises(TraceError, match=r"absent: no trace file there$"):
         read_traces(tmp_path / "absent")
+    (tmp_path / "parts" / "test").mkdir(parents=True)
+    with pytest.raises(TraceError, match=r"parts: no trace file there$"):
+        read_traces(tmp_path / "parts")
+    write_traces(tmp_path / "parts" / "test" / "traces-00000.parquet", [make_trace()])
+    with pytest.raises(
+        TraceError, match=r"parts: no trace file there, expected one of the folders .* as .*parts/test$"
+    ):
+        read_traces(tmp_path / "parts")
 
 
 @pytest.mark.parametrize("boundaries", [[7, 4, 10], [4, 4, 10], [4, 7, 11], [0, 4, 7]])

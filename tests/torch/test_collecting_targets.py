@@ -18,7 +18,8 @@ from specexit.schemas.features import FeaturesConfig
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, config
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collecting import collect
-from torch_specexit.collecting.work import CollectError, check_positions, longest
+from torch_specexit.collecting.tracer import check_lengths
+from torch_specexit.collecting.work import CollectError, all_asks, check_positions, longest
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,26 @@ def test_a_chat_template_that_cannot_be_applied(tmp_path, server, file, content,
     with pytest.raises(InputError, match=rf"prompt 'test-0-00000': the chat template of target mine .*{message}"):
         collect(config(server, tmp_path / "out", target=str(tmp_path / "mine.yaml")))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("template", ["x", "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}"])
+def test_a_chat_template_that_drops_what_is_asked(tmp_path, server, template):
+    """Each trace would have answered a question that nobody asked, and all of them the same."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    target = TARGET.model_copy(update={"name": "mine", "path": str(tmp_path / "model")})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(target.model_dump(mode="json")))
+    asked = {"target": str(tmp_path / "mine.yaml")}
+    said = (
+        r"prompts 'test-0-00000' and 'test-0-00001' are the same \d+ tokens, .* mine does not write what the user says"
+    )
+    with pytest.raises(InputError, match=said):
+        collect(config(server, tmp_path / "out", **asked))
+    assert not (tmp_path / "out").exists()
+    rows = [{"id": "a", "prompt": "3 + 4?"}, {"id": "b", "prompt": "3 + 4? "}]  # these two are one in many a template
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked |= {"split": None, "n": None, "prompts": str(tmp_path / "prompts.jsonl")}
+    check_lengths(made := config(server, tmp_path / "out", **asked), target, all_asks(made, target))
 
 
 SWITCH = (

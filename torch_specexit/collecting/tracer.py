@@ -90,15 +90,21 @@ def encoded(chat: Any, tokenizer: FastTokenizer, target: TargetConfig, prompt: P
 
 
 def check_lengths(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
-    """Check every prompt's length before an engine starts, and not when its turn comes.
+    """Check every prompt's length before an engine starts, and not when its turn comes; and that they are not all one.
 
     Raises:
-      InputError: one is too long, see `encoded`.
+      InputError: one is too long, see `encoded`; or several ask different things in the same tokens, all of them, as of
+        a chat template that does not write what the user says.
     """
     chat, tokenizer, length = load_chat_tokenizer(target), target.tokenizer(), longest(config, target)
-    for ask in asks:
-        if ask.sample == 0:
-            encoded(chat, tokenizer, target, ask.prompt, length)
+    first, *others = (ask.prompt for ask in asks if ask.sample == 0)
+    ids = encoded(chat, tokenizer, target, first, length)
+    same = [encoded(chat, tokenizer, target, other, length) == ids for other in others]
+    if all(same) and (unlike := [other for other in others if other.text.split() != first.text.split()]):
+        raise InputError(
+            f"prompts {first.id!r} and {unlike[0].id!r} are the same {len(ids)} tokens, and so are all others: the "
+            f"chat template of target {target.name} does not write what the user says, expected one that does"
+        )
 
 
 class Tracer:

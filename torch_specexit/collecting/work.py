@@ -258,7 +258,7 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
         )
     for ask in asks:
         prompt, name = ask.prompt, ask.prompt.answer_kind or target.answer_kind
-        if prompt.reference is None:
+        if prompt.reference is None or ask.sample:
             continue
         if why := kind(name).why_no_reference(prompt.reference, prompt.choices):
             raise PromptError(

@@ -56,7 +56,9 @@ def trace_files(path: Path) -> list[Path]:
     # Hidden files hold no traces: macOS leaves a ``._NAME`` beside what it copies.
     files = sorted(file for file in path.glob("*.parquet") if file.name[0] != ".") if path.is_dir() else parts_of(path)
     if not files or not files[-1].exists():
-        raise TraceError(f"{path}: no trace file there")
+        parts = sorted({file.parent for file in path.glob("*/*.parquet")}) if path.is_dir() else ()
+        below = f", expected one of the folders in it that have some, such as {parts[0]}" if parts else ""
+        raise TraceError(f"{path}: no trace file there{below}")
     there = set(files)
     for file in files if path.is_dir() else ():
         if last_of(file) not in there:

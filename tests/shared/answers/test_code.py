@@ -1,5 +1,7 @@
 """Programs: which block counts, which pass, and that a careless one does no harm outside the sandbox."""
 
+import json
+import re
 import socket
 import sys
 
@@ -164,6 +166,84 @@ def test_what_can_be_a_reference():
     for without in ('{"test": null}', '{"test": ""}', '{"test": 1}', '{"tests": "assert f() == 2"}'):
         assert "neither tests" in (code.why_no_reference(without) or ""), without
         assert not same_answer("x = 1", without, "code")  # every program passes no tests
+
+
+CHECK = "def check(candidate):\n    assert candidate(3) == 9\n"
+METADATA = "\n\nMETADATA = {\n    'author': 'jt',\n    'dataset': 'test'\n}\n\n\n"
+TEST = "def test_square():\n    assert square(3) == 9\n"
+CASE = "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(square(3), 9)\n"
+SUITE = "unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))"
+UNUSED = "has a test that comes to its end whatever the program is"
+
+NO_TESTS = [
+    # every program would pass
+    ({"test": CHECK}, rf"{UNUSED}.* or def check\(candidate\) and the name to call it with as entry_point"),
+    ({"test": METADATA + CHECK}, UNUSED),  # HumanEval's own column, without the others
+    ({"test": CHECK, "entry_point": None}, UNUSED),
+    ({"test": CHECK, "entry_point": ""}, UNUSED),
+    ({"test": TEST}, UNUSED),
+    ({"test": f"import random\nrandom.seed(0)\n{TEST}"}, UNUSED),
+    ({"test": CASE}, UNUSED),
+    ({"test": f"{CASE}if __name__ == '__main__':\n    unittest.main(exit=False)"}, UNUSED),  # which finds none there
+    ({"test": "assert True"}, UNUSED),
+    ({"test": "# assert square(3) == 9"}, UNUSED),
+    ({"test": " "}, UNUSED),
+    # none would
+    (
+        {"test": "assert square(3) == 9", "entry_point": "square"},
+        "has entry_point 'square', .* its test defines no check: ",
+    ),
+    ({"test": CHECK, "entry_point": "a square"}, "has entry_point 'a square', expected the name of what"),
+    ({"test": CHECK, "entry_point": " "}, "has entry_point ' ', expected the name of what"),
+    ({"test": "assert square(3) == 9)"}, r"has a test that is no Python: unmatched '\)' \(test, line 1\)"),
+    ({"test": "\x00"}, "has a test that is no Python"),
+    ({"test": "assert square(3) == 9", "prompt": "Write a function."}, "has a prompt that is no Python, .* line 1"),
+]
+
+TESTS = [
+    {"test": METADATA + CHECK, "entry_point": "square", "prompt": 'def square(x):\n    """Square."""\n'},
+    {"test": CHECK, "entry_point": "square", "prompt": None},
+    {"test": CHECK, "entry_point": "Squarer().square", "prompt": "class Squarer:\n    def square(self, x):"},
+    {"test": "check = lambda candidate: candidate(3) == 9 or 1 / 0", "entry_point": "square"},
+    {"test": "assert square(3) == 9"},  # MBPP
+    {"test": "for x, y in zip(inputs := [3, -2], results := [9, 4]):\n    assert square(x) == y"},  # MBPP+
+    {"test": "assert all(square(x) == x * x for x in range(9))"},
+    {"test": "answer = square(3)\nif answer != 9:\n    raise ValueError(answer)"},
+    {"test": "from __future__ import annotations\nassert square(3) == 9"},
+    {"test": f"{CHECK}check(square)"},
+    {"test": f"{TEST}test_square()"},
+    {"test": f"{TEST}if __name__ == '__main__':\n    test_square()"},
+    {"test": f"{TEST}for name, test in [*globals().items()]:\n    name.startswith('test') and test()"},
+    {"test": f"{CASE}assert {SUITE}.wasSuccessful()"},
+    {"test": "class T:\n    def go(self):\n        y = (lambda: square(3))()\n        assert y == 9\nT().go()"},
+]
+
+
+@pytest.mark.parametrize(("fields", "why"), NO_TESTS)
+def test_tests_that_all_programs_pass_or_none_are_no_reference(fields, why):
+    """With the former every trial agreed and every trace was right, and an early exit was certified to lose nothing."""
+    assert re.match(why, kind("code").why_no_reference(json.dumps(fields)) or "")
+
+
+@pytest.mark.parametrize("fields", TESTS)
+def test_forms_of_tests(fields):
+    reference = json.dumps(fields)
+    assert kind("code").why_no_reference(reference) is None
+    program, wrong = "def square(x):\n    return x * x", "def square(x):\n    return x + 7"
+    if "Squarer" in reference:  # whose method is to be filled
+        program, wrong = "        return x * x", "        return x + 7"
+    assert same_answer(program, reference, "code")
+    assert not same_answer(wrong, reference, "code")
+
+
+@pytest.mark.parametrize("reference", ["42", "1/2", "A", "yes", "(x, y)", "# nothing", '"text"', "{}"])
+def test_an_answer_is_no_program(reference):
+    assert "neither tests" in (kind("code").why_no_reference(reference) or "")
+
+
+@pytest.mark.parametrize("reference", ["", " \n"])
+def test_nothing_is_no_program(reference):
+    assert "is empty, expected an answer, or null" in (kind("code").why_no_reference(reference) or "")
 
 
 def test_time_is_limited():

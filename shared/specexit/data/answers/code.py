@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import re
+import symtable
+from codeop import compile_command
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,6 +25,10 @@ _DEFINES = re.compile(
     r"^(?:async\s+)?def\s+(?!test|main\b)|^class\s+(?!Test|\w+\(.*TestCase)|^\w+\s*=\s*lambda\b", re.M
 )
 """A definition that is neither a test nor ``main``."""
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What Python's parser says of text that is no program."""
+_PYTHONS_OWN = {*dir(builtins)} - {"eval", "exec", "globals", "locals", "vars"}
+"""Names that say nothing of a program; through those that are left out here tests may come to any of its names."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,41 @@ class Checks:
         fields = _json_object(reference)
         if fields is None or not set(fields) <= {"test", "entry_point", "prompt"} or not fields.get("test"):
             return None
-        return cls(**fields) if all(value is None or isinstance(value, str) for value in fields.values()) else None
+        given = {name: value for name, value in fields.items() if value is not None}
+        return cls(**given) if all(isinstance(value, str) for value in given.values()) else None
 
     def around(self, program: str) -> str:
         """The whole source to run."""
         call = f"check({self.entry_point})" if self.entry_point else ""
         parts = (self.prompt, program, '__name__ = "__main__"', self.test, call)
         whole = "\n\n".join(part for part in parts if part) + "\n"
-        return _futures_first(whole) if "__future__" in program else whole
+        return _futures_first(whole) if "__future__" in whole else whole
+
+    def flaw(self) -> str | None:
+        """Why every program, or none, would pass; None where nothing is known that speaks against them."""
+        try:
+            own, used = _names(self.test)
+        except _UNREADABLE as error:
+            return f"has a test that is no Python: {error}"
+        try:
+            compile_command(self.prompt, symbol="exec")  # it may be a beginning, such as a function's head
+        except _UNREADABLE as error:
+            return f"has a prompt that is no Python, but runs before the program: {error}"
+        if self.entry_point:
+            if not self.entry_point.strip() or _tree(f"({self.entry_point})") is None:
+                return f"has entry_point {self.entry_point!r}, expected the name of what the program defines"
+            if "check" not in own:
+                return (
+                    f"has entry_point {self.entry_point!r}, which check is called with, but its test defines no check: "
+                    "leave entry_point out, or write the test as def check(candidate)"
+                )
+        elif not used - own - _PYTHONS_OWN:
+            return (
+                "has a test that comes to its end whatever the program is, as nothing of it is used when the test "
+                "runs: expected statements such as assert f(2) == 4, calls of the functions that hold them, or "
+                "def check(candidate) and the name to call it with as entry_point"
+            )
+        return None
 
 
 class Code(AnswerKind):
@@ -90,10 +124,15 @@ class Code(AnswerKind):
         return next(filter(_DEFINES.search, programs), programs[0] if programs else None)
 
     def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
-        """A reference has to be tests, or a program; JSON without tests is none, though Python reads it as a dict."""
-        del choices
-        if Checks.loads(reference) is None and (_json_object(reference) is not None or _tree(reference) is None):
-            return "is neither tests (JSON with test, entry_point, prompt) nor a Python program"
+        """A reference has to be tests that some programs pass and others do not, or a program.
+
+        JSON without tests is none, though Python reads it as a dict, and neither is ``42`` or a word.
+        """
+        if tests := Checks.loads(reference):
+            return tests.flaw()
+        if _json_object(reference) is not None or not _does_something(reference):
+            why = "is neither tests (JSON with test, entry_point, prompt) nor a Python program"
+            return super().why_no_reference(reference, choices) or why
         return None
 
     def plainly_same(self, a: str, b: str) -> bool | None:
@@ -162,7 +201,7 @@ def _futures_first(source: str) -> str:
         tree = ast.parse(source)
         body = sorted(tree.body, key=lambda node: getattr(node, "module", None) != "__future__")
         return ast.unparse(ast.Module(body, tree.type_ignores))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except _UNREADABLE:
         return source  # which then fails in the sandbox
 
 
@@ -177,5 +216,42 @@ def _json_object(text: str) -> dict[str, Any] | None:
 def _tree(source: str) -> str | None:
     try:
         return ast.dump(ast.parse(source))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except _UNREADABLE:
         return None
+
+
+def _does_something(source: str) -> bool:
+    """Whether a source is Python with a statement, or at least a call."""
+    try:
+        body = ast.parse(source).body
+    except _UNREADABLE:
+        return False
+    return any(not isinstance(node, ast.Expr) or any(isinstance(n, ast.Call) for n in ast.walk(node)) for node in body)
+
+
+@lru_cache(maxsize=1 << 14)  # a test may have megabytes, and `collect` checks the prompts that it has read once more
+def _names(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Names that a source defines, and those that it looks up when it runs.
+
+    Of functions and classes only those run whose name is looked up; of a class all methods do.
+
+    Raises:
+      SyntaxError, ValueError, RecursionError, MemoryError: it is no Python.
+
+    Example:
+      >>> own, used = _names("def test():\\n    assert f(1) == 2\\n")
+      >>> sorted(own), sorted(used)
+      (['test'], [])
+      >>> sorted(_names("def test():\\n    assert f(1) == 2\\n\\ntest()\\n")[1])
+      ['f', 'test']
+    """
+    top = symtable.symtable(source, "test", "exec")
+    own = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    used = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
+    idle = top.get_children()
+    while running := [table for table in idle if table.get_name() in used or table.get_name() not in own]:
+        idle = [table for table in idle if table not in running]
+        for table in running:  # grows, by what is defined in there
+            used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+            running += table.get_children()
+    return frozenset(own), frozenset(used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,17 @@ def to_prompt(row: Row, where: str, columns: ColumnsConfig) -> Prompt:
             raise PromptError(f"{where}: has {columns.prompt} and {columns.messages}, expected one of them")
         text = messages[-1]["content"]
     else:
-        text = text_of(row.get(columns.prompt), where, columns.prompt)
+        asked = row.get(columns.prompt)
+        if isinstance(asked, list):
+            raise PromptError(
+                f"{where}: {columns.prompt} is {asked!r:.200}, expected a string; a conversation, messages of role and "
+                f"content, is named by columns.messages={columns.prompt}"
+            )
+        text = text_of(asked, where, columns.prompt)
     return Prompt(
         id=_id(row[columns.id], where, columns.id) if columns.id in row else _id_of(messages or text),
         text=text,
-        reference=optional_text(row.get(columns.reference), where, columns.reference),
+        reference=optional_text(_tests(row.get(columns.reference)), where, columns.reference),
         messages=messages,
         task=optional_text(row.get(columns.task), where, columns.task),
         answer_kind=optional_text(row.get(columns.answer_kind), where, columns.answer_kind),
@@ -67,7 +73,13 @@ def _check_names(row: Row, where: str, columns: ColumnsConfig) -> None:
     close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     listed = ", ".join(map(repr, unknown))
-    meaning = "reference" if columns.prompt in row or columns.messages in row else "prompt"
+    if "" in unknown:  # in a shell's words `columns.ignore=` leaves out no column
+        raise PromptError(
+            f"{where}: of the columns {listed} one has no name, as pandas writes its index: leave it out with "
+            "columns.ignore='[\"\"]', or all that are not named with columns.ignore='*'"
+        )
+    asked = "messages" if isinstance(_listed(row[unknown[0]]), list) else "prompt"
+    meaning = "reference" if columns.prompt in row or columns.messages in row else asked
     raise PromptError(
         f"{where}: unknown column {unknown[0]!r}{meant}; of {listed}, name those that are meant, as in "
         f"columns.{meaning}={unknown[0]}, and leave the others out with columns.ignore, a name, a list or *"
@@ -93,6 +105,11 @@ def _listed(value: Any) -> Any:
         with suppress(ValueError, RecursionError):
             return json.loads(value)
     return value
+
+
+def _tests(value: Any) -> Any:
+    """A program's tests that are written as an object, as the text that a reference is; anything else as it is."""
+    return json.dumps(dict(value)) if isinstance(value, Mapping) and "test" in value else value
 
 
 def _choices(value: Any, where: str, name: str) -> tuple[str, ...] | None:

@@ -56,13 +56,15 @@ def text_of(value: Any, where: str, what: str) -> str:
 def optional_text(value: Any, where: str, what: str) -> str | None:
     """A string, a number as a string, or None.
 
+    A float that is a whole number is written without its ``.0``: a column of integers with a gap has become floats.
+
     Raises:
       PromptError: it is something else.
     """
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
+        return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
     raise PromptError(f"{where}: {what} is {value!r:.200}, expected a string, a number or nothing")
 
 
@@ -81,6 +83,7 @@ def conversation(value: Any, where: str) -> tuple[dict[str, str], ...]:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise PromptError(
                 f"{where}: message {message!r:.200}, expected an object with role and content, both strings"
+                + (", and not ShareGPT's from and value" if isinstance(message, dict) and "from" in message else "")
             )
         if message["role"] not in ROLES or not isinstance(message["content"], str):
             raise PromptError(f"{where}: message {message!r:.200}, expected a role of {', '.join(ROLES)} and a string")
