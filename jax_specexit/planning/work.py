@@ -125,7 +125,7 @@ def step_work(
       shapes: sizes of its models.
       mesh: what it runs on.
       tile, backward: rows of a tile and backward products of the attention kernel; without ``tile``, the tiles are the
-        splash kernel's own choice.
+        splash kernel's own choice. They are those of other kernels where the count is held against a compiled program.
     """
     tensor = mesh.shape["tensor"]
     length, shards = shapes.length, mesh.shape[CONTEXT]

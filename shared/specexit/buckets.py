@@ -121,7 +121,12 @@ class BucketPath(PosixPath):
                 raise
 
     def open(self, mode: str = "r", *_: Any, **options: Any) -> Any:
-        """The object to read, or a context manager around one to write, which is there when that ends without error."""
+        """The object to read, or a context manager around one to write, which is there when that ends without error.
+
+        Raises:
+          FileNotFoundError: it is to be read, and there is none.
+          BucketError: the mode is another than ``r``, ``rb`` or ``wb``, or the bucket refuses.
+        """
         if mode in ("r", "rb"):
             with explained(self, "read"):
                 return filesystem().open(str(self), mode, **options)

@@ -29,41 +29,37 @@ class Sizes:
     draft: int
     calibration: int
     test: int
-    steps: int
-    boundary_weight: int
-    """Of split tokens in the signal losses."""
-    fc_steps: int
     bench: int
     latency: int
     rounds: int
     epsilon: float
+    train: tuple[str, ...] = ()
+    """What is changed in the draft's recipe, beside paths and the seed."""
+    train_fc: tuple[str, ...] = ()
+    """What is changed in the recipe of the signals of source fc."""
 
 
 FULL = Sizes(
     draft=1400,
     calibration=800,
     test=300,
-    steps=2240,
-    boundary_weight=10,
-    fc_steps=300,
     bench=300,
     latency=40,
     rounds=5,
     epsilon=0.01,
 )
-# With so few traces, a weight of 10 has the draft learn their boundaries by heart: it is then so sure of its mistakes
-# that no threshold keeps them out.
 QUICK = Sizes(
     draft=375,
     calibration=150,
     test=32,
-    steps=560,
-    boundary_weight=1,
-    fc_steps=60,
     bench=32,
     latency=4,
     rounds=2,
     epsilon=0.05,
+    # With so few traces, the recipe's boundary weight has the draft learn their boundaries by heart: it is then so sure
+    # of its mistakes that no threshold keeps them out.
+    train=("steps=560", "signals.boundary_weight=1"),
+    train_fc=("steps=60",),
 )
 
 
@@ -112,7 +108,7 @@ def stages(config: DemoConfig) -> list[Stage]:
     packed = run / "packed"
     arguments = ["pack", f"traces={labelled / 'draft'}", f"out={packed}", "length=768", seed]
     out.append(Stage("pack training examples", arguments, packed))
-    for suffix, steps in (("", size.steps), ("-fc", size.fc_steps)):
+    for suffix, changes in (("", size.train), ("-fc", size.train_fc)):
         train, draft = run / f"train{suffix}", run / f"draft{suffix}"
         source = "fc" if suffix else "draft"
         arguments = [
@@ -121,11 +117,11 @@ def stages(config: DemoConfig) -> list[Stage]:
             f"target={config.target}",
             f"data={packed}",
             f"out={train}",
-            f"steps={steps}",
             seed,
+            *changes,
         ]
         arguments += [f"eval_traces={labelled / 'calibration'}", "evaluate_n=300"]
-        arguments += [f"init_from={run / 'draft'}"] if suffix else [f"signals.boundary_weight={size.boundary_weight}"]
+        arguments += [f"init_from={run / 'draft'}"] if suffix else []
         out.append(Stage(f"train, signals of source {source}", arguments, train, resumes=True))
         out.append(
             Stage(f"convert to a draft directory ({source})", ["convert", f"run={train}", f"out={draft}"], draft)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 SHOWN = 12
 """Digits of a hash in messages."""
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex; the file may be larger than the memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fields_sha256(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of what can be written as JSON, in hex; the order of the keys does not matter."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def differences(there: Any, asked: Any) -> str:

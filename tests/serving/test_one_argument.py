@@ -32,7 +32,7 @@ def exported(shared, drafts):
             names = (f"midlayer.self_attn.{part}_norm.weight" for part in "qk")
             qwen = config.model_copy(update={"model_type": "qwen3"})
             write_draft(folder / "draft", qwen, tensors | dict(zip(names, norms, strict=True)))
-            settings = {"format": "speculators", "target": "tiny-reasoner", "speculative_tokens": 3}
+            settings = {"format": "speculators", "target": "tiny-reasoner", "num_speculative_tokens": 3}
             export(ExportConfig(draft=folder / "draft", out=folder / "export", **settings))
     return folder
 

@@ -10,6 +10,18 @@ from specexit import demo as module
 from specexit.config import ConfigError, load
 from specexit.demo import demo, stages
 from specexit.schemas.demo import DemoConfig
+from specexit.schemas.train import TrainConfig
+
+PATHS = {"target", "data", "out", "eval_traces", "init_from"}
+
+
+def test_the_demo_trains_as_its_recipes_say():
+    """It said steps and weights once more, and what is measured about its recipes read those of the recipes."""
+    trained = [stage.arguments for stage in stages(DemoConfig()) if stage.arguments[0] == "train"]
+    given = [{argument.split("=", 1)[0] for argument in arguments[2:]} for arguments in trained]
+    assert [keys - PATHS for keys in given] == [{"seed", "evaluate_n"}] * 2
+    draft, fc = (load(TrainConfig, Path(arguments[1]), arguments[2:]) for arguments in trained)
+    assert (draft.steps, draft.signals.boundary_weight, fc.steps, fc.signals.boundary_weight) == (2240, 10, 300, 10)
 
 
 @pytest.fixture

@@ -229,6 +229,16 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
         import_draft(ImportConfig(draft=out, target=target, out=tmp_path / "again"))
 
 
+def test_draft_tokens_are_asked_for_as_in_serving(tmp_path, target, write_random_draft):
+    """They were `speculative_tokens` here alone."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    config, _, _ = exported(folder, tmp_path, "speculators", target, num_speculative_tokens=5)
+    (proposal,) = config["speculators_config"]["proposal_methods"]
+    assert proposal["speculative_tokens"] == 5
+    _, _, out = exported(folder, tmp_path, "eagle3", target, num_speculative_tokens=5)
+    assert '"num_speculative_tokens": 5}' in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("shape", "said"),
     [

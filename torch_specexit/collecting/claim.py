@@ -15,11 +15,11 @@ from typing import Any
 from specexit.config import ConfigError, read_yaml, save_run
 from specexit.data.engine import save_engine_types
 from specexit.data.stream import MANIFEST
-from specexit.differences import leaves
+from specexit.differences import file_sha256, leaves
 from specexit.locks import take
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TARGET_FILE, TargetConfig, load_target_config, save_target
-from torch_specexit.collecting.manifest import file_sha256, read_files
+from torch_specexit.collecting.manifest import read_files
 from torch_specexit.collecting.summary import SUMMARY
 
 FREE_TO_CHANGE = {

@@ -22,6 +22,7 @@ from specexit.config import ConfigError, write_text
 from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
 from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
+from specexit.differences import file_sha256
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.errors import InputError
 from specexit.locks import take
@@ -30,7 +31,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.asked import asks_sha256, check_same_prompts, save_asked
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive, rename_prompts
-from torch_specexit.collecting.manifest import Finished, Manifest, file_sha256, read_files, read_manifest, same_weights
+from torch_specexit.collecting.manifest import Finished, Manifest, read_files, read_manifest, same_weights
 from torch_specexit.collecting.summary import Counts, count
 from torch_specexit.collecting.work import Ask, Chunk, CollectError, chunks
 

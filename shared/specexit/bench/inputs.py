@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from specexit.bench.results import Results, read_results
 from specexit.config import read_yaml
 from specexit.data.scores import ScoreError, Scores, read_scores
 from specexit.data.traces import data_sha256
-from specexit.differences import SHOWN, differences
+from specexit.differences import SHOWN, differences, fields_sha256, file_sha256
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import Serving, policy_sha256, read_policy
@@ -42,7 +40,7 @@ def inputs_of(config: BenchConfig, target: TargetConfig, over: Callable[[Serving
         if draft is not None:
             block = read_config(draft).specexit
             found |= draft_inputs(draft, key)
-            found[f"{key}.serving"] = _sha256_of(over(block.serving).ends) if block else "none"
+            found[f"{key}.serving"] = fields_sha256(over(block.serving).ends) if block else "none"
     for key in ("traces", "calibration_traces", "scores"):
         path = getattr(config, key)
         if path is not None:
@@ -58,12 +56,7 @@ def inputs_of(config: BenchConfig, target: TargetConfig, over: Callable[[Serving
 
 def settings_sha256(target: TargetConfig) -> str:
     """Hash of what a target's YAML says, but for where its model lies."""
-    return _sha256_of(target.model_dump(mode="json", exclude={"path"}))
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file that fits into memory."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return fields_sha256(target.model_dump(mode="json", exclude={"path"}))
 
 
 def others(there: Mapping[str, str], here: Mapping[str, str]) -> str:
@@ -109,10 +102,6 @@ def tolerance_of(draft: Path) -> Tolerance:
     return Tolerance(
         A_POINT, f"the draft's policy is certified for {risk} <= {epsilon:g}, which is no loss of accuracy"
     )
-
-
-def _sha256_of(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def read_scores_of(path: Path, draft: Path) -> Scores:

@@ -19,11 +19,12 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from specexit.bench.inputs import draft_inputs, file_sha256, others, read_scores_of
+from specexit.bench.inputs import draft_inputs, others, read_scores_of
 from specexit.bench.requests import Request, read_requests
 from specexit.bench.results import ResultsError, read_results
 from specexit.config import Config, write_text
 from specexit.data.traces import Trace, check_one_target, data_sha256, read_traces
+from specexit.differences import file_sha256
 from specexit.drafts.directory import DraftError, read_config
 from specexit.errors import listed
 from specexit.method.decision import EARLY_TOKENS, Policy

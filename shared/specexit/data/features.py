@@ -27,7 +27,7 @@ from pydantic import Field
 
 from specexit.config import Config, read_made, write_text
 from specexit.data.sequences import Example
-from specexit.differences import differences
+from specexit.differences import differences, file_sha256
 from specexit.errors import InputError
 from specexit.locks import take
 from specexit.outputs import put
@@ -223,8 +223,7 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, rows: list[Example
             f"{folder / name}: cannot be written: {error}; what is finished stays, and the same command goes on with it"
         ) from error
     beside.chmod(0o644)
-    with beside.open("rb") as file:
-        done = Shard(size=beside.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    done = Shard(size=beside.stat().st_size, sha256=file_sha256(beside))
     put(beside, folder / name)
     found = manifest.model_copy(update={"shards": manifest.shards | {name: done}})
     write_text(folder / FILE, found.model_dump_json(indent=2) + "\n")

@@ -246,6 +246,8 @@ def _target_named(name: str, given: str | None, *places: Path) -> TargetConfig:
 def target_of_both(path: Path, draft: Path, named: str | None, given: str | None = None) -> TargetConfig:
     """The target that wrote all traces of a file or folder and that a draft was made for.
 
+    Unlike `target_of_file`, it does not compare where the target finds boundaries with the copy beside the traces.
+
     Args:
       path: of the traces.
       draft: its folder.

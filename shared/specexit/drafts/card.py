@@ -228,7 +228,7 @@ def _model_of(target: TargetConfig) -> str:
 
 def _serving(config: ExportConfig, target: TargetConfig, *, exits: bool) -> str:
     served = config.base_model or _model_of(target)
-    k = config.speculative_tokens
+    k = config.num_speculative_tokens
     speculative = json.dumps({"method": "eagle3", "model": "FOLDER", "num_speculative_tokens": k})
     vllm = f"vllm serve {served} --speculative-config '{speculative}'"
     # No index has the package, so the name alone would install nothing, or what somebody else calls so.

@@ -262,7 +262,7 @@ def _speculators(config: ExportConfig, draft: DraftConfig, stored: dict[str, Sto
     flags = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "draft_vocab_size", "torch_dtype")
     name = config.base_model or str(target.folder.absolute())  # a relative one is a name on the Hub elsewhere
     verifier = {"name_or_path": name, "architectures": target.hf_config().get("architectures", [])}
-    proposal = {"proposal_type": "greedy", "speculative_tokens": config.speculative_tokens}
+    proposal = {"proposal_type": "greedy", "speculative_tokens": config.num_speculative_tokens}
     whole = {
         "architectures": ["Eagle3Speculator"],
         "speculators_model_type": "eagle3",

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.config import write_text
+from specexit.differences import file_sha256
 from specexit.drafts.certified import doubts_of
 from specexit.drafts.directory import check_given
 from specexit.drafts.files import read_json
@@ -60,10 +61,7 @@ def _write(folder: Path, older: str, today: str) -> tuple[PolicyFile, str]:
 
 def sha256_of(folder: Path) -> str:
     """What older versions knew a folder's weights by: SHA-256 of the file, or of the lines of its files' SHA-256."""
-    hashes = []
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    hashes = [file_sha256(path) for path in weight_files(folder)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 

@@ -68,11 +68,19 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Shaped[np.ndarray, "*shape"]:
-        """The tensor, read into memory of its own."""
+        """The tensor, read into memory of its own.
+
+        Raises:
+          TensorError: the file is truncated.
+        """
         return self._values(0, math.prod(self.shape)).reshape(self.shape)
 
     def rows(self, begin: int, end: int) -> Shaped[np.ndarray, "rows ..."]:
-        """The rows from ``begin`` up to ``end`` of a tensor with at least one axis; no other is read."""
+        """The rows from ``begin`` up to ``end`` of a tensor with at least one axis; no other is read.
+
+        Raises:
+          TensorError: the file is truncated.
+        """
         width = math.prod(self.shape[1:])
         return self._values(begin * width, end * width).reshape(-1, *self.shape[1:])
 
@@ -89,7 +97,11 @@ class Stored:
         return flat
 
     def blocks(self, start: int = 0) -> Iterator[UInt8[np.ndarray, " block"]]:
-        """The tensor's bytes from byte ``start`` on, in order; each block takes the memory of the one before it."""
+        """The tensor's bytes from byte ``start`` on, in order; each block takes the memory of the one before it.
+
+        Raises:
+          TensorError: the file is truncated.
+        """
         buffer = np.empty(min(BLOCK, self.nbytes), np.uint8)
         with self.file.open("rb") as file:
             file.seek(self.start + start)
@@ -389,7 +401,11 @@ def together(hashes: Mapping[str, str]) -> str:
 
 
 def tensor_hash(stored: Stored, look: Callable[[np.ndarray], None] | None = None) -> str:
-    """BLAKE3 of a tensor's type, shape and bytes, which ``look`` sees as well."""
+    """BLAKE3 of a tensor's type, shape and bytes, which ``look`` sees as well.
+
+    Raises:
+      TensorError: its file is truncated.
+    """
     hashed = _hash_of(stored.dtype, stored.shape)
     for block in stored.blocks():
         if look is not None:

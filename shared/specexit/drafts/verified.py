@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from specexit.config import write_bytes
+from specexit.differences import fields_sha256
 from specexit.drafts.config import DraftConfig, read_config
 from specexit.drafts.files import TensorError, read_bytes, read_json
 from specexit.drafts.fingerprints import target_fingerprint
@@ -86,8 +85,7 @@ def hand_on_verification(folder: Path, to: Path, weights: str) -> None:
 
 def geometry_sha256(draft: DraftConfig) -> str:
     """SHA-256 of what a draft's config says of its computation: without signals, policy and the name of a class."""
-    fields = draft.model_dump(mode="json", exclude={"specexit", "architectures"})
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return fields_sha256(draft.model_dump(mode="json", exclude={"specexit", "architectures"}))
 
 
 def read_verification(folder: Path, target: Path | None = None) -> tuple[Verification | None, str | None]:

@@ -115,7 +115,11 @@ class Replay:
         self._verdicts: dict[tuple[str, float], Verdicts] = {}
 
     def play(self, policy: Policy) -> Outcome:
-        """Apply a policy to every trace."""
+        """Apply a policy to every trace.
+
+        Raises:
+          ValueError: the policy has early thresholds, and the signals are those at boundaries alone.
+        """
         verdicts = self.verdicts(policy)
         allowed = verdicts.offset >= policy.min_thinking_tokens
         allowed &= _pass(verdicts.values, policy.thresholds)

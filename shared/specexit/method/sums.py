@@ -37,9 +37,9 @@ NOTHING = Sums(*[0] * len(Sums._fields))
 """Over no traces."""
 
 
-def sums_of(replay: Replay, outcome: Outcome, probe_tokens: Int[np.ndarray, " traces"] | None = None) -> Sums:
-    """Sums over all traces."""
-    return Sums(*columns_of(replay, outcome, probe_tokens).sum(axis=1).tolist())
+def sums_of(replay: Replay, outcome: Outcome) -> Sums:
+    """Sums over all traces of a policy, which asks for no trials."""
+    return Sums(*columns_of(replay, outcome).sum(axis=1).tolist())
 
 
 def columns_of(

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specexit.bench.inputs import draft_inputs, file_sha256, others
+from specexit.bench.inputs import draft_inputs, others
 from specexit.bench.results import Results
 from specexit.data.traces import data_sha256
+from specexit.differences import file_sha256
 from specexit.report.shown import ReportError
 
 

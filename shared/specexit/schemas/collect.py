@@ -164,7 +164,11 @@ class CollectConfig(Config):
 
     @property
     def part(self) -> tuple[int, int]:
-        """(number, of how many) of the shard; (0, 1) for all of the work."""
+        """(number, of how many) of the shard; (0, 1) for all of the work.
+
+        Raises:
+          ValueError: ``shard`` has another form, which no config has that was checked.
+        """
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "0/1")
         if found is None:
             raise ValueError(f"shard is {self.shard!r}, expected i/n with i from 0 to n-1, such as 0/8")

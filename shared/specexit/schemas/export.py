@@ -35,7 +35,7 @@ class ExportConfig(Config):
         description="of the weights, as the Hub spells it, e.g. apache-2.0, for the model card; nothing here knows it, "
         "so by default the card names none",
     )
-    speculative_tokens: int = Field(
+    num_speculative_tokens: int = Field(
         default=3, gt=0, description="draft tokens per step, written where a format says it"
     )
     max_file_gib: float = Field(

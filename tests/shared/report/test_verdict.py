@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from specexit.bench.ablate import Ablations
-from specexit.bench.inputs import draft_inputs, file_sha256
+from specexit.bench.inputs import draft_inputs
 from specexit.bench.replay import ReplayCheck
 from specexit.bench.results import Exits, read_results, write_results
 from specexit.data.traces import Trace, data_sha256
+from specexit.differences import file_sha256
 from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, policy_sha256, write_policy
 from specexit.method.decision import Policy
 from specexit.method.simulate import Simulation

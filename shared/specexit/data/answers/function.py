@@ -29,7 +29,11 @@ class Function(AnswerKind):
         self._found = _load(name)
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        """What the function's own ``extract`` finds, or the box, or the text."""
+        """What the function's own ``extract`` finds, or the box, or the text.
+
+        Raises:
+          AnswerError: that fails, or gives something else than a string or None.
+        """
         del choices
         own: Callable[[str], str | None] | None = getattr(self._found, "extract", None)
         if own is None:

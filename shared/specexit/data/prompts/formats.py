@@ -1,7 +1,7 @@
 """Benchmarks whose files are known by name: the usual prompt, the answer kind, and where the reference stands.
 
 ``gsm8k:FILE`` reads FILE, in any format of `sources`, as GSM8K. Columns are those of the data sets' public
-releases; further ones are left out.
+releases; further ones are left out. A row that lacks one, or has another form, is a `PromptError` that names the place.
 """
 
 from __future__ import annotations
