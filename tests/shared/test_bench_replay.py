@@ -315,6 +315,9 @@ def test_what_cannot_be_compared_is_refused(files, traces, requests, signals):
         ScoreError, match=r"scores\.parquet: scores come from a draft with hash 000000000000, but .*draft"
     ):
         bench_replay(files)
+    write_scores(files.scores, Scores("fc", weights_hash(files.draft), named))
+    with pytest.raises(ScoreError, match=r"scores\.parquet: scores of source 'fc', but .*draft has source 'draft'"):
+        bench_replay(files)
     write_bench(files.bench, list(requests.values()), temperature=0.6)
     with pytest.raises(ReplayError, match=r"temperature 0\.6, expected greedy decoding"):
         bench_replay(files)
