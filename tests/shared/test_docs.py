@@ -292,6 +292,7 @@ def test_what_a_stranger_needs_first_is_not_in_small_print() -> None:
 
 def test_what_the_gallery_shows_can_be_run() -> None:
     shown = re.findall(r"^\$ specexit ([a-z-]+) (.*)$", (ROOT / "docs" / "gallery.md").read_text(), re.M)
+    assert len(shown) >= 10
     for name, arguments in shown:
         command, words = cli.COMMANDS[name], arguments.split()
         if command.configs is not None and (ROOT / "configs" / command.configs / f"{words[0]}.yaml").exists():

@@ -109,7 +109,7 @@ HOSTILE = {
     "a list": "holds a list",
     "truncated": "cannot be read as a checkpoint",
     "bomb": "is compressed",
-    "claims": "pytorch_model.bin: ",
+    "claims": "its parts claim more bytes than the file has",
     "a pointer": "is a pointer of Git LFS, expected the weights",
     "stretched": r"holds 'fc\.weight' of 4000000000000 bytes, expected no more than the file has",
     "flipped": r"data/\d+ holds other bytes than its checksum is of, so it is damaged: download it again",
