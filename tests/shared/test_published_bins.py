@@ -186,17 +186,18 @@ def test_no_process_of_ours_looks_in_the_working_folder_first():
 
 
 READ_BINS = """
-import json, sys
+import json, resource, sys
 from pathlib import Path
-from torch_specexit.unpickle import limit_memory, read_bin
+from torch_specexit.unpickle import main
+folder, *kinds = sys.argv[1:]
 said = {}
-for what in sys.argv[2:]:
-    path = Path(sys.argv[1], what, "pytorch_model.bin")
-    limit_memory(path)
+for what in kinds:
+    sys.argv[1:] = [str(Path(folder, what, "pytorch_model.bin")), folder]
     try:
-        read_bin(path)
-    except Exception as error:
-        said[what] = f"{path}: {error}"
+        main()
+    except SystemExit as refused:
+        said[what] = refused.code
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 print(json.dumps(said))
 """
 

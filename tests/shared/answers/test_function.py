@@ -162,6 +162,7 @@ def test_a_function_that_fails_is_named():
         extract_answer("x", "function:judged_by_me:Odd")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such limit")
 def test_answers_whose_comparison_takes_too_much_memory_differ():
     name = "function:judged_by_me:needs_much"
     assert not same_answer("much", "MUCH", name)
