@@ -8,9 +8,7 @@ behind the last mark. Where a stage has to run again, so do all stages behind it
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from specexit.config import ConfigError, find, save_run, write_bytes, write_text
-from specexit.processes import python
+from specexit.processes import run_command
 from specexit.schemas.demo import DemoConfig
 
 
@@ -76,17 +74,6 @@ class Stage:
 MARKS = ".done"
 BEGUN = "begun"
 """Mark of a demo that has begun, with the command line of its first stage."""
-
-ON_CPU = {"JAX_PLATFORMS": "cpu"}
-"""A training step is of one row, which several chips could not share. What the user's environment says wins."""
-
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "100000000000",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "500000000",
-}
-"""glibc gives every large buffer back to the kernel and faults it in again at the next step: 100,000 page faults a
-second and a quarter of the time of a training step on a CPU. This keeps them."""
 
 
 def stages(config: DemoConfig) -> list[Stage]:
@@ -174,8 +161,8 @@ def demo(config: DemoConfig) -> None:
         minutes = (time.monotonic() - started) / 60
         console.rule(f"[bold]{number}/{len(todo)}  {stage.title}[/bold]  [dim]{minutes:.1f} min[/dim]", align="left")
         console.print(f"$ specexit {' '.join(stage.arguments)}", style="dim", soft_wrap=True, markup=False)
-        environment = ON_CPU | os.environ | ALLOCATOR
-        code = subprocess.run(python("specexit", *stage.arguments), env=environment).returncode
+        # A training step is of one row, which several chips could not share.
+        code = run_command(stage.arguments, JAX_PLATFORMS="cpu")
         if code:
             raise ConfigError(
                 f"stage {number} ({stage.title}) ended with exit code {code}; run the demo again to go on"

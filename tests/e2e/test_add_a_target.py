@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from specexit.bench.requests import read_requests
 from specexit.bench.results import read_results
 from specexit.data.traces import read_labelled
-from specexit.demo import ALLOCATOR
+from specexit.processes import ALLOCATOR
 from specexit.schemas.target import load_target_config
 from tests.ports import hold_port
 from torch_specexit.plugin.worker.checking import SWITCH

@@ -60,6 +60,7 @@ def test_every_method_is_measured(run: Path) -> None:
 
 def test_speculation_changes_no_text(run: Path) -> None:
     results = read_results(run / "results.json")
+    assert results.lossless
     for name, identity in results.lossless.items():
         assert identity.mismatches == 0, name
 

@@ -169,7 +169,7 @@ def test_a_probe_that_was_killed_says_what_to_change(tmp_path, write_random_draf
 def test_draft_traces_and_the_target_given_have_to_be_of_one_name(tmp_path, write_random_draft, make_trace):
     draft, traces = write_random_draft(tmp_path / "draft", "fc", **TINY), tmp_path / "traces.parquet"
     write_traces(traces, [make_trace()])
-    with pytest.raises(ConfigError, match=r"'tiny-mixed', but the traces were written by 'tiny-reasoner'"):
+    with pytest.raises(ConfigError, match=r"'tiny-mixed', but .* belongs to 'tiny-reasoner'"):
         verify(VerifyConfig(draft=draft, traces=traces, target="tiny-mixed"))
     write_traces(traces, [make_trace(target="tiny-mixed")])
     with pytest.raises(TraceError, match=r"traces of target 'tiny-mixed', but .*draft was made for 'tiny-reasoner'"):

@@ -225,6 +225,20 @@ def test_a_server_finds_a_users_own_function_in_the_working_folder(tmp_path, mon
     assert extract_answer("5", kind) == "5"
 
 
+@pytest.mark.parametrize("missing", ["text alone", "a tokenizer"])
+def test_where_no_audit_can_be_made_none_is_expected(missing, monkeypatch, caplog):
+    engine, opened, front = opening_with(("math",), monkeypatch)
+    assert opening._audit_of(engine, opened, front) is not None
+    assert front.operation.audits
+    if missing == "a tokenizer":
+        front.tokens = None
+    else:
+        engine.model_config.is_multimodal_model = True
+    assert opening._audit_of(engine, opened, front) is None
+    assert not front.operation.audits  # so no request thinks on for one
+    assert "audits are off, they need a tokenizer and a model that reads nothing but text" in caplog.text
+
+
 def test_each_audit_is_told_to_the_metrics_that_there_are_by_then(monkeypatch):
     engine, opened, front = opening_with(("math",), monkeypatch)
     audit, told = opening._audit_of(engine, opened, front), []
@@ -264,12 +278,15 @@ IMPATIENT = (
 )
 
 
-@pytest.mark.parametrize("way", ["does not start", "takes too long"])
-def test_an_audit_fails_where_nothing_can_be_compared(way, monkeypatch):
-    code = {"does not start": "raise SystemExit(1)", "takes too long": "import time; time.sleep(60)"}[way]
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [("raise SystemExit(1)", RuntimeError), ("import time; time.sleep(60)", TimeoutError)],
+    ids=["does not start", "takes too long"],
+)
+def test_an_audit_fails_where_nothing_can_be_compared(code, error, monkeypatch):
     monkeypatch.setattr(audits, "python", lambda module: [sys.executable, "-c", code])
     monkeypatch.setattr(audits, "SECONDS_COMPARING", 1)
-    with pytest.raises((RuntimeError, TimeoutError)):
+    with pytest.raises(error):
         audit_of(r"\boxed{x+1}", r"\boxed{1+x}")
 
 
@@ -368,6 +385,7 @@ def test_only_what_a_calibration_would_count_says_something_about_the_risk(outpu
         ("allowed_token_ids", [END], False),
         ("bad_words", ["wait"], False),
         ("thinking_token_budget", 0, False),
+        ("trace_decode_token_ids", [10, END], False),
         ("structured_outputs", SimpleNamespace(choice=[r"\boxed{123456}"]), False),
         ("min_tokens", 1, False),
         ("min_tokens", 0, True),

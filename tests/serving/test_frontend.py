@@ -114,7 +114,14 @@ def test_of_requests_without_exits_adapters_and_further_choices_are_no_traffic_n
     assert prompts() == 2
 
 
-@pytest.mark.parametrize("hook", [hook for hook in SERVER_HOOKS if "beam" in hook.method], ids=str)
+BEAM_SEARCHES = [hook for hook in SERVER_HOOKS if "beam" in hook.method]
+
+
+def test_both_of_vllms_beam_searches_are_hooked():
+    assert len(BEAM_SEARCHES) == 2
+
+
+@pytest.mark.parametrize("hook", BEAM_SEARCHES, ids=str)
 def test_a_beam_searchs_steps_are_no_requests_and_its_arguments_are_checked(hook):
     """Each of its tokens used to be one; and vLLM drops the arguments, so that bad ones were taken."""
 

@@ -152,7 +152,7 @@ def test_a_draft_in_the_hubs_cache_is_said_to_lose_what_is_written_beside_it(
 
 
 def test_where_no_audit_can_be_made_no_request_thinks_on_for_one(draft, monkeypatch, caplog):
-    """As of a model that reads images, too: a share of its requests had no exits, and nobody compared anything."""
+    """A share of its requests had no exits, and nobody compared anything. `test_audits` has the other models."""
     config, opened = starting(draft, monkeypatch)
     front = opening.open_front_end(engine_with(config), opened)  # which has no tokenizer
     admitted = front.operation.resolve(None)

@@ -323,5 +323,5 @@ def test_a_target_that_vllm_would_read_wrongly_is_refused_before_anything_starts
 
 def test_a_draft_of_another_target_is_refused_before_anything_starts(write_random_draft, tmp_path):
     draft = write_random_draft(tmp_path / "draft", "draft")
-    with pytest.raises(DraftError):
+    with pytest.raises(DraftError, match="target_hidden_size"):
         serve_command(ServeConfig(target="tiny-reasoner", draft=draft))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specexit import tiny
+from specexit import processes, tiny
 from specexit.bench import recipe
 from specexit.bench.recipe import bench_recipe, gather, quantities, table
 from specexit.bench.shuffled import shuffle_labels
@@ -105,14 +105,14 @@ def test_a_run_that_was_preempted_has_no_numbers_yet(config: BenchRecipeConfig, 
         (run / "status.json").write_text(json.dumps({"status": "preempted", "step": 4, "steps": 8}))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(recipe.subprocess, "run", preempted)
+    monkeypatch.setattr(processes.subprocess, "run", preempted)
     with pytest.raises(ConfigError, match=r"/as-it-is-3 is preempted, at step 4 of 8; start again to go on$"):
         bench_recipe(config)
 
 
 def test_the_command_of_a_run_that_fails_is_one_that_can_be_given(config: BenchRecipeConfig, monkeypatch, capsys):
     """It was shown as `specexit specexit train`."""
-    monkeypatch.setattr(recipe.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    monkeypatch.setattr(processes.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     with pytest.raises(ConfigError, match=r"/as-it-is-3 ended with exit code 1; start again to go on$"):
         bench_recipe(config)
     assert capsys.readouterr().err.startswith("$ specexit train ")

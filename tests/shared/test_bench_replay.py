@@ -238,7 +238,7 @@ def write_bench(folder, requests, **sampling):
 
 
 def test_traces_of_another_target_than_the_one_given_are_refused(files):
-    with pytest.raises(ConfigError, match="target is 'qwen3-4b-thinking-2507', but the traces were written by 'tiny"):
+    with pytest.raises(ConfigError, match=r"is 'qwen3-4b-thinking-2507', but .*traces\S* belongs to 'tiny-reasoner'"):
         bench_replay(files.model_copy(update={"target": "qwen3-4b-thinking-2507"}))
     assert not files.out.exists()
 
@@ -314,6 +314,9 @@ def test_what_cannot_be_compared_is_refused(files, traces, requests, signals):
     with pytest.raises(
         ScoreError, match=r"scores\.parquet: scores come from a draft with hash 000000000000, but .*draft"
     ):
+        bench_replay(files)
+    write_scores(files.scores, Scores("fc", weights_hash(files.draft), named))
+    with pytest.raises(ScoreError, match=r"scores\.parquet: scores of source 'fc', but .*draft has source 'draft'"):
         bench_replay(files)
     write_bench(files.bench, list(requests.values()), temperature=0.6)
     with pytest.raises(ReplayError, match=r"temperature 0\.6, expected greedy decoding"):

@@ -14,7 +14,7 @@ from specexit import tiny
 from specexit.bench.methods.budget import calibrate_budget
 from specexit.cli import run
 from specexit.data.overlap import OverlapError
-from specexit.data.scores import Scores, read_scores, write_scores
+from specexit.data.scores import ScoreError, Scores, read_scores, write_scores
 from specexit.data.traces import TraceError, data_sha256, read_traces, write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
@@ -262,11 +262,15 @@ def test_accuracy_lost_without_references_is_refused(setting):
 def test_scores_of_another_draft_are_refused(setting, tmp_path, write_random_draft):
     paths = setting(np.full(N, 0.9), [True] * N)
     other = write_random_draft(tmp_path / "other", "draft", seed=1)
-    refused(paths | {"draft": other}, r"scores\.parquet: scores come from a draft with hash .* score the")
+    refused(paths | {"draft": other}, r"scores\.parquet: scores come from a draft with hash .* score the", ScoreError)
 
 
 def test_scores_of_another_source_are_refused(setting):
-    refused(setting(np.full(N, 0.9), [True] * N, source="fc"), r"scores of source 'fc', but .* has source 'draft'")
+    refused(
+        setting(np.full(N, 0.9), [True] * N, source="fc"),
+        r"scores of source 'fc', but .* has source 'draft'",
+        ScoreError,
+    )
 
 
 def test_scores_made_with_other_weights_of_the_target_are_refused(setting):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from specexit import demo as module
+from specexit import processes
 from specexit.config import ConfigError, load
 from specexit.demo import demo, stages
 from specexit.schemas.demo import DemoConfig
@@ -37,6 +38,7 @@ def ran(monkeypatch):
     def run(command, env):
         arguments = command[4:]
         commands.all.append(arguments[0])
+        commands.platforms = env["JAX_PLATFORMS"]
         keys = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
         out = Path(keys.get("out", keys.get("draft")))
         out.mkdir(parents=True, exist_ok=True) if not out.suffix else out.write_text("{}")
@@ -48,7 +50,7 @@ def ran(monkeypatch):
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(module, "save_run", lambda *_: None)  # asks git
-    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(run=run))
     return commands
 
 
@@ -63,6 +65,14 @@ def test_a_demo_that_was_killed_in_its_first_stage_goes_on_in_it(config, ran, ca
     assert (config.out / "traces" / "half").exists()
     assert not config.out.with_name("run-1").exists()
     assert ran.all == ["collect"] + [stage.arguments[0] for stage in stages(config)]
+
+
+@pytest.mark.parametrize("said", [None, "tpu"])
+def test_a_demo_trains_on_the_cpu_unless_the_user_says_otherwise(config, ran, monkeypatch, said):
+    """Its steps are of one row, which several chips cannot share."""
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False) if said is None else monkeypatch.setenv("JAX_PLATFORMS", said)
+    demo(config)
+    assert ran.platforms == (said or "cpu")
 
 
 @pytest.mark.parametrize("last", range(2, len(stages(DemoConfig(quick=True))) + 1))

@@ -130,6 +130,13 @@ def test_times_at_full_size_are_on_the_page_of_their_draft_alone() -> None:
     assert {name: "full_size" in common + given for given, name in pages} == {"greedy": True, "sampled": False}
 
 
+def test_the_demos_recipes_are_trained_on_the_cpu_as_the_demo_trains_them() -> None:
+    """`make bench-signals` and `make ablate` ended at once on a host of four chips, which cannot share a row."""
+    run = re.findall(r"^\t.*specexit (?:bench-recipe|ablate) configs/.*$", (ROOT / "Makefile").read_text(), re.M)
+    assert len(run) == 5
+    assert all(line.startswith("\t@$(ON_CPU) ") for line in run), run
+
+
 def test_what_waits_for_a_variable_is_run_by_a_target_that_sets_it() -> None:
     """Twenty kills of one collection waited for one that nothing set, and no page named."""
     recipes = re.findall(r"^[a-z-]+:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
@@ -285,6 +292,7 @@ def test_what_a_stranger_needs_first_is_not_in_small_print() -> None:
 
 def test_what_the_gallery_shows_can_be_run() -> None:
     shown = re.findall(r"^\$ specexit ([a-z-]+) (.*)$", (ROOT / "docs" / "gallery.md").read_text(), re.M)
+    assert len(shown) >= 10
     for name, arguments in shown:
         command, words = cli.COMMANDS[name], arguments.split()
         if command.configs is not None and (ROOT / "configs" / command.configs / f"{words[0]}.yaml").exists():

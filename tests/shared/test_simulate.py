@@ -102,7 +102,7 @@ def test_scores_of_other_traces_are_refused_and_nothing_is_written(paths, perfec
 
 
 def test_traces_of_another_target_than_the_one_given_are_refused(paths):
-    with pytest.raises(ConfigError, match="target is 'qwen3-4b-thinking-2507', but the traces were written by 'tiny"):
+    with pytest.raises(ConfigError, match=r"is 'qwen3-4b-thinking-2507', but .*traces\S* belongs to 'tiny-reasoner'"):
         simulate(SimulateConfig(**paths, target="qwen3-4b-thinking-2507"))
     assert not paths["out"].exists()
 

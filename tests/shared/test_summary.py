@@ -63,7 +63,7 @@ def test_parts_by_task_and_length(think, make_trace, tokenizer):
     ]
     statistics = summarise(traces, {})
     assert statistics.prompts == 2  # two are samples of one prompt
-    sums, other = statistics.by_task["sums"], statistics.by_task["all"]
+    sums, other = statistics.by_task["sums"], statistics.by_task["no task"]
     assert (sums.n, sums.at_once, sums.wavering, sums.never) == (2, 0.5, 0.5, 0)
     assert (other.n, other.at_once, other.wavering, other.never, other.redundant) == (1, 0, 0, 1, 0)
     thinking = sum(len(trace.think_ids) for trace in traces[:2])

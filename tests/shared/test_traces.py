@@ -170,7 +170,9 @@ def test_target_is_that_of_the_traces(make_trace, tmp_path):
     assert target_of_file(ours).name == "tiny-reasoner"
     with pytest.raises(TraceError, match=r"mixed\.parquet: traces of several targets \(other, tiny-reasoner\)"):
         target_of_file(mixed)
-    with pytest.raises(ConfigError, match="'tiny-reasoner', but the traces were written by 'other'"):
+    with pytest.raises(
+        ConfigError, match=r"target=tiny-reasoner is 'tiny-reasoner', but .*others\.parquet belongs to 'other'"
+    ):
         target_of_file(others, "tiny-reasoner")
 
 

@@ -24,10 +24,9 @@ from specexit.bench.results import (
     TaskResult,
     Triple,
 )
-from specexit.data.rows import infer_decided, is_tried_throughout
+from specexit.data.rows import NO_TASK, infer_decided, is_tried_throughout
 from specexit.data.traces import Trace
 from specexit.method.labels import ExitKind, exit_point
-from specexit.method.simulate import NO_TASK
 from specexit.method.statistics import (
     cluster_bootstrap,
     cluster_means,

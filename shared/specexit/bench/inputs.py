@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from specexit.bench.process import BenchError
 from specexit.bench.results import Results, read_results
 from specexit.config import read_yaml
-from specexit.data.scores import ScoreError, Scores, read_scores
+from specexit.data.scores import Scores, check_scores_of, read_scores
 from specexit.data.traces import data_sha256
-from specexit.differences import SHOWN, differences, fields_sha256, file_sha256
+from specexit.differences import differences, fields_sha256, file_sha256
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import Serving, policy_sha256, read_policy
@@ -108,15 +108,11 @@ def read_scores_of(path: Path, draft: Path) -> Scores:
     """The scores that a draft gave.
 
     Raises:
-      ScoreError: unreadable, or of another draft.
-      TensorError: the draft's weights cannot be read.
+      ScoreError: unreadable, or of another draft, see `specexit.data.scores.check_scores_of`.
+      DraftError, TensorError: the draft cannot be read.
     """
-    scores, ours = read_scores(path), weights_hash(draft)
-    if scores.draft_blake3 != ours:
-        raise ScoreError(
-            f"{path}: scores come from a draft with hash {scores.draft_blake3[:SHOWN]}, but {draft} has "
-            f"{ours[:SHOWN]}: expected scores of this draft, score the traces with it first"
-        )
+    scores = read_scores(path)
+    check_scores_of(draft, scores, path)
     return scores
 
 

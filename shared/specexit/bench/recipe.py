@@ -7,8 +7,6 @@ same. Variants are compared seed by seed, since what a seed does is common to th
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,9 +20,8 @@ from rich.table import Table
 from specexit.bench.shuffled import shuffle_labels
 from specexit.config import ConfigError, find, load, versions, write_text
 from specexit.data.packed import read_meta
-from specexit.demo import ALLOCATOR
 from specexit.hardware import describe_hardware
-from specexit.processes import python
+from specexit.processes import run_command
 from specexit.schemas.bench_recipe import BenchRecipeConfig
 from specexit.schemas.train import TrainConfig
 from specexit.status import check_finished
@@ -72,8 +69,7 @@ def _trained(recipe: Path, overrides: Sequence[str], run: Path) -> dict[str, flo
     """What a run's last evaluation says of its draft; the run is begun, continued, or found finished."""
     arguments = ["train", str(recipe), *overrides, f"out={run}"]
     Console(stderr=True).print(f"$ specexit {' '.join(arguments)}", style="dim", soft_wrap=True, markup=False)
-    code = subprocess.run(python("specexit", *arguments), env=os.environ | ALLOCATOR).returncode
-    if code:
+    if code := run_command(arguments):
         raise ConfigError(f"the run in {run} ended with exit code {code}; start again to go on")
     check_finished(run)
     return quantities(json.loads((run / "evaluation.json").read_text()))

@@ -6,8 +6,6 @@ All start from the same recipe, seed and initial weights. A draft that two quest
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,7 @@ from rich.console import Console
 
 from specexit.config import ConfigError, find, load
 from specexit.data.traces import data_sha256
-from specexit.demo import ALLOCATOR
-from specexit.processes import python
+from specexit.processes import run_command
 from specexit.schemas.ablate import Alternative, TrainedConfig
 from specexit.schemas.train import TrainConfig
 from specexit.status import check_finished
@@ -95,6 +92,5 @@ def _draft(config: TrainedConfig, recipe: Path, alternative: Alternative, traces
 
 def _command(name: str, arguments: Sequence[str]) -> None:
     Console(stderr=True).print(f"$ specexit {name} {' '.join(arguments)}", style="dim", soft_wrap=True, markup=False)
-    code = subprocess.run(python("specexit", name, *arguments), env=os.environ | ALLOCATOR).returncode
-    if code:
+    if code := run_command([name, *arguments]):
         raise ConfigError(f"{name} {arguments[-1]} ended with exit code {code}; start again to go on")

@@ -26,6 +26,9 @@ was no trial."""
 
 STATES: tuple[str, ...] = get_args(BoundaryState)
 
+NO_TASK = "no task"
+"""What traces that name no task are counted under."""
+
 FAILED = "failed"
 """``finish_reason`` of a prompt that no server answered: the row holds no text."""
 

@@ -25,6 +25,9 @@ from specexit.data.rows import AnyTrace
 from specexit.data.scratch import Scratch
 from specexit.data.seen import Seen
 from specexit.data.stream import values_of
+from specexit.differences import SHOWN
+from specexit.drafts.config import read_config
+from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
 from specexit.outputs import put
@@ -381,3 +384,28 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise ScoreError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def check_scores_of(draft: Path, scores: Scores | StoredScores, path: Path) -> None:
+    """Check that a draft gave the scores, with the signals that it has.
+
+    Args:
+      draft: its folder.
+      scores: that were read.
+      path: of their file, for the message.
+
+    Raises:
+      ScoreError: they are another draft's, or of another source.
+      DraftError, TensorError: the draft cannot be read.
+    """
+    ours, block = weights_hash(draft), read_config(draft, needs_policy=False).specexit
+    if scores.draft_blake3 != ours:
+        raise ScoreError(
+            f"{path}: scores come from a draft with hash {scores.draft_blake3[:SHOWN]}, but {draft} has "
+            f"{ours[:SHOWN]}: expected scores of this draft, score the traces with it first"
+        )
+    if block is not None and scores.source != block.source:
+        raise ScoreError(
+            f"{path}: scores of source {scores.source!r}, but {draft} has source {block.source!r}: expected scores of "
+            "this draft, score the traces with it first"
+        )

@@ -16,6 +16,7 @@ from jaxtyping import Bool
 
 from specexit.data.answers import same_answer
 from specexit.data.rows import (
+    NO_TASK,
     LabelledTrace,
     first_trial,
     free_trials,
@@ -27,9 +28,6 @@ from specexit.data.seen import Seen
 
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 """Shares of a trace's thinking at which the oracle curve is read."""
-
-NO_TASK = "all"
-"""Task of traces that name none."""
 
 
 @dataclass(frozen=True)

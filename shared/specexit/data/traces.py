@@ -28,13 +28,7 @@ from specexit.data.parts import last_of
 from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
 from specexit.outputs import put
-from specexit.schemas.target import (
-    TargetConfig,
-    copy_beside,
-    find_target,
-    load_target_config,
-    other_boundaries_beside,
-)
+from specexit.schemas.target import TargetConfig, copy_beside, find_target, other_boundaries_beside
 
 TraceT = TypeVar("TraceT", bound=Trace)
 RowT = TypeVar("RowT")
@@ -207,7 +201,7 @@ def target_of_file(path: Path, given: str | None = None, *places: Path) -> Targe
       ConfigError: the target is unknown, the one given is not theirs or finds boundaries elsewhere, or their copy of
         it cannot be read.
     """
-    target = _target_named(target_named_in(path), given, path, *places)
+    target = find_target(given, path, *places, name=target_named_in(path))
     if given is not None and (other := other_boundaries_beside(path, target)) is not None:
         raise ConfigError(
             f"{copy_beside(path)}: the traces have boundaries by {other} as target={given} says: collect again"
@@ -228,19 +222,7 @@ def check_one_target(path: Path, given: str | None = None) -> None:
     """
     name = target_named_in(path)
     if given is not None:
-        _target_named(name, given)
-
-
-def _target_named(name: str, given: str | None, *places: Path) -> TargetConfig:
-    if given is None:
-        return find_target(None, *places, name=name)
-    target = load_target_config(given)
-    if target.name != name:
-        raise ConfigError(
-            f"target is {target.name!r}, but the traces were written by {name!r}: expected target={name}, or the YAML "
-            "of that target, wherever its model lies now"
-        )
-    return target
+        find_target(given, path, name=name)
 
 
 def target_of_both(path: Path, draft: Path, named: str | None, given: str | None = None) -> TargetConfig:
@@ -264,7 +246,7 @@ def target_of_both(path: Path, draft: Path, named: str | None, given: str | None
             f"{path}: traces of target {', '.join(map(repr, sorted(names)))}, but {draft} was made for {named!r}: "
             f"expected traces that {named!r} wrote"
         )
-    return _target_named(target_named_in(path), given, draft, path)
+    return find_target(given, draft, path, name=target_named_in(path))
 
 
 def target_named_in(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Whether a draft's certificates hold: what they were made with, compared with what is served or lies in a directory.
 
-Servers compare all that they serve; `inspect`, `migrate` and the model card what a draft directory tells by itself.
+Servers compare all that they serve; `inspect`, `migrate`, the model card and the report what a draft directory tells by
+itself.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from rich.console import Console
 from specexit.config import write_text
 from specexit.data.engine import engine_types_of
 from specexit.data.overlap import refuse_selected, refuse_trained
-from specexit.data.scores import open_scores
+from specexit.data.scores import check_scores_of, open_scores
 from specexit.data.traces import data_sha256, read_outlines, target_of_file
 from specexit.drafts.certified import confidence, in_percent, judged_otherwise
 from specexit.drafts.directory import DraftError, read_config
@@ -41,7 +41,6 @@ from specexit.drafts.policy import (
     write_policy,
 )
 from specexit.method.calibration_inputs import (
-    check_draft,
     check_served,
     check_serving,
     check_target,
@@ -82,9 +81,9 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
 
     Raises:
       DraftError, PolicyError, TraceError, ScoreError: a file is unreadable, a trace is there twice, the scores are of
-        other traces, or the draft directory cannot be written.
+        other traces or another draft, or the draft directory cannot be written.
       SampleError: traces have no references or groups where these are asked for, or are of several samplings.
-      CertificateError: traces, scores, draft and claim do not belong together, the sample cannot support the claim, no
+      CertificateError: traces, draft and claim do not belong together, the sample cannot support the claim, no
         server runs the smoothing, or the draft's serving settings name a point that would be gone.
       OverlapError: the draft was trained on some of the prompts, or its checkpoint chosen on them.
     """
@@ -95,7 +94,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     check_serving(config, stored)
     check_writable(config.draft)
     traces, scores = read_outlines(config.traces), open_scores(config.scores)
-    check_draft(config, block, scores)
+    check_scores_of(config.draft, scores, config.scores)
     target = target_of_file(config.traces, config.target, config.draft)
     check_target(config, target, block)
     marks = fingerprints(target, scores, engine_types_of(config.traces))

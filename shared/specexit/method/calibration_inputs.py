@@ -15,7 +15,6 @@ from specexit.data.traces import check_tokenizer, tokenizer_sha256
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.fingerprints import quantization_served, target_fingerprint
 from specexit.drafts.policy import Fingerprints, OperatingPoint, PolicyError, PolicyFile, check_policy
-from specexit.drafts.tensors import weights_hash
 from specexit.method.certify import CertificateError
 from specexit.method.decision import OFF
 from specexit.schemas.calibrate import CalibrateConfig, point_name
@@ -59,24 +58,6 @@ def check_writable(draft: Path) -> None:
     if not os.access(draft, os.W_OK):
         raise PolicyError(
             f"{draft}: cannot be written, and the points go there: copy the folder, or mount it for writing"
-        )
-
-
-def check_draft(config: CalibrateConfig, block: SpecExitBlock, scores: StoredScores) -> None:
-    """Check that the scores are the draft's.
-
-    Raises:
-      CertificateError: they are another one's, or of another source.
-    """
-    ours = weights_hash(config.draft)
-    if scores.draft_blake3 != ours:
-        raise CertificateError(
-            f"{config.scores}: scores come from a draft with hash {scores.draft_blake3[:12]}..., "
-            f"but {config.draft} has {ours[:12]}...: score the traces with this draft first"
-        )
-    if scores.source != block.source:
-        raise CertificateError(
-            f"{config.scores}: scores of source {scores.source!r}, but {config.draft} has source {block.source!r}"
         )
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from specexit.config import Config, write_text
 from specexit.data.outlines import Outlines
-from specexit.data.rows import is_tried_throughout
+from specexit.data.rows import NO_TASK, is_tried_throughout
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, check_one_target, data_sha256, read_outlines
 from specexit.errors import listed
@@ -168,7 +168,6 @@ def pareto(points: Sequence[Point], full_accuracy: float | None) -> tuple[Point,
 MOST_TABLES = 20
 """Tasks that have a table of their own: a terminal shows no hundreds."""
 
-NO_TASK = "no task"
 Block = tuple[Replay, Replay | None]
 """Replays of the same traces: with the draft's signals, and with another source's."""
 

@@ -20,6 +20,7 @@ from specexit.bench.results import ALL_ALIKE, NO_INTERVAL, Results, Triple, is_i
 from specexit.config import write_text
 from specexit.data.scores import Scores, read_scores
 from specexit.data.traces import first_samples, read_traces
+from specexit.drafts.certified import doubts_of
 from specexit.drafts.directory import DraftConfig, read_config
 from specexit.drafts.policy import read_policy
 from specexit.errors import first_problem
@@ -34,7 +35,7 @@ from specexit.report.run import Run, read_run
 from specexit.report.shown import TITLES, ReportError, Shown, choose, exited, follows, show
 from specexit.report.verdict import percent, verdict
 from specexit.schemas.report import ReportConfig
-from specexit.schemas.target import find_target
+from specexit.schemas.target import TargetConfig, find_target
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -105,7 +106,7 @@ def report(config: ReportConfig) -> None:
     Raises:
       ReportError: a file cannot be read, or is of another draft or benchmark; the trace asked for does not exist, did
         not exit, or took another path.
-      ResultsError, TraceError, ScoreError, DraftError, ConfigError: see the readers.
+      ResultsError, TraceError, ScoreError, DraftError, TensorError, ConfigError: see the readers.
     """
     bench, traces = config.bench, config.traces
     trained = read_run(config.run) if config.run else None
@@ -126,7 +127,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
     results = read_results(bench / "results.json")
     measured = Measured.of(bench, results, config.draft, traces)
     draft = read_config(config.draft) if config.draft else None
-    certified = read_policy(config.draft).sampling if config.draft and draft and draft.specexit else None
+    stored = read_policy(config.draft) if config.draft and draft and draft.specexit else None
     simulation = _read(config.simulation, Simulation, "simulate", measured)
     found = _read(config.ablations, Ablations, "ablate", measured)
     replay = _read(config.replay, ReplayCheck, "bench-replay", measured)
@@ -134,6 +135,9 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
     # A check of another method is of another draft, which `measured` knows by its hashes.
     if replay and replay.method == "specexit" and policy and replay.policy != policy:
         raise ReportError(f"{config.replay}: policy is not that of {config.draft}, expected a check of this benchmark")
+    doubted: list[str] = []
+    if config.draft and stored and "specexit" in results.methods:  # without exits nothing is said of a certificate
+        doubted = doubts_of(config.draft, stored, _target(config, bench, traces, results).folder)
     drawn = (
         pareto.of_all(results, simulation),
         *thresholds(simulation, policy),
@@ -143,7 +147,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
     return Page(
         results=results,
         draft=draft,
-        verdict=verdict(results, draft, certified),
+        verdict=verdict(results, stored, doubted),
         tasks=tuple(pareto.by_task(results, simulation)),
         figures=drawn,
         curves=replayed,
@@ -241,11 +245,15 @@ def show_traces(
         chosen = {"asked": config.trace_id}
     scores = _scores(config.scores, config.draft) if config.scores else None
     policy = draft.specexit.policy if draft and draft.specexit else None
-    tokenizer = find_target(config.target, benched, bench, name=results.target).tokenizer()
+    tokenizer = _target(config, bench, benched, results).tokenizer()
     return tuple(
         show(kind, traces[id], requests[id], tokenizer, scores.of([traces[id]])[0] if scores else None, policy)
         for kind, id in chosen.items()
     )
+
+
+def _target(config: ReportConfig, bench: Path, traces: Path, results: Results) -> TargetConfig:
+    return find_target(config.target, traces, bench, name=results.target)
 
 
 def _scores(path: Path, draft: Path | None) -> Scores:

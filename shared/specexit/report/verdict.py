@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from specexit.bench.results import BASELINE, LOSS_MARGIN, Results, computed_again
-from specexit.drafts.certified import confidence, in_percent, judged_otherwise, left_out
-from specexit.drafts.directory import DraftConfig, SpecExitBlock
+from specexit.drafts.certified import confidence, in_percent, provisos
+from specexit.drafts.policy import PolicyFile
+from specexit.errors import printable
 from specexit.schemas.sampling import drawn
 
 ALPHA = 0.05
@@ -25,13 +25,13 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}{SPACE}%".replace("-", "\N{MINUS SIGN}")
 
 
-def verdict(results: Results, draft: DraftConfig | None, certified: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+def verdict(results: Results, file: PolicyFile | None, doubts: Sequence[str] = ()) -> tuple[str, ...]:
     """The sentences; of a benchmark without exits only what is wrong with its times.
 
     Args:
       results: of the benchmark.
-      draft: that was measured.
-      certified: how the traces of its certificate were sampled, where it says so.
+      file: policies of the draft that was measured; None where it is not known, or has none.
+      doubts: why their certificates do not hold, see `specexit.drafts.certified.doubts_of`.
     """
     again = computed_again(results)
     said = [] if again is None else [again]
@@ -59,11 +59,8 @@ def verdict(results: Results, draft: DraftConfig | None, certified: Mapping[str,
             text = f"At batch {batch} it answers sooner than {_named(slower) or 'none of the others'}"
             every = "every other method measured" + (" but the oracle" if "oracle" in results.methods else "")
             said.append(text + (f"; not shown of {_named(rest)}." if rest else f": {every}."))
-    if draft and draft.specexit:
-        ours, theirs = drawn(results.sampling), drawn(certified or {})
-        otherwise = None not in (ours, theirs) and ours != theirs
-        text = certificate(draft.specexit, results.inputs.get("calibration_traces"), certified, otherwise=otherwise)
-        said.append(text)
+    if file is not None:
+        said.append(certificate(file, doubts, results))
     return tuple(said)
 
 
@@ -84,35 +81,35 @@ def _speed(results: Results, batch: str, times: float) -> str:
     return f"{times:.2f}× as fast at batch {batch} ({shown})"
 
 
-def certificate(
-    block: SpecExitBlock, others: str | None, certified: Mapping[str, Any] | None, *, otherwise: bool
-) -> str:
-    """The guarantee of a draft's policy in a sentence.
+def certificate(file: PolicyFile, doubts: Sequence[str], results: Results) -> str:
+    """The guarantee of the policy that serves, in a sentence.
 
     Args:
-      block: of the draft.
-      others: hash of the trace files that were seen to hold none of the measured problems.
-      certified: how the traces that it was calibrated on were sampled, where it says so.
-      otherwise: whether the measured responses were decoded in another way than the traces that it was calibrated on.
+      file: policies of the draft, with their certificates.
+      doubts: why those do not hold.
+      results: of the benchmark, which may know that none of its problems was calibrated on, and has a sampling.
     """
-    found = block.calibration
-    if found is None or not found.is_of(block.policy):
+    point = file.point()
+    found, own = point.certificate, point.uncertified_because()
+    if found is None:
         return "Its policy is not certified, so nothing is guaranteed of it."
+    if wrong := [*([] if own is None else [own]), *doubts]:
+        return (
+            f"The certificate of its policy does not hold here ({printable('; '.join(wrong))}), so nothing is "
+            "guaranteed of it."
+        )
+    others = found.data_sha256 == results.inputs.get("calibration_traces")
     what = "the answer changes" if found.risk == "answer_changed" else "a right answer is lost"
     text = (
-        f"Its policy is calibrated on {found.n} {'other ' if found.data_sha256 == others else ''}problems "
+        f"Its policy is calibrated on {found.n} {'other ' if others else ''}problems "
         f"({found.errors:g} of them wrong): with probability at least {confidence(found.delta)}{SPACE}%, {what} in "
         f"at most {in_percent(found.epsilon)}{SPACE}% of problems like these, decoded like these"
+        f"{provisos(found, file.sampling)}"
     )
-    text += ", in every group of them" if found.groups else ""
-    text += ", counted on trial answers" if found.answers == "trial" else ""
-    text += "; what was measured here was decoded otherwise, so that this is not said of it" if otherwise else ""
-    unseen = left_out(found)
-    text += "" if unseen is None else f"; {unseen}"
-    if found.data_sha256 != others:
-        text += "; whether the measured problems are among those was not checked"
-    judged = judged_otherwise(certified)
-    text += "" if judged is None else f"; {judged}"
+    ours, theirs = drawn(results.sampling), drawn(file.sampling or {})
+    if None not in (ours, theirs) and ours != theirs:
+        text += "; what was measured here was decoded otherwise, so that this is not said of it"
+    text += "" if others else "; whether the measured problems are among those was not checked"
     return f"{text}."
 
 

@@ -57,6 +57,9 @@ def exits(a, b):
 def crashes(a, b):
     os.abort()
 
+def needs_much(a, b):
+    return bool(bytearray(5 << 30)) if "much" in a else a.lower() == b.lower()
+
 class Last:
     @staticmethod
     def extract(text):
@@ -157,6 +160,13 @@ def test_a_function_that_fails_is_named():
         same_answer("a", "b", "function:judged_by_me:picky")
     with pytest.raises(AnswerError, match="judged_by_me:Odd: extract gives 3, expected a string or None"):
         extract_answer("x", "function:judged_by_me:Odd")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such limit")
+def test_answers_whose_comparison_takes_too_much_memory_differ():
+    name = "function:judged_by_me:needs_much"
+    assert not same_answer("much", "MUCH", name)
+    assert same_answer("little", "LITTLE", name)  # by the same process, which has given the memory back
 
 
 def test_a_function_that_never_returns_is_ended(monkeypatch, caplog):

@@ -1,7 +1,9 @@
 """What the report claims: what was tested, of the draft that it was measured on."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,14 +13,28 @@ from specexit.bench.replay import ReplayCheck
 from specexit.bench.results import Exits, read_results, write_results
 from specexit.data.traces import Trace, data_sha256
 from specexit.differences import file_sha256
-from specexit.drafts.policy import Certificate, OperatingPoint, PolicyFile, policy_sha256, write_policy
+from specexit.drafts.fingerprints import target_fingerprint
+from specexit.drafts.policy import (
+    Certificate,
+    Fingerprints,
+    GroupRisk,
+    OperatingPoint,
+    PolicyFile,
+    Serving,
+    policy_sha256,
+    write_policy,
+)
+from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from specexit.method.simulate import Simulation
 from specexit.report.page import report
 from specexit.report.shown import ReportError
 from specexit.report.verdict import verdict
 from specexit.schemas.report import ReportConfig
+from specexit.schemas.target import load_target_config
 from tests.shared.report.pages import config, everything
+
+OURS = target_fingerprint(load_target_config("tiny-reasoner").folder)
 
 
 def test_the_verdict_claims_what_was_tested(bench: Path) -> None:
@@ -73,53 +89,72 @@ def test_a_speed_up_over_eagle3_alone_is_said_with_its_test(bench: Path) -> None
     assert said.endswith("2.04× as fast at batch 1 (not tested); 1.70× as fast at batch 16 (not tested).")
 
 
+def said_of(bench: Path, draft: Path, point: OperatingPoint, **more: Any) -> str:
+    """What the report says with this point in ``policy.json``, which by default certifies what lies there."""
+    made = {"fingerprints": Fingerprints(draft=weights_hash(draft), target=OURS), "sampling": {"temperature": 0.0}}
+    write_policy(draft, PolicyFile(default=point.name, points=(point,), **(made | more)))
+    report(config(bench, draft=draft))
+    return " ".join((bench / "report.html").read_text().split())
+
+
+def certified(**fields: Any) -> OperatingPoint:
+    made = {"risk": "answer_changed", "epsilon": 0.05, "delta": 0.1, "n": 390, "errors": 8, "bound": 0.03} | fields
+    certificate = Certificate(data_sha256="0", policy_sha256=policy_sha256(Policy()), **made)
+    return OperatingPoint(name="risk-0.05", policy=Policy(), certificate=certificate)
+
+
 def test_the_guarantee_is_said_of_problems_with_what_it_is_for(
     bench: Path, write_random_draft: Callable[..., Path]
 ) -> None:
-    draft = write_random_draft(bench / "draft", "draft")
-    certificate = Certificate(
-        risk="answer_changed", epsilon=0.05, delta=0.1, n=390, errors=8, bound=0.03, data_sha256="0", n_unjudged=10
-    )
-    certificate = certificate.model_copy(update={"policy_sha256": policy_sha256(Policy())})
-    point = OperatingPoint(name="risk-0.05", policy=Policy(), certificate=certificate)
-    write_policy(draft, PolicyFile(default="risk-0.05", points=(point,)))
-    report(config(bench, draft=draft))
-    text = " ".join((bench / "report.html").read_text().split())
+    draft, point = write_random_draft(bench / "draft", "draft"), certified(n_unjudged=10)
+    text = said_of(bench, draft, point)
     assert "calibrated on 390 problems (8 of them wrong): with probability at least 90 %" in text
     assert "the answer changes in at most 5 % of problems like these, decoded like these" in text
     assert (
         "counted on trial answers; 10 traces could not judge and were left out; whether the measured problems" in text
     )
-    results = read_results(bench / "results.json").model_copy(update={"inputs": {"calibration_traces": "0"}})
+    sampled = {"inputs": {"calibration_traces": "0"}, "sampling": {"temperature": 0.0}}
+    results = read_results(bench / "results.json").model_copy(update=sampled)
     write_results(bench / "results.json", results)  # a benchmark that was given those traces has compared the prompts
-    report(config(bench, draft=draft))
-    text = " ".join((bench / "report.html").read_text().split())
+    text = said_of(bench, draft, point)
     assert "calibrated on 390 other problems (8 of them wrong)" in text
     assert "was not checked" not in text
     assert "judged by greedy" not in text
-    write_policy(draft, PolicyFile(default="risk-0.05", points=(point,), sampling={"temperature": 0.6}))
-    report(config(bench, draft=draft))
-    text = " ".join((bench / "report.html").read_text().split())
-    assert "trial answers; what was measured here was decoded otherwise, so that this is not said of it; 10 tr" in text
-    assert "; exits were judged by greedy answers, and one that is sampled there may be another." in text
-    edited = point.model_copy(update={"policy": Policy(thresholds={"validity": 0.5})})
-    write_policy(draft, PolicyFile(default="risk-0.05", points=(edited,)))
-    report(config(bench, draft=draft))
-    assert "Its policy is not certified, so nothing is guaranteed of it." in (bench / "report.html").read_text()
-    assert "of exits" not in text
+    text = said_of(bench, draft, point, sampling={"temperature": 0.6})
+    assert "; exits were judged by greedy answers, and one that is sampled there may be another; what was" in text
+    assert "; what was measured here was decoded otherwise, so that this is not said of it." in text
+    groups = {name: GroupRisk(n=195, errors=4, bound=0.03) for name in "ab"}
+    assert "decoded like these; of the worst of 2 groups; counted" in said_of(bench, draft, certified(groups=groups))
+    bare = OperatingPoint(name="default", policy=Policy())
+    assert "Its policy is not certified, so nothing is guaranteed of it." in said_of(bench, draft, bare)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"serving": Serving(transition="\n\nSo")}, r"serving\.transition is .*, calibrated without"),
+        ({"fingerprints": Fingerprints(draft="0" * 64, target=OURS)}, "draft is .*, calibrated with 000000000000"),
+        ({"fingerprints": Fingerprints()}, "policy.json does not say with which draft, target it was calibrated"),
+        ({"sampling": None}, "policy.json does not say at which temperature"),
+        ({"point": {"policy": Policy(thresholds={"validity": 0.5})}}, "policy of point risk-0.05 is .* was .*"),
+    ],
+)
+def test_a_certificate_that_no_server_would_stand_by_promises_nothing(
+    bench: Path, write_random_draft: Callable[..., Path], changed: dict[str, Any], why: str
+) -> None:
+    """The report said "with probability at least" where `inspect`, the model card and every server said no."""
+    draft = write_random_draft(bench / "draft", "draft")
+    point = certified().model_copy(update=changed.get("point", {}))
+    text = said_of(bench, draft, point, **{name: value for name, value in changed.items() if name != "point"})
+    assert re.search(rf"The certificate of its policy does not hold here \({why}.*\), so nothing is guaranteed", text)
+    assert "with probability at least" not in text
 
 
 def test_what_is_promised_is_not_rounded(bench: Path, write_random_draft: Callable[..., Path]) -> None:
     """It was "at least 100 %" and "at most 1.2 %", which is more than is known."""
     draft = write_random_draft(bench / "draft", "draft")
-    numbers = {"epsilon": 0.0125, "delta": 0.001, "n": 800, "errors": 1, "bound": 0.0115}
-    certificate = Certificate(
-        risk="answer_changed", data_sha256="0", policy_sha256=policy_sha256(Policy()), answers="whole", **numbers
-    )
-    point = OperatingPoint(name="risk-0.0125", policy=Policy(), certificate=certificate)
-    write_policy(draft, PolicyFile(default=point.name, points=(point,)))
-    report(config(bench, draft=draft))
-    text = " ".join((bench / "report.html").read_text().split())
+    point = certified(epsilon=0.0125, delta=0.001, n=800, errors=1, bound=0.0115, answers="whole")
+    text = said_of(bench, draft, point)
     assert "with probability at least 99.9 %, the answer changes in at most 1.25 % of problems like these" in text
 
 
