@@ -163,8 +163,8 @@ def test_a_response_under_an_id_that_was_given_before_has_no_part_of_the_earlier
 
 
 def test_a_response_has_no_part_of_an_earlier_one_of_its_id_of_which_a_part_was_dropped():
-    """Its client had gone, so its first prompt had no last output; asked once more with that prompt alone, the id showed
-    the earlier second one as well."""
+    """Its client had gone, so its first prompt had no last output; asked once more with that prompt alone, the id
+    showed the earlier second one as well."""
     completion = Completion(2)
     completion.end(1, 6)
     del completion.engines[0]

@@ -15,6 +15,7 @@ from specexit.data.answers import kind
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
+from specexit.schemas.sampling import is_greedy
 from specexit.schemas.target import ModelCardSampling, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
 from specexit.trainable import ARCHITECTURES, architecture, unimplemented
@@ -251,7 +252,7 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):
         kind(name)
         trial_of(config, target, name)
-    if config.samples > 1 and (sampling.temperature == 0 or sampling.top_k == 1):
+    if config.samples > 1 and is_greedy(sampling.model_dump()):
         raise ConfigError(
             f"samples is {config.samples}, but temperature {sampling.temperature:g} and top_k {sampling.top_k} make "
             "all of a prompt the same; expected samples=1, or a temperature above 0 and a top_k other than 1"

@@ -28,8 +28,8 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1
 """Buckets of a probability or a share."""
 
 _WATCHING: WeakValueDictionary[int, ExitMetrics] = WeakValueDictionary()
-"""The metrics of each server's front end by the identity of its vLLM config, which they keep: where vLLM adds engines to
-a running server, it makes a new logger of the same config, and unregisters what the old one had."""
+"""The metrics of each server's front end by the identity of its vLLM config, which they keep: where vLLM adds engines
+to a running server, it makes a new logger of the same config, and unregisters what the old one had."""
 
 
 def token_buckets(largest: int) -> list[int]:
