@@ -19,6 +19,7 @@ from specexit.schemas.sampling import is_greedy
 from specexit.schemas.target import ModelCardSampling, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
 from specexit.trainable import ARCHITECTURES, architecture, unimplemented
+from torch_specexit.engine import chosen_length
 
 SPLIT_SIZE = 500
 """Problems of a split, unless the config says how many."""
@@ -226,10 +227,8 @@ def check_positions(config: CollectConfig, target: TargetConfig) -> None:
 
 def longest(config: CollectConfig, target: TargetConfig) -> int:
     """Tokens that a text may have, prompt and response: the target's, or what the run's own engines read, if less."""
-    own = config.engine.extra.get("max_model_len")
-    if config.endpoints or not isinstance(own, int) or own < 1:  # -1 or a word such as auto: vLLM chooses by itself
-        return target.max_model_len
-    return min(own, target.max_model_len)
+    own = chosen_length(config.engine, target)
+    return target.max_model_len if config.endpoints or own is None else min(own, target.max_model_len)
 
 
 def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
