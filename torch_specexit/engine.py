@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from specexit.errors import InputError
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
+from torch_specexit.kv_cache import GIB, bytes_per_token
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -124,10 +125,15 @@ def whole_prompts(config: EngineConfig, target: TargetConfig) -> dict[str, Any]:
     Behind a chunk vLLM takes back what the generator of a request with a seed has drawn, and a CPU's generator cannot:
     the engine would end.
     """
-    length = config.extra.get("max_model_len", target.max_model_len)
-    chosen = isinstance(length, int) and length > 0  # else, by -1 or a word such as auto, vLLM chooses both
-    tokens = max(config.max_num_batched_tokens, length) if chosen else None
+    length = chosen_length(config, target)
+    tokens = None if length is None else max(config.max_num_batched_tokens, length)
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+
+
+def chosen_length(config: EngineConfig, target: TargetConfig) -> int | None:
+    """Most tokens of a request, prompt and response; None where vLLM chooses, by -1 or a word such as auto."""
+    length = config.extra.get("max_model_len", target.max_model_len)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def one_of_several(config: EngineConfig, target: TargetConfig, **changes: Any) -> EngineConfig:
@@ -140,17 +146,11 @@ def one_of_several(config: EngineConfig, target: TargetConfig, **changes: Any) -
       target: the model.
       changes: other fields of the config to set.
     """
-    gib = config.kv_cache_gib or max(KV_CACHE_GIB, math.ceil(1.25 * longest_request_bytes(target) / 2**30))
-    return config.model_copy(update={"kv_cache_gib": gib, **changes})
-
-
-def longest_request_bytes(target: TargetConfig) -> int:
-    """Bytes of keys and values of a request of ``max_model_len`` tokens, with one layer of a draft as wide."""
-    fields = target.hf_config()
-    size = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
-    heads = fields.get("num_key_value_heads") or fields["num_attention_heads"]
-    width = 4 if target.dtype == "float32" else 2
-    return 2 * (fields["num_hidden_layers"] + 1) * heads * size * width * target.max_model_len
+    changed = config.model_copy(update=changes)
+    longest = chosen_length(changed, target) or target.max_model_len
+    one = bytes_per_token(target.hf_config(), changed.extra.get("dtype", target.dtype))
+    gib = changed.kv_cache_gib or max(KV_CACHE_GIB, math.ceil(1.25 * one * longest / GIB))
+    return changed.model_copy(update={"kv_cache_gib": gib})
 
 
 def seed_everything(seed: int) -> None:

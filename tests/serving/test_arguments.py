@@ -166,14 +166,10 @@ def test_the_front_end_checks_against_the_draft_where_there_is_one(write_random_
         speculative_config=SimpleNamespace(draft_model_config=draft), load_config=SimpleNamespace(download_dir=None)
     )
     check({"specexit_splits": ["\n\n"]}, ours)
-    for given, message in (
-        ({"specexit_splits": ["Wait"]}, "specexit_splits has 'Wait'"),
-        ({"specexit_risk": 0.01}, "specexit_risk is for servers, expected none without one"),
-        # It was passed over without a word.
-        ({"specexit_effort": "high"}, "specexit_effort is for servers, expected none without one"),
-    ):
-        with pytest.raises(ArgumentError, match=message):
-            check(given, ours)
+    # A server has no front end of ours where this vLLM does not fit; its clients' requests failed with these.
+    check({"specexit_risk": 0.01, "specexit_effort": "high"}, ours)
+    with pytest.raises(ArgumentError, match="specexit_splits has 'Wait'"):
+        check({"specexit_splits": ["Wait"]}, ours)
     for other in (SimpleNamespace(speculative_config=None), SimpleNamespace(speculative_config=SimpleNamespace())):
         check({"specexit_splits": ["Wait"]}, other)
         with pytest.raises(ArgumentError, match="specexit_validity is 2"):

@@ -68,7 +68,7 @@ def written(outcome: dict | None, **more: object) -> Request:
     raw = {"token_ids": [*trace.think_ids[:5], end, *trace.answer_ids], "outcome": outcome, "finish_reason": "stop"}
     raw |= {"forced": False, "probe_tokens": 0, "seconds": 1.0, "first_answer_seconds": None} | more
     entry = Entry("specexit", "specexit", find_method("specexit").tuned(Tuning([], 0.0)), None, (None,), ({},))
-    check_served(entry, trace, raw)
+    check_served(entry.name, trace.id, raw)
     return read_request(entry, trace, raw, tokenizer, end)
 
 

@@ -98,7 +98,8 @@ class Engine(BenchProcess):
     def ask(self, job):
         self.jobs.append(job)
         self.order.append(self)
-        return {"seconds": [1.0], "requests": [], "n_drafts": 0, "n_accepted": 0}
+        judged = {"token_ids": [], "outcome": {"outcome": "length", "thinking_tokens": 1, "would_exit": 1}}
+        return {"seconds": [1.0], "requests": [judged] * len(job["prompts"]), "n_drafts": 0, "n_accepted": 0}
 
 
 def test_pairs_of_engines_share_the_groups_of_prompts_and_who_begins_alternates(tmp_path):
@@ -155,9 +156,12 @@ def test_responses_of_one_token_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ({"outcome": {"outcome": "off", "thinking_tokens": 5}}, "shadow: the outcome of a request is .*'off'.*judge"),
-        ({"outcome": None}, "shadow: the outcome of a request is None, expected the specexit plug-in to judge it"),
-        ({"outcome": None, "inactive": "no such kernel"}, "shadow: the specexit plug-in has given up: no such kernel"),
+        (
+            {"outcome": {"outcome": "off", "thinking_tokens": 5}},
+            "exits were off in .* test-0, .* 'exit' or 'shadow' and",
+        ),
+        ({"outcome": None}, "vLLM reported no outcome for test-0, expected one from the specexit plug-in"),
+        ({"outcome": None, "inactive": "no such kernel"}, "given up by the response to test-0: no such kernel"),
     ],
 )
 def test_a_plug_in_that_judges_nothing_is_not_measured(tmp_path, said, expected):
@@ -167,11 +171,11 @@ def test_a_plug_in_that_judges_nothing_is_not_measured(tmp_path, said, expected)
         def ask(self, job):
             judged = {"outcome": {"outcome": "length", "thinking_tokens": 1}}
             raw = said if job["extra_args"] == METHODS["shadow"] else judged if job["extra_args"] else {"outcome": None}
-            return super().ask(job) | {"requests": [{"token_ids": [5]} | raw]}
+            return super().ask(job) | {"requests": [{"token_ids": [5]} | raw] * len(job["prompts"])}
 
     engines = {name: Silent([]) for name in ENGINES.values()}
     asked = config(tmp_path, tmp_path).model_copy(update={"batches": (3,)})
-    with pytest.raises(BenchError, match=expected):
+    with pytest.raises(BenchError, match=f"method shadow: .*{expected}"):
         _take_turns(asked, engines, generated_traces(3), 3, 0, {name: Turns() for name in METHODS})
     assert all(job["max_new_tokens"] == WARM_UP_TOKENS for engine in engines.values() for job in engine.jobs)
 

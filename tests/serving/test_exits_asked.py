@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import get_args
 
@@ -16,7 +17,7 @@ from tests.serving.simulation import given_step
 from tests.serving.worker import alone, new, ready, scheduled  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
-from torch_specexit.plugin.frontend.arguments import OFFLINE, RequestArguments, vouch
+from torch_specexit.plugin.frontend.arguments import OFFLINE, ArgumentError, RequestArguments, vouch
 from torch_specexit.plugin.worker import asked, interrupt
 
 pytestmark = pytest.mark.vllm
@@ -132,6 +133,19 @@ def test_in_vllm_llm_who_asks_is_the_operator():
     plain = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None))
     vouch(plain)
     assert plain.sampling_params.extra_args is None
+
+
+@pytest.mark.parametrize(("key", "value"), [("specexit_risk", 0.01), ("specexit_effort", "high")])
+@pytest.mark.parametrize("queue", [None, object()], ids=["vllm.LLM", "a server"])
+def test_what_only_a_front_end_of_ours_knows_is_refused_in_vllm_llm_and_fails_no_request_of_a_server(key, value, queue):
+    """An effort was passed over without a word in `vllm.LLM`; then both were refused by any server that the plug-in did
+    not fit."""
+    (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "add_request")
+    request = SimpleNamespace(request_id="a", sampling_params=SimpleNamespace(extra_args={key: value}))
+    add = hook.wrap(lambda self, *given: given)
+    said = f"{key} is for servers, expected none without one"
+    with pytest.raises(ArgumentError, match=said) if queue is None else nullcontext():
+        add(SimpleNamespace(request_states={}), request, "prompt", None, 0, queue)
 
 
 @pytest.mark.parametrize(

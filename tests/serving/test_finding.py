@@ -162,6 +162,29 @@ def test_a_response_under_an_id_that_was_given_before_has_no_part_of_the_earlier
     assert completion.found() == (True, [9] * choices)
 
 
+def test_a_response_has_no_part_of_an_earlier_one_of_its_id_of_which_a_part_was_dropped():
+    """Its client had gone, so its first prompt had no last output; asked once more with that prompt alone, the id
+    showed the earlier second one as well."""
+    completion = Completion(2)
+    completion.end(1, 6)
+    del completion.engines[0]
+    completion.processor.request_states.clear()
+    completion.processor.external_req_ids.clear()
+    assert completion.found() == (True, [6])
+    completion.begin(0)
+    assert completion.found() == (False, [None])
+
+
+def test_a_second_turn_forgets_no_first_one():
+    front = front_end()
+    for external in ("resp_7_0", "resp_7_1"):
+        engine = Engine(external=external)
+        setattr(engine.processor, KEY, front)
+        front.keep(*engine.processor.request_states.values(), SimpleNamespace(**REQUEST), front.operation.resolve(None))
+        engine.step({0: row(OVER, 10)}, finished={0: "stop"})
+    assert len(front.find(engine.processor, "resp_7")["choices"]) == 2
+
+
 def test_nothing_is_kept_of_a_response_that_vllm_has_dropped():
     """Of an aborted request there is no last output."""
     completion = Completion(2)

@@ -354,7 +354,8 @@ def test_a_request_that_is_sampled_otherwise_is_served_the_same_and_called_uncer
     ("calibrated", "asked"),
     [
         ({"temperature": 0.0, "max_tokens": 768}, {"temperature": 0.0}),
-        ({"temperature": 0.0, "top_p": 0.9}, {"temperature": 1e-6, "top_k": 20}),
+        ({"temperature": 0.0, "top_p": 0.9}, {"temperature": 0.0, "top_k": 20}),
+        ({"temperature": 0.005}, {"temperature": 0.01}),  # which vLLM makes of 0.005, and drew the traces at
         ({"temperature": 0.6, "top_k": 1}, {"temperature": 0.0}),
         ({"temperature": 1.0}, {"temperature": 1.0, "top_k": -1, "seed": 7, "n": 3}),
     ],

@@ -127,15 +127,18 @@ def test_metrics_say_what_is_served_and_when_it_is_not():
 
 def test_metrics_go_on_where_vllm_makes_new_ones_in_a_server_that_gets_more_engines():
     """`/scale_elastic_ep` unregisters all metrics and makes a new logger. From then on what is served, and audits, went
-    to the old ones, and exits that had failed were said to be active."""
+    to the old ones, exits that had failed were said to be active, and a draft that guesses nothing to be fine."""
     before, registry = stat_logger(CollectorRegistry()), CollectorRegistry()
     file = PolicyFile.model_validate({"points": POINTS, "default": "usual"})
     front = server.FrontEnd(Operation(SpecExitBlock(target="t"), file, Serving(audit_rate=1.0)), Activity())
-    ExitMetrics(before).watch(front)
+    old = ExitMetrics(before)
+    old.watch(front)
+    old.drafted(WINDOW, 0)
+    old.finished(0, {"outcome": "natural_end", "thinking_tokens": 100, "signals": NAMED, "would_exit": 40})
     front.activity.awaits("asleep")
     logger = stat_logger(registry)
     logger.vllm_config = before.vllm_config
-    ExitMetrics(logger)
+    new = ExitMetrics(logger)
 
     def value(name, **labels):
         return registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"} | labels)
@@ -143,6 +146,9 @@ def test_metrics_go_on_where_vllm_makes_new_ones_in_a_server_that_gets_more_engi
     assert [value(name) for name in ("exits_made", "certified", "epsilon")] == [1, 1, 0.02]
     assert value("epsilon_changed", point="bold") == 0.05
     assert value("traffic_moved", feature="boundaries") == 0
+    assert (value("acceptance_near_one"), value("acceptance_length")) == (1, 1)
+    new.finished(0, {"outcome": "exit", "thinking_tokens": 60, "signals": NAMED})
+    assert value("estimated_tokens_saved_total", engine="0", basis="shadow") == 90
     assert value("active", reason="ok") == value("active", reason="weights") == 0
     front.activity.awaits(None)
     assert value("active", reason="ok") == 1

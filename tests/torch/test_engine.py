@@ -31,15 +31,24 @@ def test_prompts_that_are_never_cut_fit_one_forward_pass(given, extra, tokens):
 
 @pytest.mark.vllm
 @pytest.mark.parametrize(
-    ("target", "given", "gib"),
+    ("target", "given", "extra", "gib"),
     # Qwen3-4B at 40,960 tokens: 37 layers x 8 heads x 128 x 2 x 2 bytes are 5.8 GiB, which two do not hold.
-    [("tiny-reasoner", None, 2), ("tiny-reasoner", 6, 6), ("qwen3-4b-thinking-2507", None, 8)],
+    [
+        ("tiny-reasoner", None, {}, 2),
+        ("tiny-reasoner", 6, {}, 6),
+        ("qwen3-4b-thinking-2507", None, {}, 8),
+        ("qwen3-4b-thinking-2507", None, {"max_model_len": "auto"}, 8),
+        # What these say was not heard: 8 all the same.
+        ("qwen3-4b-thinking-2507", None, {"max_model_len": 4096}, 2),
+        ("qwen3-4b-thinking-2507", None, {"max_model_len": 131072}, 24),
+        ("qwen3-4b-thinking-2507", None, {"dtype": "float32"}, 15),
+    ],
 )
-def test_engines_that_share_a_gpu_take_a_cache_of_a_fixed_size_each(target, given, gib):
+def test_engines_that_share_a_gpu_take_a_cache_of_a_fixed_size_each(target, given, extra, gib):
     from vllm import EngineArgs
 
     several = one_of_several(
-        EngineConfig(max_num_seqs=4, kv_cache_gib=given), load_target_config(target), max_num_seqs=8
+        EngineConfig(max_num_seqs=4, kv_cache_gib=given, extra=extra), load_target_config(target), max_num_seqs=8
     )
     assert several.max_num_seqs == 8
     arguments = EngineArgs(model="target", **platform_arguments(several, on_cpu=False))

@@ -43,7 +43,6 @@ from torch_specexit.bench import worker
 from torch_specexit.bench.conditions import inputs_served, machine, refuse_held_back
 from torch_specexit.bench.turns import Entry, measure, warm_up
 from torch_specexit.chat import check_read
-from torch_specexit.engine import one_of_several
 
 DEFAULT = ("none", "eagle3", "specexit", "specexit-fc", "budget")
 
@@ -402,7 +401,7 @@ def _run_engines(
                 process = BenchProcess(
                     entry.name,
                     worker.__name__,
-                    _setup(config, target, entry, prefixes=pauses) | {"budgets": budgets},
+                    worker.setup_of(config, target, entry.draft, prefixes=pauses) | {"budgets": budgets},
                     scratch / f"{entry.name}.log",
                 )
                 engines[entry.draft] = stack.enter_context(process)
@@ -411,18 +410,6 @@ def _run_engines(
         journal.check_accelerator(accelerator)
         warm_up(config, entries, engines, traces)
         return measure(config, target, entries, engines, traces, journal), accelerator
-
-
-def _setup(config: BenchConfig, target: TargetConfig, entry: Entry, *, prefixes: bool) -> dict[str, Any]:
-    extra = config.engine.extra | {"enable_prefix_caching": prefixes}
-    engine = one_of_several(config.engine, target, max_num_seqs=config.batches[-1], extra=extra)
-    return {
-        "target": target.model_dump(mode="json"),
-        "engine": engine.model_dump(mode="json"),
-        "draft": str(entry.draft) if entry.draft else None,
-        "num_speculative_tokens": config.num_speculative_tokens,
-        "seed": config.seed,
-    }
 
 
 def gather(

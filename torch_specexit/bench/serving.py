@@ -42,7 +42,7 @@ from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.target import TargetConfig, find_target
 from torch_specexit.bench import worker
 from torch_specexit.bench.conditions import refuse_held_back
-from torch_specexit.engine import one_of_several
+from torch_specexit.bench.turns import WARM_UP_TOKENS, check_served
 
 NEVER = {"specexit_validity": 1.0}
 """Exits are enabled and never fire, as a probability is below 1."""
@@ -51,7 +51,6 @@ METHODS: dict[str, dict[str, Any]] = {"eagle3": {}, "specexit": NEVER, "shadow":
 """What the requests of each method ask for."""
 ENGINES = {"eagle3": "eagle3", "specexit": "specexit", "shadow": "specexit"}
 """Which engine answers each method."""
-WARM_UP_TOKENS = 32
 
 
 @dataclass
@@ -107,7 +106,7 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
     with removed_at_the_end(), tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
         plain_copy(config.draft, Path(scratch) / "eagle3")
         drafts = {"eagle3": Path(scratch) / "eagle3", "specexit": config.draft}
-        setups = {name: _setup(config, target, draft) for name, draft in drafts.items()}
+        setups = {name: worker.setup_of(config, target, draft, prefixes=False) for name, draft in drafts.items()}
         for pair in range(config.pairs):
             with ExitStack() as stack:
                 engines = {
@@ -133,18 +132,6 @@ def bench_serving(config: BenchServingConfig) -> dict[str, Any]:
     return result
 
 
-def _setup(config: BenchServingConfig, target: TargetConfig, draft: Path) -> dict[str, Any]:
-    extra = config.engine.extra | {"enable_prefix_caching": False}
-    engine = one_of_several(config.engine, target, max_num_seqs=max(config.batches), extra=extra)
-    return {
-        "target": target.model_dump(mode="json"),
-        "engine": engine.model_dump(mode="json"),
-        "draft": str(draft),
-        "num_speculative_tokens": config.num_speculative_tokens,
-        "seed": config.seed,
-    }
-
-
 def _take_turns(
     config: BenchServingConfig,
     engines: dict[str, BenchProcess],
@@ -157,45 +144,35 @@ def _take_turns(
     alternates."""
     more = min(4, max(config.batches) // batch)  # small batches are quick, and their turns differ more
     rounds = range(pair, config.rounds * more, config.pairs)
-    for name, asked in METHODS.items():
-        _ask(engines, name, _job(asked, _group(traces, 0, batch), batch, WARM_UP_TOKENS))
+    for name in METHODS:
+        _ask(engines, name, _group(traces, 0, batch), WARM_UP_TOKENS)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"pair {pair + 1} of {config.pairs}, batch {batch}", total=len(rounds))
         for turn, i in enumerate(rounds):
-            prompts = _group(traces, i, batch)
+            group = _group(traces, i, batch)
             for name in list(METHODS)[:: 1 if turn % 2 else -1]:
-                job = _job(METHODS[name], prompts, batch, config.max_new_tokens)
-                turns[name].add(_ask(engines, name, job))
+                turns[name].add(_ask(engines, name, group, config.max_new_tokens))
             progress.advance(bar)
 
 
-def _ask(engines: dict[str, BenchProcess], name: str, job: dict[str, Any]) -> dict[str, Any]:
-    """The reply of a method's engine to a job.
+def _ask(engines: dict[str, BenchProcess], name: str, group: Sequence[Trace], max_new_tokens: int) -> dict[str, Any]:
+    """The reply of a method's engine to the prompts of a group, all at once.
 
     Raises:
-      BenchError: the engine fails, or the plug-in has not judged every request that asks for that.
+      BenchError: the engine fails, or see `check_served`.
     """
+    prompts = [trace.prompt_ids for trace in group]
+    job = {"prompts": prompts, "batch": len(group), "max_new_tokens": max_new_tokens, "extra_args": METHODS[name]}
     reply = engines[ENGINES[name]].ask(job)
-    for request in reply["requests"] if ENGINES[name] == "specexit" else ():
-        outcome, inactive = request["outcome"], request.get("inactive")
-        if inactive is not None:
-            raise BenchError(f"{name}: the specexit plug-in has given up: {inactive}")
-        # Where thinking never began, the outcome is off as well.
-        if outcome is None or (outcome["outcome"] == "off" and outcome["thinking_tokens"] > 0):
-            raise BenchError(
-                f"{name}: the outcome of a request is {outcome}, expected the specexit plug-in to judge it: is it "
-                "installed, does VLLM_PLUGINS name it if it is set, and is nothing in SPECEXIT_SERVING off?"
-            )
+    if ENGINES[name] == "specexit":
+        for trace, request in zip(group, reply["requests"], strict=True):
+            check_served(name, trace.id, request, shadow_is_fine=True)
     return reply
 
 
-def _group(traces: Sequence[Trace], i: int, batch: int) -> list[list[int]]:
-    return [traces[(i * batch + j) % len(traces)].prompt_ids for j in range(batch)]
-
-
-def _job(extra_args: dict[str, Any], prompts: list[list[int]], batch: int, max_new_tokens: int) -> dict[str, Any]:
-    return {"prompts": prompts, "batch": batch, "max_new_tokens": max_new_tokens, "extra_args": extra_args}
+def _group(traces: Sequence[Trace], i: int, batch: int) -> list[Trace]:
+    return [traces[(i * batch + j) % len(traces)] for j in range(batch)]
 
 
 def gather(

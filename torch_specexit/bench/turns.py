@@ -25,6 +25,7 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.target import TargetConfig
 
 WARM_UP_TOKENS = 32
+"""Written at each batch size before anything is measured."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ class Measurement:
             # Before it is written down: what could not exit is asked again once the cause is mended.
             reply = engine.ask(asked)
             for i, raw in zip(part, reply["requests"], strict=True):
-                check_served(entry, self.traces[i], raw)
+                if entry.method.reports:
+                    check_served(entry.name, self.traces[i].id, raw)
             return reply
 
         reply = self.journal.reply(key, answered)
@@ -250,31 +252,34 @@ def _check_finished(config: BenchConfig, run: Run, batch: int, n: int) -> None:
         )
 
 
-def check_served(entry: Entry, trace: Trace, raw: Mapping[str, Any]) -> None:
-    """Check that a response could exit, if its method needs the plug-in. One that could not would look like one that
-    had nothing to cut.
+def check_served(method: str, trace: str, raw: Mapping[str, Any], *, shadow_is_fine: bool = False) -> None:
+    """Check that the plug-in has judged a response. One that it could not exit would look like one that had nothing to
+    cut, and like exits that cost nothing.
+
+    Args:
+      method: who was asked, a method that needs the plug-in.
+      trace: the id of the prompt's trace.
+      raw: the response as `torch_specexit.bench.worker` replies it.
+      shadow_is_fine: whether exits need not be made.
 
     Raises:
-      BenchError: the plug-in has given up, there was none, or exits were off or in shadow mode.
+      BenchError: the plug-in has given up, there was none, or exits were off, or in shadow mode where that is not fine.
     """
-    if not entry.method.reports:
-        return
     outcome, inactive = raw["outcome"], raw.get("inactive")
     if inactive is not None:
-        raise BenchError(
-            f"method {entry.name}: the specexit plug-in has given up by the response to {trace.id}: {inactive}"
-        )
+        raise BenchError(f"method {method}: the specexit plug-in has given up by the response to {trace}: {inactive}")
     if outcome is None:
         raise BenchError(
-            f"method {entry.name}: vLLM reported no outcome for {trace.id}, expected one from the specexit plug-in; "
+            f"method {method}: vLLM reported no outcome for {trace}, expected one from the specexit plug-in; "
             "is it installed, and is VLLM_PLUGINS unset or does it name specexit?"
         )
     # Where thinking never began, the outcome is off as well.
     off = outcome["outcome"] == "off" and outcome["thinking_tokens"] > 0
-    if off or "would_exit" in outcome:
+    if off or ("would_exit" in outcome and not shadow_is_fine):
+        fine = "'exit' or 'shadow'" if shadow_is_fine else "'exit'"
         raise BenchError(
-            f"method {entry.name}: exits were {'off' if off else 'in shadow mode'} in the response to {trace.id}, "
-            "expected serving.mode 'exit' and nothing stricter in SPECEXIT_SERVING"
+            f"method {method}: exits were {'off' if off else 'in shadow mode'} in the response to {trace}, "
+            f"expected serving.mode {fine} and nothing stricter in SPECEXIT_SERVING"
         )
 
 

@@ -28,10 +28,12 @@ from specexit.bench.process import claim_stdout, jobs, reply
 from specexit.errors import InputError
 from specexit.method.splits import FastTokenizer, load_tokenizer
 from specexit.processes import look_in_working_folder
+from specexit.schemas.bench import BenchConfig
+from specexit.schemas.bench_serving import BenchServingConfig
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.bench.driver import drive
-from torch_specexit.engine import accelerator_name, seed_everything, set_environment, start_engine
+from torch_specexit.engine import accelerator_name, one_of_several, seed_everything, set_environment, start_engine
 from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY
 
 if TYPE_CHECKING:
@@ -42,6 +44,28 @@ COUNTERS = {
     "n_accepted": "vllm:spec_decode_num_accepted_tokens",
     "n_preempted": "vllm:num_preemptions",
 }
+
+
+def setup_of(
+    config: BenchConfig | BenchServingConfig, target: TargetConfig, draft: Path | None, *, prefixes: bool
+) -> dict[str, Any]:
+    """The set-up of one of several engines that take turns.
+
+    Args:
+      config: of the benchmark.
+      target: the model.
+      draft: draft directory, or None.
+      prefixes: whether the engine keeps the keys and values of prefixes.
+    """
+    extra = config.engine.extra | {"enable_prefix_caching": prefixes}
+    engine = one_of_several(config.engine, target, max_num_seqs=max(config.batches), extra=extra)
+    return {
+        "target": target.model_dump(mode="json"),
+        "engine": engine.model_dump(mode="json"),
+        "draft": None if draft is None else str(draft),
+        "num_speculative_tokens": config.num_speculative_tokens,
+        "seed": config.seed,
+    }
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ from specexit.data.answers import kind
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
+from specexit.schemas.sampling import is_greedy
 from specexit.schemas.target import ModelCardSampling, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
 from specexit.trainable import ARCHITECTURES, architecture, unimplemented
+from torch_specexit.engine import chosen_length
 
 SPLIT_SIZE = 500
 """Problems of a split, unless the config says how many."""
@@ -225,10 +227,8 @@ def check_positions(config: CollectConfig, target: TargetConfig) -> None:
 
 def longest(config: CollectConfig, target: TargetConfig) -> int:
     """Tokens that a text may have, prompt and response: the target's, or what the run's own engines read, if less."""
-    own = config.engine.extra.get("max_model_len")
-    if config.endpoints or not isinstance(own, int) or own < 1:  # -1 or a word such as auto: vLLM chooses by itself
-        return target.max_model_len
-    return min(own, target.max_model_len)
+    own = chosen_length(config.engine, target)
+    return target.max_model_len if config.endpoints or own is None else min(own, target.max_model_len)
 
 
 def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]) -> None:
@@ -251,7 +251,7 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):
         kind(name)
         trial_of(config, target, name)
-    if config.samples > 1 and (sampling.temperature == 0 or sampling.top_k == 1):
+    if config.samples > 1 and is_greedy(sampling.model_dump()):
         raise ConfigError(
             f"samples is {config.samples}, but temperature {sampling.temperature:g} and top_k {sampling.top_k} make "
             "all of a prompt the same; expected samples=1, or a temperature above 0 and a top_k other than 1"

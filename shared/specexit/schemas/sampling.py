@@ -23,6 +23,10 @@ NoMinP = Annotated[float, AfterValidator(_zero), Field(exclude=True, description
 """It changes nothing, so no record holds it."""
 
 
+COLDEST = 0.01
+"""Lowest temperature above 0 that vLLM draws at: it takes this one in the place of any below."""
+
+
 class SamplingConfig(Config):
     """How responses are drawn; the model card says how it wants to be. Trial answers are always greedy."""
 
@@ -40,13 +44,15 @@ def drawn(sampling: Mapping[str, Any]) -> tuple[Any, Any, Any] | None:
       ((0.6, 1, 0), None)
       >>> drawn({"temperature": 0.0, "top_p": 0.9}) == drawn({"temperature": 0.6, "top_k": 1})
       True
+      >>> drawn({"temperature": 1e-6, "top_k": -1}) == drawn({"temperature": 0.01})
+      True
     """
     if "temperature" not in sampling:
         return None
     temperature, top_k = sampling["temperature"], sampling.get("top_k", 0)
     if temperature == 0 or top_k == 1:
         return 0, 1, 0
-    return temperature, sampling.get("top_p", 1), 0 if top_k == -1 else top_k
+    return max(temperature, COLDEST), sampling.get("top_p", 1), 0 if top_k == -1 else top_k
 
 
 def is_greedy(sampling: Mapping[str, Any]) -> bool:

@@ -32,6 +32,9 @@ RESOLVED = "specexit_resolved"
 OFFLINE = "specexit_offline"
 """Key under which `vllm.LLM` tells its workers that whoever asks may ask for anything; no client may give it."""
 
+FOR_SERVERS = ("specexit_risk", "specexit_effort")
+"""Keys that choose among the points that only a server has."""
+
 MOST_SPLITS, LONGEST_SPLIT = 64, 64
 LONGEST_SHOWN = 100
 """Characters of a bad value that are repeated in an error: it comes from the client, and may be anything."""
@@ -153,14 +156,27 @@ def request_policy(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -
     """What a request gets where there is no front end: its arguments over the draft's defaults.
 
     Raises:
-      ArgumentError: see `parse`, `check_splits` and `policy_of`; also for a risk, by which only a server chooses.
+      ArgumentError: see `_checked`; also for a risk, by which only a server chooses.
+    """
+    arguments, policy = _checked(extra_args, block)
+    if arguments.specexit_risk is not None:  # an effort is passed over, as a front end in Rust refuses nothing
+        raise _for_servers("specexit_risk")
+    return RequestPolicy(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
+
+
+def _checked(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> tuple[RequestArguments, Policy]:
+    """A request's arguments, and the draft's policy with them in it.
+
+    Raises:
+      ArgumentError: see `parse`, `check_splits` and `policy_of`.
     """
     arguments = parse(extra_args)
     check_splits(arguments, block)
-    if arguments.specexit_risk is not None:
-        raise ArgumentError("extra_args: specexit_risk is for servers, expected none without one", "specexit_risk")
-    policy = policy_of(arguments, block.policy)
-    return RequestPolicy(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
+    return arguments, policy_of(arguments, block.policy)
+
+
+def _for_servers(key: str) -> ArgumentError:
+    return ArgumentError(f"extra_args: {key} is for servers, expected none without one", key)
 
 
 def check_splits(arguments: RequestArguments, block: SpecExitBlock) -> None:
@@ -251,31 +267,36 @@ def vouch(request: Any) -> None:
 
     Args:
       request: vLLM's `EngineCoreRequest`, whose parameters may be shared with others and are replaced.
+
+    Raises:
+      ArgumentError: for a risk or an effort, for which only a server has points; of the class that `refusal` returns.
     """
     params = request.sampling_params
     if params is None or not any(names_ours(key) for key in params.extra_args or ()):
         return
+    for key in FOR_SERVERS:
+        if params.extra_args.get(key) is not None:
+            with _refusing():
+                raise _for_servers(key)
     request.sampling_params = copy.copy(params)
     request.sampling_params.extra_args = {**params.extra_args, OFFLINE: True}
 
 
 def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
-    """Check a request's arguments at its admission, where no front end says what requests may ask for.
+    """Check a request's arguments at its admission, where no front end says what requests may ask for: in `vllm.LLM`,
+    or in a server without exits, as this vLLM does not fit.
 
     Raises:
-      ArgumentError: see `request_policy`; also for an effort, for which only a server has points; where this engine has
-        no SpecExit draft, see `parse`.
+      ArgumentError: see `_checked`; where this engine has no SpecExit draft, see `parse`.
     """
     draft = getattr(vllm_config.speculative_config, "draft_model_config", None)
     block = None
     if draft is not None and is_ours(draft):
         block = _block_of(draft.model, draft.revision, draft_cache(vllm_config))
-    arguments = parse(extra_args)
     if block is None:
-        return
-    request_policy(extra_args, block)
-    if arguments.specexit_effort is not None:  # a worker passes over it, as a front end in Rust refuses nothing
-        raise ArgumentError("extra_args: specexit_effort is for servers, expected none without one", "specexit_effort")
+        parse(extra_args)
+    else:
+        _checked(extra_args, block)
 
 
 @cache

@@ -10,6 +10,10 @@ from torch_specexit.plugin.frontend.callers import MOST_ID
 MOST_FINISHED = 1024
 """Finished requests that can still be asked for."""
 
+FIRST = ("", "-0", "_0")
+"""What follows the id of a response in that of its first part, which begins before all others: nothing in the id of a
+request that is the whole response. Of the others not all need be known, as vLLM drops some without a word."""
+
 Choices = list[dict[str, Any] | None]
 
 
@@ -45,10 +49,10 @@ class Finished:
             self._forget(most, next(iter(self._responses[most])))
 
     def begins(self, caller: str | None, request: str, response: str) -> None:
-        """Forget how a response has ended of which a part begins anew: its client has given the id once more."""
-        parts = self._parts.get((caller, response), {})
-        for part in list(parts) if request in parts else ():
-            self._forget(caller, part)
+        """Forget how a response has ended whose first part begins: its client has given the id once more."""
+        if request.removeprefix(response) in FIRST:
+            for part in self.of(caller, response):
+                self._forget(caller, part)
 
     def _forget(self, caller: str | None, request: str) -> None:
         response = self._responses[caller].pop(request, None)

@@ -27,9 +27,9 @@ MOVES = ("stricter", "shadow", "back")
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Buckets of a probability or a share."""
 
-_WATCHED: WeakValueDictionary[int, FrontEnd] = WeakValueDictionary()
-"""The front end of each server by the identity of its vLLM config, which its metrics keep: where vLLM adds engines to a
-running server, it makes a new logger of the same config, and unregisters what the old one had."""
+_WATCHING: WeakValueDictionary[int, ExitMetrics] = WeakValueDictionary()
+"""The metrics of each server's front end by the identity of its vLLM config, which they keep: where vLLM adds engines
+to a running server, it makes a new logger of the same config, and unregisters what the old one had."""
 
 
 def token_buckets(largest: int) -> list[int]:
@@ -54,12 +54,13 @@ class ExitMetrics:
         self.engines = logger.per_engine_labelvalues
         self.vllm_config = logger.vllm_config
         self.model_name = self.vllm_config.model_config.served_model_name
+        earlier = _WATCHING.get(id(self.vllm_config))
         self.front: FrontEnd | None = None
-        self.drafting = Drafting()
-        self.seen: dict[str | None, Counter[str]] = defaultdict(Counter)
+        self.drafting = earlier.drafting if earlier else Drafting()
+        self.seen: dict[str | None, Counter[str]] = earlier.seen if earlier else defaultdict(Counter)
         """Thinking tokens before and behind all would-be exits that were seen so far, by operating point, as one says
         nothing of another. None: policies of requests' own, and outside of a server."""
-        self._points: tuple[OperatingPoint, ...] = ()
+        self._points: tuple[OperatingPoint, ...] = earlier._points if earlier else ()
         """The operating points that these were seen at."""
         self._begun: PolicyFile | None = None
         """The policies whose points have series."""
@@ -67,8 +68,8 @@ class ExitMetrics:
         self._declare(logger, ["model_name", "engine"], tokens)
         self._declare_state(logger)
         self._begin_at_zero()
-        if (front := _WATCHED.get(id(self.vllm_config))) is not None:
-            self.watch(front)
+        if earlier is not None and earlier.front is not None:
+            self.watch(earlier.front)
 
     def _declare(self, logger: Any, labels: list[str], tokens: list[int]) -> None:
         def counter(name: str, documentation: str, labelnames: list[str]) -> Any:
@@ -153,8 +154,7 @@ class ExitMetrics:
             "sampled or ended, is not what was calibrated, or the request has a policy of its own or an adapter.",
             labelnames=["model_name", "engine"],
         )
-        self.acceptance.labels(self.model_name).set(0)
-        self.not_drafting.labels(self.model_name).set(0)
+        self._show_drafting()
         self.active(True, "ok")
 
     def active(self, active: bool, kind: str) -> None:
@@ -165,7 +165,7 @@ class ExitMetrics:
 
     def watch(self, front: FrontEnd) -> None:
         """Follow what is served by a front end, which tells these metrics and no others from now on."""
-        self.front = _WATCHED[id(self.vllm_config)] = front
+        self.front, _WATCHING[id(self.vllm_config)] = front, self
         front.hold.moved, front.changed, front.counted = self.moved, self.serving, self.audited
         front.activity.tell = self.active
         reason = front.activity.reason
@@ -258,8 +258,11 @@ class ExitMetrics:
     def drafted(self, steps: int, accepted: int) -> None:
         """Count drafts that an engine step has verified, see `Drafting`."""
         if self.drafting.add(steps, accepted):
-            self.acceptance.labels(self.model_name).set(self.drafting.length)
-            self.not_drafting.labels(self.model_name).set(float(self.drafting.low))
+            self._show_drafting()
+
+    def _show_drafting(self) -> None:
+        self.acceptance.labels(self.model_name).set(self.drafting.length or 0.0)
+        self.not_drafting.labels(self.model_name).set(float(self.drafting.low))
 
     def audited(self, point: str, result: str) -> None:
         """Count an audit by the operating point that its request ran under, and its result, one of `AUDITS`."""

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-GREEDY_BELOW = 1e-5
-"""Temperature below which vLLM takes the likeliest token."""
+from specexit.schemas.sampling import drawn
 
 KEYS = ("temperature", "top_p", "top_k")
 """Fields of the traces' sampling that decide which tokens are drawn."""
@@ -34,12 +33,7 @@ def covered(calibrated: Mapping[str, Any] | None) -> dict[str, float] | None:
 def is_sampled_as(params: Any, calibrated: Mapping[str, float]) -> bool:
     """Whether vLLM's `SamplingParams` draw tokens as `covered` says. Seeds and lengths make no difference."""
     plain = all(math.isclose(getattr(params, name), value) for name, value in NEUTRAL.items())
-    asked, made = _drawn(**{key: getattr(params, key) for key in KEYS}), _drawn(**calibrated)
+    asked, made = drawn({key: getattr(params, key) for key in KEYS}), drawn(calibrated)
+    if asked is None or made is None:  # no temperature is said
+        return False
     return plain and all(math.isclose(a, b) for a, b in zip(asked, made, strict=True))
-
-
-def _drawn(temperature: float, top_p: float, top_k: float) -> tuple[float, float, float]:
-    """The three, with values that do the same made equal."""
-    if temperature < GREEDY_BELOW or top_k == 1:
-        return 0.0, 1.0, 0.0
-    return temperature, top_p, max(top_k, 0)
