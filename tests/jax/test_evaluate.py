@@ -26,7 +26,7 @@ from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.training.losses import signal_losses
 from specexit.config import ConfigError
 from specexit.data.outlines import outlines
-from specexit.data.traces import LabelledTrace
+from specexit.data.traces import LabelledTrace, TraceError, write_traces
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.errors import InputError
 from specexit.method.labels import token_labels
@@ -350,6 +350,20 @@ def test_a_trace_that_is_longer_than_draft_or_target_is_refused(
         said = rf"traces: the longest trace has 74 tokens, but by .*{file} \(max_position_embeddings.* 73 positions"
         with pytest.raises(ConfigError, match=said):
             module.evaluate(config)
+
+
+def test_traces_of_another_tokenizer_judge_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = shapes_of(recipe(), TARGET).draft
+    (tmp_path / "config.json").write_text(json.dumps(TARGET.config))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    target = TARGET.model_copy(update={"path": str(tmp_path)})
+    monkeypatch.setattr(module, "read_start", lambda _: SimpleNamespace(shape=shape))
+    for name in ("find_target", "target_of_file"):
+        monkeypatch.setattr(module, name, lambda *_, **__: target)
+    write_traces(tmp_path / "traces.parquet", [trace(10, 50, 3)], "0" * 64)
+    config = EvaluateConfig(run=tmp_path / "run", traces=tmp_path / "traces.parquet", out=tmp_path / "found.json")
+    with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
+        module.evaluate(config)
 
 
 def test_traces_with_boundaries_elsewhere_judge_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

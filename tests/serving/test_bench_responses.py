@@ -10,6 +10,7 @@ from specexit.bench.process import BenchError
 from specexit.bench.requests import Request
 from specexit.method.decision import ENDED
 from tests.serving.benching import TARGET, generated_traces
+from torch_specexit.bench import worker
 from torch_specexit.bench.driver import drive
 from torch_specexit.bench.turns import Entry, check_served, read_request
 from torch_specexit.bench.worker import run_method
@@ -148,6 +149,19 @@ def test_trials_say_the_same_whether_the_turn_or_a_stop_ends_them() -> None:
     job |= {"batch": 1, "sampling": {"temperature": 0.0}, "arrivals": None, "seed": 0}
     (done,) = run_method(llm, TARGET, job)["requests"]
     assert (done["asked"], done["forced"]) == (5, True)
+
+
+def test_a_method_begins_with_nothing_cached_and_the_seed_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what it is measured at is what the one before it has left."""
+    done: list[object] = []
+    monkeypatch.setattr(worker, "seed_everything", lambda seed: done.append(seed))
+    monkeypatch.setattr(worker, "drive", lambda *_, **__: done.append("driven") or {"requests": []})
+    engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=TARGET.max_model_len))
+    llm = SimpleNamespace(llm_engine=engine, get_metrics=list)
+    llm.reset_prefix_cache = lambda: done.append("emptied")
+    job = {"method": "none", "parameters": {}, "problems": [], "marks": {"max_new_tokens": 200}}
+    run_method(llm, TARGET, job | {"batch": 1, "sampling": {"temperature": 0.0}, "arrivals": None, "seed": 7})
+    assert done == ["emptied", 7, "driven"]
 
 
 @pytest.mark.parametrize("ended", ENDED)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from specexit.drafts.directory import Serving, SpecExitBlock
@@ -32,9 +32,14 @@ RESOLVED = st.fixed_dictionaries(
     {}, optional={key: ANYTHING for key in ("policy", "mode", "splits", "caller", "response", "other")}
 )
 GIVEN = {key: ANYTHING for key in (*RequestArguments.model_fields, OFFLINE, "specexit_other", "other")}
+OWN = Policy(thresholds={"validity": 0.9, "remaining": 20}, patience=2, min_thinking_tokens=3)
 MODES = ("exit", "shadow", "off")
 
 
+@example(arguments={"specexit_validity": 0.8}, rule="stricter", mode="exit", rust=False)
+@example(arguments={"specexit_remaining": 30}, rule="stricter", mode="exit", rust=False)
+@example(arguments={"specexit_patience": 1}, rule="stricter", mode="exit", rust=True)
+@example(arguments={"specexit_min_thinking_tokens": 0}, rule="stricter", mode="exit", rust=True)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     arguments=st.fixed_dictionaries({}, optional=GIVEN | {interrupt.RESOLVED: ANYTHING | RESOLVED}),
@@ -48,7 +53,7 @@ def test_whatever_reaches_a_worker_as_arguments_ends_no_exits_and_asks_for_no_mo
     """``specexit_resolved: 1`` from a front end without checks ended exits for everybody."""
     monkeypatch.setattr("vllm.envs.VLLM_USE_RUST_FRONTEND", rust, raising=False)
     exits = ready()
-    own = exits.draft.block.policy
+    exits.draft.block = SpecExitBlock(source="draft", target="t", policy=OWN)
     exits.draft.serving = Serving(requests=rule, mode=mode)
     exits.track(scheduled(new("a", extra_args=arguments), new("b")))
     exits.step(given_step(["a", "b"], [[2], [2]]))
@@ -60,10 +65,11 @@ def test_whatever_reaches_a_worker_as_arguments_ends_no_exits_and_asks_for_no_mo
     assert mode != "off" or admission.policy is None
     assert mode != "shadow" or admission.policy is None or admission.shadow
     if admission.policy is not None:
-        assert admission.policy.thresholds.items() >= own.thresholds.items() or rule == "stricter"
-        assert all(admission.policy.thresholds[name] >= limit for name, limit in own.thresholds.items())
-        assert admission.policy.patience >= own.patience
-        assert admission.policy.min_thinking_tokens >= own.min_thinking_tokens
+        assert admission.policy == OWN or rule == "stricter"
+        assert admission.policy.thresholds["validity"] >= OWN.thresholds["validity"]
+        assert admission.policy.thresholds["remaining"] <= OWN.thresholds["remaining"]
+        assert admission.policy.patience >= OWN.patience
+        assert admission.policy.min_thinking_tokens >= OWN.min_thinking_tokens
         assert admission.policy.max_thinking_tokens is None
 
 

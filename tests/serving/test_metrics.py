@@ -239,11 +239,10 @@ def test_acceptance_near_one_raises_an_alarm_once_and_its_end_is_said(caplog):
     assert "specexit verify" in said[0]["detail"]
 
 
-COUNTS_ONE_EXIT = """
-import json, sys
+API_SERVERS = """
+import json, os, sys
 from types import SimpleNamespace
 from prometheus_client import Counter, Gauge, Histogram
-from specexit.config import REPOSITORY
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from torch_specexit.plugin.frontend.activity import Activity
@@ -261,36 +260,64 @@ logger = SimpleNamespace(
     vllm_config=SimpleNamespace(model_config=model),
 )
 signals = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
-metrics, (file, said, accepted) = ExitMetrics(logger), map(json.loads, sys.argv[1:])
-operation = Operation(SpecExitBlock(target="t"), PolicyFile.model_validate(file), Serving())
-metrics.watch(FrontEnd(operation, Activity()))
-metrics.front.switch(**said)
-metrics.finished(0, {"outcome": "exit", "thinking_tokens": 60, "signals": signals})
-metrics.drafted(WINDOW * (accepted > 0), accepted)
+file, begun = map(json.loads, sys.argv[1:])
+
+
+def serve_one_exit(switch, traffic, failed, accepted):
+    metrics = ExitMetrics(logger)
+    front = FrontEnd(Operation(SpecExitBlock(target="t"), PolicyFile.model_validate(file), Serving()), Activity())
+    metrics.watch(front)
+    front.switch(**switch)
+    front.traffic.distance["boundaries"], front.traffic.moved["boundaries"] = traffic, traffic > 0.2
+    if failed:
+        front.activity.fail("failed", "a long story")
+    metrics.finished(0, {"outcome": "exit", "thinking_tokens": 60, "signals": signals})
+    metrics.drafted(WINDOW, accepted)
+
+
+for folder, how in begun:
+    if not (child := os.fork()):
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        serve_one_exit(**how)
+        sys.exit()
+    assert not os.waitpid(child, 0)[1]
 """
+KILLED = {"switch": {"mode": "off", "point": "careful"}, "traffic": 0.1, "failed": False, "accepted": 2 * WINDOW}
+TROUBLED = {"switch": {"point": "untested"}, "traffic": 0.5, "failed": True, "accepted": 0}
+WORSE = {"certified": 0, "epsilon": 1, "exits_made": 1, "acceptance_near_one": 1}
+"""What an operator has to know of two processes of which one is killed, and one is troubled."""
 
 
 def test_metrics_of_several_api_server_processes_are_summed_and_no_gauge_hides_one_of_them(tmp_path):
     """As vLLM sums its own: through files in the folder that it names in the environment.
 
-    A kill that had reached one of several processes used to show as if none made exits.
+    A kill that had reached one of several processes used to show as if none made exits. Which of them has written last
+    is one and the same to all gauges but the acceptance length.
     """
+    begun = {tmp_path / "one": (KILLED, TROUBLED), tmp_path / "other": (TROUBLED, KILLED)}
+    for folder in begun:
+        folder.mkdir()
+    processes = [(str(folder), how) for folder, both in begun.items() for how in both]
+    given = (json.dumps(each) for each in ({"points": POINTS, "default": "usual"}, processes))
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    file = {"points": POINTS, "default": "usual"}
-    for said, accepted in (({"mode": "off", "point": "careful"}, 0), ({}, 2 * WINDOW)):
-        given = (json.dumps(each) for each in (file, said, accepted))
-        subprocess.run([sys.executable, "-c", COUNTS_ONE_EXIT, *given], check=True, env=environment)
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry, path=str(tmp_path))
-    labels = {"model_name": "tiny", "engine": "0"}
-    assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "exit"}) == 2
-    assert registry.get_sample_value("vllm:specexit_thinking_tokens_sum", labels | {"outcome": "exit"}) == 120
-    assert registry.get_sample_value("vllm:specexit_requests_total", labels | {"outcome": "length"}) == 0
-    gauges = {"exits_made": 1, "epsilon": 0.02, "certified": 1, "acceptance_length": 3}
-    found = {name: registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"}) for name in gauges}
-    assert found == gauges
-    of_point = {"model_name": "tiny", "point": "careful"}
-    assert registry.get_sample_value("vllm:specexit_epsilon_changed", of_point) == 0.005
+    subprocess.run([sys.executable, "-c", API_SERVERS, *given], check=True, env=environment)
+    for folder, (_, last) in begun.items():
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, path=str(folder))
+        value = partial(value_in, registry)
+        assert value("requests_total", engine="0", outcome="exit") == 2
+        assert value("thinking_tokens_sum", engine="0", outcome="exit") == 120
+        assert value("requests_total", engine="0", outcome="length") == 0
+        assert {name: value(name) for name in WORSE} == WORSE
+        assert value("active", reason="ok") == value("active", reason="failed") == 0
+        assert value("traffic_distance", feature="boundaries") == 0.5
+        assert value("traffic_moved", feature="boundaries") == 1
+        assert value("acceptance_length") == 1 + last["accepted"] / WINDOW
+        assert value("epsilon_changed", point="careful") == 0.005
+
+
+def value_in(registry, name, **labels):
+    return registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"} | labels)
 
 
 MONITORING = REPOSITORY / "configs" / "jobs" / "monitoring"

@@ -60,6 +60,14 @@ def test_a_stricter_threshold_leaves_the_others_in_force_and_a_free_one_does_not
     assert get(operation(requests="any"), confidence=0.3).policy.thresholds == {"confidence": 0.3}
 
 
+def test_of_what_is_left_to_think_a_stricter_threshold_is_a_lower_one():
+    usual = point("usual", 0.9, 0.02, thresholds={"validity": 0.9, "remaining": 20})
+    server = Operation(BLOCK, PolicyFile.model_validate({"points": [usual], "default": "usual"}), Serving())
+    assert get(server, remaining=19).policy.thresholds == {"validity": 0.9, "remaining": 19}
+    with pytest.raises(ArgumentError, match=r"specexit_remaining is 21\.0, expected at most 20: this server lets"):
+        get(server, remaining=21)
+
+
 @pytest.mark.parametrize("arguments", [*RARER[2:], *(bold for bold, _ in BOLDER)], ids=str)
 def test_a_server_may_let_requests_switch_exits_off_and_nothing_else(arguments):
     server = operation(requests="off-only")

@@ -77,6 +77,14 @@ def test_annotate_writes_what_training_reads(think, make_trace, tmp_path):
     assert (tmp_path / "labelled" / "run.yaml").exists()
 
 
+def test_traces_of_another_tokenizer_are_not_labelled(make_trace, tmp_path):
+    """What is written names the target's own tokenizer, so nothing behind it would notice."""
+    write_traces(tmp_path / "traces" / "traces.parquet", [make_trace()], "0" * 64)
+    with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    assert not (tmp_path / "labelled").exists()
+
+
 @pytest.mark.parametrize("word", ["think", "answer"])
 def test_a_target_that_never_says_answer_has_no_first_stated_answer(think, tmp_path, capsys, word):
     """Not one at the natural end, which cuts nothing and is always right."""

@@ -13,7 +13,8 @@ from scipy import stats as scipy_stats
 from specexit import tiny
 from specexit.bench.methods.budget import calibrate_budget
 from specexit.cli import run
-from specexit.data.overlap import OverlapError
+from specexit.data.outlines import outlines
+from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.scores import ScoreError, Scores, read_scores, write_scores
 from specexit.data.traces import TraceError, data_sha256, read_traces, write_traces
 from specexit.drafts.directory import read_config
@@ -193,6 +194,14 @@ def test_a_group_none_of_whose_traces_can_judge_is_refused_by_name(setting):
     assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
 
 
+def test_a_prompt_of_two_groups_cannot_be_grouped(setting):
+    """It would count in whichever of the two."""
+    two = {"prompt_ids": lambda i: [1, i // 2], "sample": lambda i: i % 2, "group": lambda i: "ab"[i % 2]}
+    paths = setting(np.full(N, 0.995), [True] * N, **two)
+    refused(paths, r"trace '\d+' is of group '[ab]', but its prompt was of '[ab]'", groups=True)
+    assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
+
+
 def test_traces_without_groups_cannot_be_grouped(setting):
     refused(setting(np.full(N, 0.9), [True] * N), "trace '0' is of no group and of no task", groups=True)
 
@@ -315,6 +324,11 @@ FLAWS = {
     "a copy": lambda traces: [*traces, traces[0]],
     "one prompt": lambda traces: [replace(trace, prompt_ids=[1, 2]) for trace in traces],
     "few prompts": lambda traces: [replace(trace, prompt_ids=[1, i % 50]) for i, trace in enumerate(traces)],
+    "two groups": lambda traces: [
+        traces[0],
+        replace(traces[1], prompt_ids=traces[0].prompt_ids, group="b"),
+        *traces[2:],
+    ],
     "two samplings": lambda traces: [replace(traces[0], sampling='{"temperature": 1}'), *traces[1:]],
 }
 FALSE_SCORES = {
@@ -326,7 +340,7 @@ FALSE_SCORES = {
 
 def test_whatever_is_wrong_with_the_files_nothing_is_certified(setting):
     """Traces and scores that would carry a certificate, spoilt in any number of ways at once."""
-    paths = setting(np.full(150, 0.995), [True] * 150)
+    paths = setting(np.full(150, 0.995), [True] * 150, group="all")
     good_traces, good_scores = read_traces(paths["traces"]), read_scores(paths["scores"])
     written, config = (paths["draft"] / name for name in ("policy.json", "config.json"))
     before = config.read_bytes()
@@ -345,12 +359,18 @@ def test_whatever_is_wrong_with_the_files_nothing_is_certified(setting):
         config.write_bytes(before)  # with a policy, which goes into the other file with the first certificate
         if flaws or false:
             with pytest.raises(InputError):
-                calibrate(CalibrateConfig(**paths))
+                calibrate(CalibrateConfig(**paths, groups=True))
         else:
-            assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
+            assert calibrate(CalibrateConfig(**paths, groups=True)).point().certificate is not None
         assert written.exists() == (not flaws and not false)
 
     check()
+
+
+def test_prompts_that_the_draft_was_trained_on_are_refused(setting):
+    paths = setting(np.full(N, 0.9), [True] * N)
+    write_prompts(paths["draft"], [*outlines(read_traces(paths["traces"])[:3]).prompts()])
+    refused(paths, r"3 of 400 prompts were trained on .*draft/prompts\.npy", OverlapError)
 
 
 def test_prompts_that_chose_the_checkpoint_are_refused(setting, make_trace):

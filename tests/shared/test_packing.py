@@ -147,6 +147,13 @@ def test_a_trace_that_is_there_twice_is_not_trained_on_twice(make_trace, tmp_pat
     assert not (tmp_path / "packed").exists()
 
 
+def test_traces_of_another_tokenizer_are_not_packed(make_trace, tmp_path):
+    write_traces(tmp_path / "labelled" / "traces.parquet", [labelled(make_trace())], "0" * 64)
+    with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
+        pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40))
+    assert not (tmp_path / "packed").exists()
+
+
 def test_a_seed_that_gives_no_order_is_refused_at_once():
     """It was a traceback out of a worker, behind the reading of all traces."""
     with pytest.raises(ConfigError, match=r"seed is -1: .*greater than or equal to 0"):

@@ -1,13 +1,19 @@
 """``specexit bench-labels`` makes the same trials both ways. How fast is for `make bench-labels`."""
 
+import asyncio
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from specexit.data.prompts import Prompt
 from specexit.schemas.bench_labels import BenchLabelsConfig
 from torch_specexit.bench import labels
+from torch_specexit.collecting.local import LocalEngine
+from torch_specexit.collecting.tracer import Response, Tracer
+from torch_specexit.collecting.work import Ask, Decoding
 
 
 def test_the_result_names_the_gpu(tmp_path, monkeypatch):
@@ -26,6 +32,43 @@ def test_the_result_names_the_gpu(tmp_path, monkeypatch):
     out = tmp_path / "labels.json"
     labels.bench_labels(BenchLabelsConfig(target="tiny-reasoner", split="test", n=1, out=out))
     assert json.loads(out.read_text())["hardware"]["accelerator"] == "a GPU"
+
+
+class Engine(LocalEngine):
+    """Remembers what it is asked, and answers each prompt with one token."""
+
+    def __init__(self) -> None:
+        self.seen: list[str | list[int]] = []
+        self.engine = SimpleNamespace(reset_prefix_cache=lambda: self.seen.append("emptied"))
+
+    async def generate(self, ids, how):
+        self.seen.append(ids)
+        return Response([5], [-0.1], "stop")
+
+
+class Thinker(Tracer):
+    """Writes one trace, and tries two of its prefixes."""
+
+    def __init__(self, engine, trace):
+        self.asked, self.written = engine, trace
+
+    async def trace(self, ask):
+        for ids in ([1], [1, 2], [1, 2, 3]):
+            await self.asked.generate(ids, Decoding(1))
+        return self.written
+
+    def stated(self, trace):
+        return []
+
+
+def test_both_ways_begin_with_nothing_cached(make_trace):
+    """Of one prefix at a time each one, or what is compared is the cache."""
+    recorder = labels._Recorder(engine := Engine())
+    asks = [Ask(Prompt("a", "What is 3 + 4?", "7"), 0)]
+    result = asyncio.run(labels._measure(engine, recorder, Thinker(recorder, make_trace()), asks))
+    together, alone = ["emptied", [1, 2], [1, 2, 3]], ["emptied", [1, 2], "emptied", [1, 2, 3]]
+    assert engine.seen == [[1], [1, 2], [1, 2, 3], *together, *alone]
+    assert (result["trials"], result["same"]) == (2, 2)
 
 
 @pytest.mark.vllm

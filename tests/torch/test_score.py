@@ -244,6 +244,13 @@ def test_draft_traces_and_the_target_given_have_to_be_of_one_name(paths, traces)
     assert not paths["out"].exists()
 
 
+def test_traces_of_another_tokenizer_are_not_scored(paths, traces):
+    write_traces(paths["traces"], traces, "0" * 64)
+    with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
+        score(ScoreConfig(**paths))
+    assert not paths["out"].exists()
+
+
 def test_a_model_that_moved_is_scored_with_and_its_fingerprint_is_kept(paths, tmp_path):
     moved = load_target_config("tiny-reasoner").model_dump(mode="json") | {"path": str(tmp_path / "moved")}
     shutil.copytree(tiny.MODEL_DIR, tmp_path / "moved")
