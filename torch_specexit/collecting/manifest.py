@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -76,9 +76,7 @@ def read_manifest(out: Path) -> Manifest:
         ) from error
 
 
-def same_model(
-    out: Path, there: Manifest, target: TargetConfig, now: Mapping[str, str | None]
-) -> dict[str, str | None]:
+def same_model(out: Path, there: Manifest, target: TargetConfig, now: Mapping[str, str | None]) -> dict[str, Any]:
     """The hashes of a model's files that go into a folder's manifest. Where an older folder lacks some, a line says so.
 
     Args:
