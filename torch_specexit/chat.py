@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -42,6 +43,15 @@ def load_chat_tokenizer(target: TargetConfig) -> Any:
             "elsewhere"
         )
     return found
+
+
+def template_sha256(target: TargetConfig) -> str:
+    """Hash of the target's chat template, of which `prompt_ids` has been found to make prompts.
+
+    Raises:
+      InputError: the tokenizer cannot be loaded.
+    """
+    return hashlib.sha256(load_chat_tokenizer(target).get_chat_template().encode()).hexdigest()
 
 
 def misread_by_transformers(target: TargetConfig) -> str | None:

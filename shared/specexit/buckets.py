@@ -199,9 +199,9 @@ class BucketPath(PosixPath):
 
 @contextmanager
 def arrow_source(path: Path) -> Iterator[Any]:
-    """What pyarrow reads a file from."""
+    """What pyarrow reads a file from: on disk an absolute path, as ``run-10:30/a`` would be an address to it."""
     if not isinstance(path, BucketPath):
-        yield path
+        yield path.absolute()
         return
     with explained(path, "read"), path.open("rb") as file:
         yield file
@@ -209,9 +209,9 @@ def arrow_source(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def arrow_sink(path: Path) -> Iterator[Any]:
-    """What pyarrow writes a file into; an object is there whole or not at all."""
+    """What pyarrow writes a file into, see `arrow_source`; an object is there whole or not at all."""
     if not isinstance(path, BucketPath):
-        yield path
+        yield path.absolute()
         return
     with path.open("wb") as file:
         yield file

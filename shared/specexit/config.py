@@ -29,7 +29,7 @@ from specexit.buckets import BucketPath, location, refuse_bucket
 from specexit.errors import InputError, dotted, first_problem, shown
 from specexit.outputs import put
 from specexit.schemas.url import without_passwords
-from specexit.yaml_text import parse_yaml
+from specexit.yaml_text import dump_yaml, parse_yaml
 
 
 class ConfigError(InputError):
@@ -50,10 +50,10 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _said(cls, value: Any, info: Any) -> Any:
-        """Refuse an empty path, and expand ``~``.
+        """Refuse an empty path and a yes or no for a number, and expand ``~``.
 
-        An empty path, such as that of a shell variable that is not set, would be the working directory. YAML never
-        expands ``~``, and behind ``out=`` some shells do not.
+        An empty path, such as that of a shell variable that is not set, would be the working directory; ``yes`` would
+        be 1, and ``off`` 0. YAML never expands ``~``, and behind ``out=`` some shells do not.
         """
         return _as_meant(value, cls.model_fields[info.field_name].annotation)
 
@@ -82,16 +82,18 @@ def _as_meant(value: Any, wanted: Any) -> Any:
     """A value with ``~`` expanded in every path in it; ``wanted`` is the type of its key, and says what is a path.
 
     Raises:
-      ValueError: a path is empty.
+      ValueError: a path is empty, or a number is a yes or no.
     """
     kinds = _apart(wanted)
+    if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+        raise ValueError("expected a number")
     if isinstance(value, str) and Path in kinds:
         if not value:
             raise ValueError("expected a path")
         return os.path.expanduser(value)
     for kind in kinds:
-        if isinstance(value, list | tuple) and get_args(kind) == (Path, ...):
-            return tuple(_as_meant(one, Path) for one in value)
+        if isinstance(value, list | tuple) and get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
+            return type(value)(_as_meant(one, get_args(kind)[0]) for one in value)
         if isinstance(value, dict) and get_origin(kind) is dict:
             return {key: _as_meant(one, get_args(kind)[1]) for key, one in value.items()}
     return value
@@ -371,7 +373,7 @@ def save_run(config: Config, folder: Path) -> None:
         "versions": versions(),
         "revision": revision(),
     }
-    text = yaml.safe_dump(record, sort_keys=False, width=math.inf)  # an address stays in one piece
+    text = dump_yaml(record, width=math.inf)  # an address stays in one piece
     write_text(folder / "run.yaml", without_passwords(text))
 
 

@@ -91,7 +91,7 @@ def theta_of(config: Mapping[str, Any]) -> float | None:
     """Base of the rotary embedding, that of full attention where kinds of layers differ; None where it is not said.
 
     Raises:
-      ValueError: see `rope_of`.
+      ValueError: it is no number, or see `rope_of`.
 
     Example:
       >>> theta_of({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}}})
@@ -100,7 +100,10 @@ def theta_of(config: Mapping[str, Any]) -> float | None:
     rope = rope_of(config)
     full = rope.get("full_attention")
     of_full = full.get("rope_theta") if isinstance(full, Mapping) else None
-    return config.get("rope_theta") or rope.get("rope_theta") or of_full
+    found = config.get("rope_theta") or rope.get("rope_theta") or of_full
+    if not isinstance(found, int | float | None):
+        raise ValueError(f"rope_theta is {found!r}, expected a number")
+    return found
 
 
 def _original(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:

@@ -1,16 +1,33 @@
-"""YAML as configs have it: no key is there twice, 010 is ten, and what its aliases stand for is bounded."""
+"""YAML as configs have it: numbers as in YAML 1.2, no key there twice, and what aliases stand for is bounded."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
+INT, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+
+_WHOLE = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)\Z")
+_POINT = re.compile(
+    r"""(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))\Z""",
+    re.VERBOSE,
+)
+"""To PyYAML, which reads YAML 1.1, 1e-6 and 1.0e6 are texts, and 1:30 is ninety."""
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key hides another, and 010 is ten, as in YAML 1.2."""
+    """YAML in which no key hides another, and numbers are those of YAML 1.2: 010 is ten."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, form) for tag, form in forms if tag not in (INT, FLOAT)]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode | None:
         node = super().compose_mapping_node(anchor)
@@ -27,7 +44,16 @@ class _Loader(yaml.SafeLoader):
         return int(node.value) if re.fullmatch(r"[-+]?0\d+", node.value) else super().construct_yaml_int(node)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor(INT, _Loader.construct_yaml_int)
+_Loader.add_implicit_resolver(INT, _WHOLE, list("-+0123456789"))
+_Loader.add_implicit_resolver(FLOAT, _POINT, list("-+.0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML with quotes around what is a number to `_Loader` or in YAML 1.1, and is a text."""
+
+
+_Dumper.add_implicit_resolver(FLOAT, _POINT, list("-+.0123456789"))
 
 
 MAX_WRITTEN_OUT = 1_000_000
@@ -56,6 +82,16 @@ def parse_yaml(text: str) -> Any:
             raise yaml.YAMLError(f"a value is none of its kind: {error}") from error
     finally:
         loader.dispose()
+
+
+def dump_yaml(value: Any, **options: Any) -> str:
+    """A YAML text for a value, its keys in their order, that `parse_yaml` and readers of YAML 1.1 take for it.
+
+    Args:
+      value: of plain Python types.
+      options: of ``yaml.dump``.
+    """
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, **options)
 
 
 def _written_out(node: yaml.Node, found: dict[int, float]) -> float:

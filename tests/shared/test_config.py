@@ -6,7 +6,7 @@ import re
 import subprocess
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from specexit.buckets import Location
 from specexit.cli import COMMANDS, _load, parse
-from specexit.config import Config, ConfigError, find, load, revision, save_run, write_text
+from specexit.config import Config, ConfigError, find, load, read_yaml, revision, save_run, write_text
 from specexit.schemas.ablate import AblateConfig
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
@@ -26,6 +26,7 @@ from specexit.schemas.collect import CollectConfig, PartConfig
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.train import TrainConfig
+from specexit.yaml_text import dump_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yaml"))
 
@@ -168,6 +169,46 @@ def test_what_is_merged_may_be_said_anew(recipe):
 def test_a_number_is_decimal_whatever_it_begins_with(recipe, text, number):
     recipe.write_text(f"steps: {text}\n")
     assert load(Recipe, recipe).steps == load(Recipe, None, [f"steps={text}"]).steps == number
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1E-06", "1.0e-6", "0.1e-5", "+1e-6", "1_0e-7"])
+def test_a_number_may_have_an_exponent_and_no_point(recipe, text):
+    """As in JSON, from where it is copied; to YAML 1.1 some of these are text."""
+    recipe.write_text(f"rate: {text}\n")
+    assert read_yaml(recipe) == {"rate": 1e-6}
+    assert load(Recipe, None, [f"optimizer.rate={text}"]).optimizer.rate == 1e-6
+
+
+def test_a_time_of_day_is_no_number(recipe):
+    """To YAML 1.1, 1:30 is ninety."""
+    recipe.write_text("steps: 1:30\n")
+    for given in ((recipe,), (None, ["steps=1:30"])):
+        with pytest.raises(ConfigError, match=r"steps is '1:30': .*integer"):
+            load(Recipe, *given)
+
+
+@pytest.mark.parametrize("text", ["1e-6", "12e5", "1:30", "010", "yes", "1.5", "-.inf", ".", "1e", "e5"])
+def test_a_text_that_looks_like_a_number_stays_a_text(recipe, text):
+    """Whoever reads it: a target's name, an argument of an engine."""
+    recipe.write_text(dump_yaml({"name": text, "rate": 1e-6}))
+    assert read_yaml(recipe) == yaml.safe_load(recipe.read_text()) == {"name": text, "rate": 1e-6}
+
+
+class Numbers(Config):
+    n: int = 1
+    some: float | None = None
+    each: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    named: dict[str, float] = Field({})
+    on: bool = False
+    either: bool | float = False
+
+
+@pytest.mark.parametrize("override", ["n=yes", "n=True", "some=off", "each=[2, on]", "named.a=no", "named={a: true}"])
+def test_yes_and_no_are_no_numbers(override):
+    """`temperature=off` was 0, and `samples=yes` 1."""
+    with pytest.raises(ConfigError, match=r"is .*(True|False).*: expected a number"):
+        load(Numbers, None, [override])
+    assert load(Numbers, None, ["on=yes", "either=on"]) == Numbers(on=True, either=True)
 
 
 class Paths(Config):

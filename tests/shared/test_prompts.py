@@ -350,6 +350,12 @@ def test_whole_numbers_with_a_gap_are_no_floats(tmp_path):
     assert [prompt.group for prompt in prompts] == ["42", None, "-7", "0.5", "1e+22"]
 
 
+def test_a_colon_in_a_file_s_name_makes_no_address_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "qa:v2.parquet")
+    assert [prompt.text for prompt in read_prompts("qa:v2.parquet")] == ["a"]
+
+
 def test_a_csv_column_that_is_there_twice_is_not_lost(tmp_path):
     (tmp_path / "p.csv").write_text("id,prompt,prompt\na,x,y\n")
     with pytest.raises(PromptError, match="line 1: column 'prompt' occurs 2 times, expected different names"):

@@ -1,5 +1,7 @@
 """Score files: every sample of a prompt has a key of its own, and a file that cannot be used says why."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -58,6 +60,14 @@ def test_every_sample_gets_its_own_scores(traces, tmp_path):
     write_scores(tmp_path / "scores.parquet", scores_of(map(key_of, traces)))
     assert read_both(tmp_path, traces) == [0, 1, 2]
     assert read_both(tmp_path, traces[::-1]) == [2, 1, 0]
+
+
+def test_a_colon_in_a_relative_path_makes_no_address_of_it(traces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("run-10:30")
+    folder.mkdir()
+    write_scores(folder / "scores.parquet", scores_of(map(key_of, traces)))
+    assert read_both(folder, traces) == [0, 1, 2]
 
 
 def rewritten(path, **metadata):

@@ -58,6 +58,19 @@ def test_a_count_that_is_none_is_said_with_its_file_once(asked: str, tmp_path: P
         getattr(target, asked)()
 
 
+@pytest.mark.parametrize("name", ["rms_norm_eps", "rope_theta"])
+def test_a_number_is_none_in_quotes(name: str, tmp_path: Path) -> None:
+    """A plan ended in a traceback; without quotes it is the number of the config.json that it was copied from."""
+    said = {"path": "m", "name": "t", "aux_layers": [1], "max_model_len": 8}
+    for value, written in ((1e-6, "1e-06"), (1e6, "1e6")):
+        (tmp_path / "t.yaml").write_text(f"{json.dumps(said)[:-1]}, config: {{{name}: {written}}}}}")
+        target = load_target_config(str(tmp_path / "t.yaml"))
+        assert target.needed(name) == {name: value}
+        quoted = target.model_copy(update={"config": {name: written}})
+        with pytest.raises(ConfigError, match=rf"^target t: config: {name} is '{written}', expected a number$"):
+            quoted.needed(name)
+
+
 def test_fields_that_a_config_lacks_are_named_with_their_place(tmp_path: Path) -> None:
     said = {"vocab_size": 8, "rope_parameters": {"sliding": {}, "full_attention": {"rope_theta": 5e5}}}
     target = TargetConfig(name="t", path=str(tmp_path), aux_layers=(1,), max_model_len=8)

@@ -43,6 +43,15 @@ def test_round_trip_keeps_every_field(make_trace, tmp_path):
     assert read_traces(tmp_path / "traces.parquet") == traces
 
 
+def test_a_colon_in_a_relative_path_makes_no_address_of_it(make_trace, tmp_path, monkeypatch):
+    """pyarrow took `run-10` for a scheme: an out= of that name ended in a traceback, at each resume anew."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("run-10:30/traces.parquet")
+    write_traces(file, [make_trace()])
+    assert read_traces(file) == [make_trace()]
+    check_tokenizer(file.parent, load_target_config("tiny-reasoner"))
+
+
 def test_labelled_traces_can_be_read_as_plain_ones(make_trace, tmp_path):
     labelled = LabelledTrace(**vars(make_trace()), exit_earliest=7, exit_stable=7, hard_boundary=None)
     write_traces(tmp_path / "traces.parquet", [labelled])

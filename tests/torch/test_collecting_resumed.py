@@ -148,6 +148,33 @@ def test_weights_that_were_replaced_in_place_are_refused(collected, tmp_path, ca
         pass
 
 
+@pytest.mark.parametrize(
+    ("file", "was", "now", "named"),
+    [
+        ("tokenizer_config.json", "{% for", "Be brief. {% for", "template is .* its chat template was replaced"),
+        ("tokenizer.json", "{", " {", r"tokenizer is .* its tokenizer\.json was replaced"),
+    ],
+)
+def test_a_chat_template_or_a_tokenizer_that_was_replaced_in_place_is_refused(
+    collected, server, tmp_path, file, was, now, named
+):
+    """One folder had both forms of a prompt, and ids of another tokenizer under the hash of the present one."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    target = TARGET.model_copy(update={"name": "mine", "path": str(tmp_path / "model")})
+    asked = config(server, tmp_path / "out")
+    with Ledger(asked, target, all_asks(asked, target)) as ledger:
+        ledger.record(0, replace(collected[0], target="mine"))
+    edited = tmp_path / "model" / file
+    text = edited.read_text()
+    assert was in text
+    edited.write_text(text.replace(was, now, 1))
+    with pytest.raises(ConfigError, match=rf"manifest\.json: {named}"), Ledger(asked, target, all_asks(asked, target)):
+        pass
+    edited.write_text(text)
+    with Ledger(asked, target, all_asks(asked, target)) as ledger:
+        assert ledger.todo() == list(range(1, 12))
+
+
 @pytest.mark.parametrize("full", ["write_traces", "put", "save_asked"])
 def test_a_disk_that_is_full_for_a_file_the_log_or_a_record_is_one_line(full, collected, tmp_path, monkeypatch):
     """Arrow has words of its own for it, and a run that goes on wrote before its first trace, with a traceback."""

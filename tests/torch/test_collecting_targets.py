@@ -15,11 +15,12 @@ from specexit.errors import InputError
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.features import FeaturesConfig
+from specexit.schemas.target import load_target_config
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, config
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collecting import collect
 from torch_specexit.collecting.tracer import check_lengths
-from torch_specexit.collecting.work import CollectError, all_asks, check_positions, longest
+from torch_specexit.collecting.work import CollectError, all_asks, check_positions, check_target, longest
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,17 @@ def test_a_config_without_what_every_reader_of_the_traces_asks_for(tmp_path, ser
     with pytest.raises(ConfigError, match=r"config\.json: no value for vocab_size, expected the model's own"):
         collect(config(server, tmp_path / "out", target=target, any_architecture=True))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["think_start", "think_end"])
+def test_a_marker_that_the_model_has_no_row_for(tmp_path, key):
+    """A tokenizer was given the markers, and the model was not resized: each prompt has a token that it cannot read."""
+    ids = {"think_start": THINK.start, "think_end": THINK.end}
+    target = load_target_config(_with_config(tmp_path, {"vocab_size": ids[key]}))
+    asked = CollectConfig(target="t", split="test", out=tmp_path / "out")
+    said = rf"{key} '.*' is token {ids[key]}, but {tmp_path}/model/config\.json says vocab_size={ids[key]}: "
+    with pytest.raises(ConfigError, match=said):
+        check_target(asked, target, [])
 
 
 def _with_config(tmp_path, fields):

@@ -29,9 +29,10 @@ from specexit.locks import take
 from specexit.outputs import put
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
+from torch_specexit.chat import template_sha256
 from torch_specexit.collecting.asked import asks_sha256, check_same_prompts, save_asked
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive, rename_prompts
-from torch_specexit.collecting.manifest import Finished, Manifest, read_files, read_manifest, same_weights
+from torch_specexit.collecting.manifest import Finished, Manifest, read_files, read_manifest, same_model
 from torch_specexit.collecting.summary import Counts, count
 from torch_specexit.collecting.work import Ask, Chunk, CollectError, chunks
 
@@ -50,9 +51,14 @@ class Ledger:
 
     def __init__(self, config: CollectConfig, target: TargetConfig, asks: Sequence[Ask]):
         self.config, self.out, self.chunks, self.asks = config, config.out, chunks(config, asks), asks
-        self.tokenizer = tokenizer_sha256(target)
         self.target = target
-        self.weights = None if config.endpoints else target_fingerprint(target.folder)
+        self.tokenizer = tokenizer_sha256(target)
+        self.model = {
+            "weights": None if config.endpoints else target_fingerprint(target.folder),
+            "tokenizer": self.tokenizer,
+            "template": template_sha256(target),
+        }
+        """What finished rows depend on, as `same_model` compares it."""
         self.place = {chunk.start + i: (chunk, i) for chunk in self.chunks for i in range(len(chunk.asks))}
         self.rows: dict[int, Trace] = {}
         self.logged = 0
@@ -261,8 +267,8 @@ class Ledger:
         with exclusive(self.out):
             there = read_manifest(self.out)
             entered = {name: entry for name, entry in sorted({**there.files, **files}.items()) if entry is not None}
-            weights = same_weights(self.out, there, self.target, self.weights)
-            record = Manifest(traces=self.asked, weights=weights, files=entered).model_dump(mode="json")
+            model = same_model(self.out, there, self.target, self.model)
+            record = Manifest(traces=self.asked, files=entered, **model).model_dump(mode="json")
             write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
 
     def _rewrite_log(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -14,6 +15,13 @@ from specexit.data.stream import MANIFEST
 from specexit.errors import first_problem
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.summary import Counts
+
+FILES = {
+    "weights": "config.json or a safetensors file",
+    "tokenizer": "tokenizer.json",
+    "template": "chat template",
+}
+"""Fields of the manifest that are hashes of the model's files -> the files, where they may be replaced."""
 
 
 class Finished(Config):
@@ -34,6 +42,10 @@ class Manifest(Config):
     weights: str | None = None
     """Fingerprint of the model that engines of one's own loaded, see `specexit.drafts.fingerprints`; None where only
     servers were asked, and in older folders."""
+    tokenizer: str | None = None
+    """Hash of the ``tokenizer.json`` that made prompts into ids; None in older folders."""
+    template: str | None = None
+    """Hash of the chat template that prompts were written with; None in older folders."""
     files: dict[str, Finished]
 
 
@@ -63,30 +75,32 @@ def read_manifest(out: Path) -> Manifest:
         ) from error
 
 
-def same_weights(out: Path, there: Manifest, target: TargetConfig, weights: str | None) -> str | None:
-    """The fingerprint that goes into a folder's manifest. Where an older folder has none, a line says so.
+def same_model(out: Path, there: Manifest, target: TargetConfig, now: Mapping[str, str | None]) -> dict[str, Any]:
+    """The hashes of a model's files that go into a folder's manifest. Where an older folder lacks some, a line says so.
 
     Args:
       out: the folder.
       there: its manifest.
-      target: whose model is loaded.
-      weights: fingerprint of that model, None where servers are asked.
+      target: whose model is asked.
+      now: hashes of that model, by the names in `FILES`; None of what servers have.
 
     Raises:
-      ConfigError: other weights wrote what is there.
+      ConfigError: another model wrote what is there.
     """
-    if weights is None or there.weights == weights:
-        return there.weights
-    if there.weights is not None:
-        raise ConfigError(
-            f"{out / MANIFEST}: weights is {there.weights[:12]}..., but the fingerprint of {target.folder} is "
-            f"{weights[:12]}...: its config.json or a safetensors file was replaced; put it back or take a new folder"
-        )
-    if there.files or there.traces is not None:
+    found = {name: getattr(there, name) for name in now}
+    known = {name: sha256 for name, sha256 in now.items() if sha256 is not None}
+    for name, sha256 in known.items():
+        if found[name] not in (None, sha256):
+            raise ConfigError(
+                f"{out / MANIFEST}: {name} is {found[name][:12]}..., but that of {target.folder} is {sha256[:12]}...: "
+                f"its {FILES[name]} was replaced; put it back or take a new folder"
+            )
+    unknown = [name for name in known if found[name] is None]
+    if unknown and (there.files or there.traces is not None):
         Console(stderr=True).print(
-            f"{out}: has no record of the weights that wrote what is there, so nobody can tell whether these are "
-            "the same; from now on it has one",
+            f"{out}: has no record of the {' and '.join(unknown)} that what is there was written with, so nobody can "
+            "tell whether it is the same now; from now on it has one",
             soft_wrap=True,
             markup=False,
         )
-    return weights
+    return found | known

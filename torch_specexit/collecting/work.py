@@ -235,18 +235,25 @@ def check_target(config: CollectConfig, target: TargetConfig, asks: Sequence[Ask
     """Check, before anything starts, for what would otherwise go wrong hours later.
 
     Raises:
-      ConfigError: the model cannot be read or trained on, the target does not say how it is asked, or several samples
-        would be the same.
+      ConfigError: the model cannot be read or trained on or has no row for a marker, the target does not say how it
+        is asked, or several samples would be the same.
       SplitError: the tokenizer has no single-token think markers.
       AnswerError: an answer kind does not exist or cannot be used here.
       PromptError: a reference is no answer of its prompt's kind.
     """
-    target.think_tokens()  # first, as any_architecture is no way round it
+    think = target.think_tokens()  # first, as any_architecture is no way round it
     if not config.any_architecture:
         _check_trainable(target)
     check_positions(config, target)
     target.layers_read()
-    target.needed("vocab_size")  # whatever reads the traces asks for it
+    size = target.needed("vocab_size")["vocab_size"]  # whatever reads the traces asks for it
+    for key, marker in (("think_start", (think.start,)), ("think_end", think.end_marker)):
+        if max(marker) >= size:
+            raise ConfigError(
+                f"target {target.name}: {key} {getattr(target, key)!r} is token {max(marker)}, but "
+                f"{target.config_place} says vocab_size={size}: expected a model that was resized for the tokens its "
+                "tokenizer was given"
+            )
     sampling = sampling_of(config, target)
     for name in sorted({ask.prompt.answer_kind or target.answer_kind for ask in asks}):
         kind(name)

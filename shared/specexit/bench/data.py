@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specexit.bench.process import BenchError
+from specexit.buckets import arrow_sink
 from specexit.config import versions, write_text
 from specexit.data.packed import read_meta
 from specexit.data.rows import SCHEMA
@@ -73,7 +74,10 @@ def write_corpus(config: BenchDataConfig, folder: Path) -> int:
     target = find_target(config.target)
     folder.mkdir(parents=True)
     total = 0
-    with pq.ParquetWriter(folder / "traces.parquet", SCHEMA, compression="zstd") as writer:
+    with (
+        arrow_sink(folder / "traces.parquet") as sink,
+        pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer,
+    ):
         for batch in generate(config, target):
             total += sum(len(batch[name].flatten()) for name in ("prompt_ids", "think_ids", "answer_ids"))
             writer.write_batch(batch)

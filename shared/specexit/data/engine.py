@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from specexit.config import Config, load, write_text
+from specexit.yaml_text import dump_yaml
 
 FILE = "engine.yaml"
 
@@ -39,7 +39,7 @@ def save_engine_types(folder: Path, arguments: Mapping[str, Any]) -> None:
     given = {name: arguments.get(name) for name in EngineTypes.model_fields}
     told = {name: str(value).lower().removeprefix("torch.") for name, value in given.items() if value is not None}
     if told:
-        write_text(folder / FILE, yaml.safe_dump(told, sort_keys=False))
+        write_text(folder / FILE, dump_yaml(told))
     else:
         (folder / FILE).unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from specexit.buckets import arrow_source
 from specexit.data.outlines import Outlines
 from specexit.data.parts import IN_FRONT, PartsWriter, missing_part, parts_of
 from specexit.data.rows import AnyTrace
@@ -380,7 +381,7 @@ def _values(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        with arrow_source(path) as source, pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise ScoreError(f"{path}: cannot be read as Parquet: {error}") from error

@@ -59,7 +59,8 @@ def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | No
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, beside, compression="zstd")
+    with arrow_sink(beside) as sink:
+        pq.write_table(table, sink, compression="zstd")
     put(beside, path)
 
 

@@ -12,7 +12,7 @@ from specexit.schemas.early import EARLY, EarlyShare
 
 
 def _several(value: Any) -> Any:
-    """One risk as several; to YAML a number without a point, such as 1e-2, is text."""
+    """One risk as several: it needs no brackets."""
     try:
         return (float(value),)
     except (TypeError, ValueError):

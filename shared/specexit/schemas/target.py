@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from specexit.buckets import location
@@ -19,6 +18,7 @@ from specexit.method.splits import FastTokenizer, ThinkTokens, load_tokenizer, r
 from specexit.schemas.sampling import SamplingConfig
 from specexit.tiny import EMBEDDED
 from specexit.trainable import long_behind, positions, theta_of
+from specexit.yaml_text import dump_yaml
 
 TARGET_FILE = "target.yaml"
 """Copy of the target that every folder of traces, packed data, a training run or a draft carries."""
@@ -84,7 +84,10 @@ def _one_line(name: str) -> str:
     return name
 
 
-def _check_counts(fields: Mapping[str, Any], where: str) -> None:
+def _check_numbers(fields: Mapping[str, Any], where: str) -> None:
+    epsilon = fields.get("rms_norm_eps")
+    if not isinstance(epsilon, int | float | None):
+        raise ConfigError(f"{where}: rms_norm_eps is {epsilon!r}, expected a number")
     for key in COUNTS:
         value = fields.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -155,10 +158,10 @@ class TargetConfig(Config):
         """The target's ``config.json``; what the YAML says in ``config`` where the folder is not there.
 
         Raises:
-          ConfigError: neither is there, the two disagree, or a count is no number.
+          ConfigError: neither is there, the two disagree, or a number is none.
         """
         if self.config is not None and not self.folder.exists():
-            _check_counts(self.config, self.config_place)
+            _check_numbers(self.config, self.config_place)
             return dict(self.config)
         path = self.model_file("config.json")
         try:
@@ -169,8 +172,8 @@ class TargetConfig(Config):
             raise ConfigError(f"{path}: holds a {type(found).__name__}, expected keys and values")
         for key, value in (self.config or {}).items():
             if key in found and found[key] != value:
-                raise ConfigError(f"{path}: {key} is {found[key]}, but target {self.name} says {value}")
-        _check_counts(found, str(path))
+                raise ConfigError(f"{path}: {key} is {found[key]!r}, but target {self.name} says {value!r}")
+        _check_numbers(found, str(path))
         return found
 
     def needed(self, *names: str) -> dict[str, Any]:
@@ -295,7 +298,7 @@ def save_target(folder: Path, target: TargetConfig) -> None:
     fields = target.model_dump(mode="json", exclude_defaults=True)
     if target.path not in EMBEDDED:
         fields["path"] = str(target.folder.absolute())
-    write_text(folder / TARGET_FILE, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+    write_text(folder / TARGET_FILE, dump_yaml(fields, allow_unicode=True))
 
 
 BOUNDARIES = ("think_start", "think_end", "split_endings", "split_connectors")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.progress import Progress
 
@@ -28,6 +27,7 @@ from specexit.stand_in.files import parameters, write_shards
 from specexit.stand_in.shape import Fit, Shape, StandInError, eagle3_layers
 from specexit.stand_in.target import Noise, Weights, target_tensors
 from specexit.trainable import FULL, unimplemented
+from specexit.yaml_text import dump_yaml
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _write_target(
             "config": None,
         }
     )
-    write_text(folder / "target.yaml", yaml.safe_dump(target.model_dump(mode="json"), sort_keys=False))
+    write_text(folder / "target.yaml", dump_yaml(target.model_dump(mode="json")))
 
 
 def _name(shape: str) -> str:

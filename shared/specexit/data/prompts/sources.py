@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from specexit.buckets import arrow_source
 from specexit.data.prompts.prompt import PromptError, Row
 
 csv.field_size_limit(2**31 - 1)  # a prompt with its context is longer than the library's 128 KiB
@@ -108,7 +109,7 @@ def _csv(path: Path) -> Iterator[LocatedRow]:
 
 def _parquet(path: Path) -> Iterator[LocatedRow]:
     try:
-        with pq.ParquetFile(path) as file:
+        with arrow_source(path) as source, pq.ParquetFile(source) as file:
             yield from _batches(path, file.iter_batches(batch_size=1024))
     except (pa.ArrowException, OSError) as error:
         raise PromptError(f"{path}: cannot be read as Parquet: {error}") from error
