@@ -6,10 +6,8 @@ scheduling stays asynchronous. What belongs to one of the runners is in `runner_
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -121,8 +119,8 @@ class Exits:
         self.empty = empty
         if not self.draft.weights.loaded:
             self.draft.weights.start_without()
-        if self.ranks.several and not self.ranks.as_first(self._said()):
-            self.fail("serving settings or draft are not those of the first rank, expected the same on every machine")
+        if self.ranks.several:
+            self._go_by_first()
         if self.source == "draft" and _breakable_graphs():
             self.fail(
                 "VLLM_USE_BREAKABLE_CUDAGRAPH is on, expected off: its graphs of the draft's passes leave no signals"
@@ -136,15 +134,16 @@ class Exits:
         if reason is not None and self.draft.serving.required:
             raise ConfigError(f"specexit.required is true, but exits would not be served: {reason}")
 
-    def _said(self) -> int:
-        """What decides where thinking ends, and with what text, as one number: where ranks differ in it, so do the
-        tokens that they go on from."""
-        policy, serving = self.draft.block.policy.model_dump(), self.draft.serving
-        said = (
-            (self.source, policy, serving.mode, serving.requests, serving.ends),
-            (self.ids.start, self.requests.closing, sorted(self.ids.masks().items())),
-        )
-        return zlib.crc32(json.dumps(said, sort_keys=True).encode()) % (1 << 24)
+    def _go_by_first(self) -> None:
+        """Take over what the first rank has read of policies and settings: requests that no front end has decided about
+        get that, and ``policy.json`` may have changed between the reads of two ranks. Fail where something differs that
+        this rank has built upon: it would end a thinking elsewhere, or with another text."""
+        built = (self.source, self.draft.serving.ends, self.requests.closing, self.ids.start, self.ids.masks())
+        first, block, serving = self.ranks.of_first((built, self.draft.block, self.draft.serving))
+        if built == first:
+            self.draft.block, self.draft.serving = block, serving
+        else:
+            self.fail("serving settings or draft are not those of the first rank, expected the same on every machine")
 
     @torch.inference_mode()
     def _make_rule(self) -> Float[Tensor, "last signals"]:
