@@ -155,11 +155,13 @@ def test_where_one_rank_has_not_got_its_weights_all_leave_the_step_alone(monkeyp
         {"think_tokens": replace(IDS, split=frozenset({2}), by_string={"two": frozenset({2})})},
         {"serving": Serving(thinking_margin=3)},
         {"serving": Serving(loop_period=2)},
+        {"block": SpecExitBlock(source="fc", target="t", policy=Policy(thresholds={}))},
     ],
-    ids=("transition", "split tokens", "margin", "loops"),
+    ids=("transition", "split tokens", "margin", "loops", "source"),
 )
 def test_ranks_that_would_end_thinking_otherwise_than_the_first_leave_plain_eagle3(others, monkeypatch):
-    """As where the environment of one machine has other settings: at the first exit the ranks fed different tokens."""
+    """As where the environment of one machine has other settings: at the first exit the ranks fed different tokens.
+    With a draft of another source they sent each other messages of different lengths, for which a collective waits."""
     both = Together(monkeypatch, **others)
     first, last = (exits.failure for exits in both.exits)
     assert first == "could not be made ready on another rank, whose log says why"

@@ -99,6 +99,7 @@ class Exits:
         self.requests = Requests(draft, config, self.slots, Reader(self.markers), self.checker, sharded=sharded)
         self.copies = Copies()
         self.rule: Rule | None = None
+        """None before exits are ready, and where they could not be made ready on some rank."""
         self.empty: Sampled | None = None
         self.aux: AuxHiddenStates | None = None
         """The target's aux hidden states in the step in progress."""
@@ -128,8 +129,10 @@ class Exits:
         signals = self._attempt("could not be made ready", self._make_rule)
         if signals is not None or self.ranks.several:
             _, failed = self.ranks.agree(signals, self.last, whole=True)
-            if self.failure is None and failed.item() > 0:
-                self.fail("could not be made ready on another rank, whose log says why")
+            if failed.item() > 0:
+                self.rule = None
+                if self.failure is None:
+                    self.fail("could not be made ready on another rank, whose log says why")
         reason = self.failure or self.draft.weights.lost
         if reason is not None and self.draft.serving.required:
             raise ConfigError(f"specexit.required is true, but exits would not be served: {reason}")
@@ -210,13 +213,15 @@ class Exits:
           Whether it was applied; `Rule.forced` then says which requests got a forced token.
         """
         self.news = None
+        if self.rule is None:  # on all ranks: their messages need not have the same length
+            return False
         rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next * self.last
         signals = self._attempt("could not read the signals", lambda: self._signals(sampled.logits_rows, rows))
         if self.failure is not None and not self.ranks.several:
             return False
         agreed, failed = self.ranks.agree(signals, rows, whole=self.draft.weights.whole)
         self._judged_next = max(len(sampled.requests), 1)
-        if self.failure is not None or self.rule is None:
+        if self.failure is not None:
             return False
         if self.ranks.several:
             self._rewrite(sampled, agreed, failed)  # unguarded: a rank that failed here alone would write another text
