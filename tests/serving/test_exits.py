@@ -80,6 +80,25 @@ def test_a_client_that_waits_for_a_boundary_leaves_the_operators_margin_in_force
     assert [token for (token,) in text] == expected
 
 
+def test_a_client_that_waits_for_a_boundary_waits_where_an_update_of_the_weights_has_ended_its_requests_exits():
+    """It thinks past the margin, which is not in force: the interrupt ended it at the next token, mid-sentence."""
+    draft: Any = Draft()
+    policy = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=3)
+    draft.block = SpecExitBlock(source="draft", target="t", policy=policy)
+    draft.serving = Serving(thinking_margin=2)
+    exits = Exits(draft, runner())
+    exits.prepare(given_step(["x"], [[5]]).none())
+    exits.track(scheduled(new("a")))
+    draft.weights.lose("an update is under way")
+    text = text_of(exits, given_step(["a"], [[5]]))
+    for name in ("a", "b"):
+        draft.weights.arrived(name)
+    text += text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(1, 7)))
+    exits.slots.interrupt("a", now=False)
+    text += text_of(exits, *(given_step(["a"], [[token]], at=[7 + at]) for at, token in enumerate([5, 2, 5])))
+    assert [token for (token,) in text] == [5] * 8 + [2, END]
+
+
 @pytest.mark.parametrize("source", ["draft", "fc"])
 def test_a_dummy_run_leaves_exits_on(source):
     """The V2 runner of an idle data-parallel rank makes them; with source fc the first one switched exits off."""

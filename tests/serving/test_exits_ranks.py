@@ -18,6 +18,7 @@ from specexit.method.signals import NAMES
 from tests.serving.simulation import CPU, END, IDS, given_step
 from tests.serving.worker import Draft, Group, alone, boundary_and_more, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
+from torch_specexit.plugin.frontend.arguments import RESOLVED
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import ranks
 from torch_specexit.plugin.worker.exits import Exits
@@ -64,6 +65,22 @@ def test_where_one_rank_fails_none_decides_any_more(monkeypatch, failed):
     assert [off.item() for _, off in results] == [1, 1]
 
 
+class Member(Group):
+    """One of several ranks in threads of their own."""
+
+    def __init__(self, together: Together, world_size: int, rank: int):
+        super().__init__(world_size, rank)
+        self.together = together
+
+    def broadcast_object(self, obj: Any | None = None, src: int = 0) -> Any:
+        if self.rank_in_group == src:
+            self.together.handed_round = obj
+        self.together.barrier.wait()
+        found = self.together.handed_round
+        self.together.barrier.wait()
+        return found
+
+
 class Together:
     """Ranks in threads of their own: a collective waits for all of them, and not for ever."""
 
@@ -71,9 +88,10 @@ class Together:
         """Args: others: what the draft of the last rank has otherwise."""
         self.barrier = Barrier(size, timeout=300)
         self.messages: dict[int, torch.Tensor] = {}
+        self.handed_round: Any = None
         monkeypatch.setattr(ranks.torch.distributed, "all_reduce", self._add_up)
         numbers = iter(range(size))
-        monkeypatch.setattr(module, "_ranks_of_model", lambda: Group(size, next(numbers)))
+        monkeypatch.setattr(module, "_ranks_of_model", lambda: Member(self, size, next(numbers)))
         drafts: list[Any] = [Draft() for _ in range(size)]
         vars(drafts[-1]).update(others)
         self.exits = [Exits(draft, runner()) for draft in drafts]
@@ -130,24 +148,20 @@ def test_where_one_rank_has_not_got_its_weights_all_leave_the_step_alone(monkeyp
     assert all(outcome.AWAITING_KEY not in told for told in both.told())
 
 
-def block_of(**fields: Any) -> SpecExitBlock:
-    return SpecExitBlock(source="draft", target="t", policy=Policy(**fields))
-
-
 @pytest.mark.parametrize(
     "others",
     [
         {"transition": (5, 6)},
         {"think_tokens": replace(IDS, split=frozenset({2}), by_string={"two": frozenset({2})})},
-        {"block": block_of(thresholds={}, max_thinking_tokens=7)},
         {"serving": Serving(thinking_margin=3)},
         {"serving": Serving(loop_period=2)},
-        {"serving": Serving(mode="shadow")},
+        {"block": SpecExitBlock(source="fc", target="t", policy=Policy(thresholds={}))},
     ],
-    ids=("transition", "split tokens", "policy", "margin", "loops", "mode"),
+    ids=("transition", "split tokens", "margin", "loops", "source"),
 )
 def test_ranks_that_would_end_thinking_otherwise_than_the_first_leave_plain_eagle3(others, monkeypatch):
-    """As where the environment of one machine has other settings: at the first exit the ranks fed different tokens."""
+    """As where the environment of one machine has other settings: at the first exit the ranks fed different tokens.
+    With a draft of another source they sent each other messages of different lengths, for which a collective waits."""
     both = Together(monkeypatch, **others)
     first, last = (exits.failure for exits in both.exits)
     assert first == "could not be made ready on another rank, whose log says why"
@@ -156,9 +170,30 @@ def test_ranks_that_would_end_thinking_otherwise_than_the_first_leave_plain_eagl
     assert both.texts(*boundary_and_more()) == [[[2], [5]]] * 2
 
 
+@pytest.mark.parametrize("resolved", [False, True], ids=["no front end", "a front end"])
+@pytest.mark.parametrize(
+    ("others", "given", "expected"),
+    [
+        ({"block": SpecExitBlock(source="draft", target="t", policy=Policy(thresholds={"validity": 1.0}))}, {}, END),
+        ({"serving": Serving(mode="off", required=True)}, {}, END),
+        ({"serving": Serving(requests="none")}, {"specexit_patience": 2}, 5),
+    ],
+    ids=("policy", "mode", "requests"),
+)
+def test_ranks_that_read_the_policy_file_before_and_after_a_change_exit_alike(
+    others, given, expected, resolved, monkeypatch
+):
+    """A kill switch, or a calibration, that fell into the start of a server ended its exits until a restart."""
+    decided = {"policy": Policy(thresholds={}).model_dump(), "mode": "exit", "splits": None}
+    both = Together(monkeypatch, **others)
+    assert [exits.failure for exits in both.exits] == [None, None]
+    both.all(lambda exits: exits.track(scheduled(new("a", extra_args={RESOLVED: decided} if resolved else given))))
+    assert both.texts(*boundary_and_more()) == [[[2], [END if resolved else expected]]] * 2
+
+
 def test_ranks_need_not_have_the_same_of_what_is_for_the_front_end(monkeypatch):
     serving = Serving(audit_rate=0.5, share=0.5, hold=False, exit_log=True)
-    both = Together(monkeypatch, serving=serving, block=block_of(thresholds={}).model_copy(update={"serving": serving}))
+    both = Together(monkeypatch, serving=serving, block=Draft().block.model_copy(update={"serving": serving}))
     assert [exits.failure for exits in both.exits] == [None, None]
 
 

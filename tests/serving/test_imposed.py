@@ -285,6 +285,23 @@ def test_a_word_that_makes_exits_rarer_lifts_nothing(word, n, draft):
     assert look(front) == look(start(draft)) == PLAIN
 
 
+@pytest.mark.parametrize(
+    ("word", "n", "rejected"), [({"point": "careful"}, 2, ["bold"]), ({"mode": "exit"}, 1, [])], ids=str
+)
+def test_a_word_speaks_of_points_too_that_were_not_in_the_file_when_the_server_started(word, n, rejected, draft):
+    """One that lifts nothing left what was imposed on such a point where a restart deleted it; and one that lifts all
+    left it where a restart went on with it."""
+    audit(start(draft), "bold")
+    write(draft, points=POINTS[1:], serving={"efforts": {}})
+    front = start(draft)
+    front.api_servers = n
+    front.switch(**word)
+    file = read_policy(draft)
+    write(draft, default=file.default, history=file.history)
+    front.check(None)
+    assert front.operation.rejected == start(draft).operation.rejected == rejected
+
+
 def test_a_word_for_the_point_that_audits_have_put_into_shadow_mode_lifts_that(draft):
     front = start(draft)
     audit(front, "usual")

@@ -394,6 +394,23 @@ def test_a_marker_is_heard_though_a_step_within_it_is_left_alone(kernel):
     pair.compare_tables()
 
 
+@pytest.mark.parametrize(("now", "lost", "expected"), [(False, 1, 7), (False, 5, 7), (False, 9, END), (True, 1, END)])
+def test_an_interrupt_ends_thinking_at_the_margin_where_exits_were_not_lost_on_the_way(kernel, now, lost, expected):
+    """A step that is left alone loses them, be it in front of the interrupt, behind 3 tokens, or behind it."""
+    pair, one = Pair(kernel, "draft", smooth=False), torch.ones(1, dtype=torch.int32)
+    never = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=5)
+    pair.add("a", ALWAYS._replace(policy=never, margin=2))
+    for at in range(8):
+        for slots in pair.slots if at == 3 else ():
+            slots.interrupt("a", now=now)
+        pair.active.fill_(INCOMPLETE if at == lost else 0.0)
+        last = pair.step(["a"], torch.tensor([[7]]), one).tokens.item()
+        if last == END:
+            break
+    assert last == expected
+    pair.compare_tables()
+
+
 def test_what_is_remembered_reaches_as_far_back_as_steps_can_be_dropped(kernel):
     pair = Pair(kernel, "draft", smooth=False)
     pair.add("a", ALWAYS._replace(policy=Policy(thresholds={"validity": 0.9}, patience=STEPS_BACK + 1)))

@@ -55,6 +55,9 @@ class Group:
     def __init__(self, world_size: int = 1, rank: int = 0):
         self.world_size, self.rank_in_group = world_size, rank
 
+    def broadcast_object(self, obj: Any | None = None, src: int = 0) -> Any:
+        return obj
+
 
 def runner(
     logprobs_mode: str = "raw_logprobs",

@@ -100,7 +100,8 @@ class Kept:
     """``hold.json`` of a server, which all of its API server processes write. Where that fails, they log it and go on.
 
     The folder may be that of other drafts as well. So what changes it is given the claims that are ``ours``: those of
-    this draft's points. Others stay as they are.
+    points that this draft has had since the start. Others stay as they are; in the draft's own folder there are none,
+    and all claims are of this draft.
 
     Args:
       folder: of the draft.
@@ -108,6 +109,7 @@ class Kept:
 
     def __init__(self, folder: Path):
         self.path = Path(os.environ.get(FOLDER) or folder) / FILE
+        self._shared = self.path.parent != folder
         self._behind: list[Change] = []
         """Changes that could not be made yet, the oldest first."""
         self._tried = 0.0
@@ -128,22 +130,32 @@ class Kept:
 
     def write(self, imposed: Imposed, ours: frozenset[str], *, cleared: str = "") -> None:
         """Keep what is imposed, with what other processes have seen, except a claim that audits have cleared."""
-        under, own = imposed.under, imposed.among(ours)
+        under, own = imposed.under, self._own(imposed, ours)
         self._change(lambda found: found | {under: own.also(found.get(under)).without({cleared})})
 
     def carry(self, before: Imposed, imposed: Imposed, ours: frozenset[str]) -> None:
         """Keep what was imposed before, by other processes as well, under the words and settings of now."""
 
         def carried(found: Entries) -> Entries:
-            moved = found.get(before.under, before).among(ours)
-            now = imposed.among(ours).also(found.get(imposed.under)).also(moved)
-            return _without(found, before, ours) | {imposed.under: now}
+            moved = self._own(found.get(before.under, before), ours)
+            now = self._own(imposed, ours).also(found.get(imposed.under)).also(moved)
+            return self._without_own(found, before, ours) | {imposed.under: now}
 
         self._change(carried)
 
     def forget(self, imposed: Imposed, ours: frozenset[str]) -> None:
         """Forget all that was imposed under the same words and settings on points with claims of ours."""
-        self._change(lambda found: _without(found, imposed, ours))
+        self._change(lambda found: self._without_own(found, imposed, ours))
+
+    def _own(self, imposed: Imposed, ours: frozenset[str]) -> Imposed:
+        return imposed.among(ours) if self._shared else imposed
+
+    def _without_own(self, found: Entries, imposed: Imposed, ours: frozenset[str]) -> Entries:
+        """What is kept, but for what this draft has under the words and settings of something imposed."""
+        return {
+            under: one.without(self._own(one, ours).claims) if under == imposed.under else one
+            for under, one in found.items()
+        }
 
     def catch_up(self) -> None:
         """Try again, once in `SECONDS` at most, what could not be written; requests wait for nothing meanwhile."""
@@ -176,7 +188,3 @@ class Kept:
             write_text(self.path, HoldFile(entries=tuple(wanted.values())).model_dump_json(indent=2) + "\n")
         elif found and not wanted:
             self.path.unlink(missing_ok=True)
-
-
-def _without(found: Entries, imposed: Imposed, claims: frozenset[str]) -> Entries:
-    return {under: one.without(claims) if under == imposed.under else one for under, one in found.items()}

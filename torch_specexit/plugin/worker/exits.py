@@ -6,10 +6,8 @@ scheduling stays asynchronous. What belongs to one of the runners is in `runner_
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,6 +99,7 @@ class Exits:
         self.requests = Requests(draft, config, self.slots, Reader(self.markers), self.checker, sharded=sharded)
         self.copies = Copies()
         self.rule: Rule | None = None
+        """None before exits are ready, and where they could not be made ready on some rank."""
         self.empty: Sampled | None = None
         self.aux: AuxHiddenStates | None = None
         """The target's aux hidden states in the step in progress."""
@@ -121,8 +120,8 @@ class Exits:
         self.empty = empty
         if not self.draft.weights.loaded:
             self.draft.weights.start_without()
-        if self.ranks.several and not self.ranks.as_first(self._said()):
-            self.fail("serving settings or draft are not those of the first rank, expected the same on every machine")
+        if self.ranks.several:
+            self._go_by_first()
         if self.source == "draft" and _breakable_graphs():
             self.fail(
                 "VLLM_USE_BREAKABLE_CUDAGRAPH is on, expected off: its graphs of the draft's passes leave no signals"
@@ -130,21 +129,24 @@ class Exits:
         signals = self._attempt("could not be made ready", self._make_rule)
         if signals is not None or self.ranks.several:
             _, failed = self.ranks.agree(signals, self.last, whole=True)
-            if self.failure is None and failed.item() > 0:
-                self.fail("could not be made ready on another rank, whose log says why")
+            if failed.item() > 0:
+                self.rule = None
+                if self.failure is None:
+                    self.fail("could not be made ready on another rank, whose log says why")
         reason = self.failure or self.draft.weights.lost
         if reason is not None and self.draft.serving.required:
             raise ConfigError(f"specexit.required is true, but exits would not be served: {reason}")
 
-    def _said(self) -> int:
-        """What decides where thinking ends, and with what text, as one number: where ranks differ in it, so do the
-        tokens that they go on from."""
-        policy, serving = self.draft.block.policy.model_dump(), self.draft.serving
-        said = (
-            (self.source, policy, serving.mode, serving.requests, serving.ends),
-            (self.ids.start, self.requests.closing, sorted(self.ids.masks().items())),
-        )
-        return zlib.crc32(json.dumps(said, sort_keys=True).encode()) % (1 << 24)
+    def _go_by_first(self) -> None:
+        """Take over what the first rank has read of policies and settings: requests that no front end has decided about
+        get that, and ``policy.json`` may have changed between the reads of two ranks. Fail where something differs that
+        this rank has built upon: it would end a thinking elsewhere, or with another text."""
+        built = (self.source, self.draft.serving.ends, self.requests.closing, self.ids.start, self.ids.masks())
+        first, block, serving = self.ranks.of_first((built, self.draft.block, self.draft.serving))
+        if built == first:
+            self.draft.block, self.draft.serving = block, serving
+        else:
+            self.fail("serving settings or draft are not those of the first rank, expected the same on every machine")
 
     @torch.inference_mode()
     def _make_rule(self) -> Float[Tensor, "last signals"]:
@@ -211,13 +213,15 @@ class Exits:
           Whether it was applied; `Rule.forced` then says which requests got a forced token.
         """
         self.news = None
+        if self.rule is None:  # on all ranks: their messages need not have the same length
+            return False
         rows = len(sampled.logits_rows) if self.source == "fc" else self._judged_next * self.last
         signals = self._attempt("could not read the signals", lambda: self._signals(sampled.logits_rows, rows))
         if self.failure is not None and not self.ranks.several:
             return False
         agreed, failed = self.ranks.agree(signals, rows, whole=self.draft.weights.whole)
         self._judged_next = max(len(sampled.requests), 1)
-        if self.failure is not None or self.rule is None:
+        if self.failure is not None:
             return False
         if self.ranks.several:
             self._rewrite(sampled, agreed, failed)  # unguarded: a rank that failed here alone would write another text

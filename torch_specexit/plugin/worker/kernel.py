@@ -182,7 +182,7 @@ def _force(now, active, token_at, closing_ptr, limits, count, text, closing, mar
     deferred, closed, exited, kept = closing
     would_exit, on, told = marks
     thinking = now & (count[0] == THINKING) & _may_end(marks, cause)
-    capped = count[1] >= hard
+    capped = (count[1] >= hard) & ((on > 0) | (hard == 0))
     at_any = thinking & (deferred == 0) & (matched == 0) & (capped | (looping > 0))
     deferred = tl.where(at_any & active, tl.where(capped, cause, BY_LOOP), deferred)
     noted = now & (deferred > 0) & shadow

@@ -6,7 +6,7 @@ exits have failed on some rank, so that they end on all ranks in the same step, 
 not whole, so that all ranks leave that step alone.
 
 What else decides about a text each rank reads for itself, from its own environment and files. Before the first step
-they compare it.
+all take over what the first rank has, and compare what can no longer be changed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ class Group(Protocol):
     rank_in_group: int
     device_group: Any
 
+    def broadcast_object(self, obj: Any | None = None, src: int = 0) -> Any:
+        """An object of one rank, on all of them."""
+        ...
+
 
 class Ranks:
     """The tensor-parallel ranks of one model.
@@ -46,15 +50,9 @@ class Ranks:
         self._message = torch.zeros((rows * len(NAMES) if self.several else 0) + 1, device=device)
         self._incomplete = torch.full((1,), INCOMPLETE, device=device)
 
-    def as_first(self, number: int) -> bool:
-        """Whether a number is the first rank's. Every rank has to ask, whatever has happened to it.
-
-        Args:
-          number: at least 0 and below 2^24, which float32 holds.
-        """
-        message = self._message[:1].fill_(number if self.group.rank_in_group == 0 else 0)
-        torch.distributed.all_reduce(message, group=self.group.device_group)
-        return message.item() == number
+    def of_first(self, value: Any) -> Any:
+        """The first rank's value, which can be pickled. Every rank has to ask, whatever has happened to it."""
+        return self.group.broadcast_object(value)
 
     def agree(
         self, signals: Float[Tensor, "rows signals"] | None, rows: int, *, whole: bool

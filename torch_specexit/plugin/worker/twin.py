@@ -250,7 +250,7 @@ class Twin:
           Whether something else was drawn.
         """
         state, knob = row.state, row.knob
-        capped = state.thoughts >= knob.hard
+        capped = state.thoughts >= knob.hard and (state.on > 0 or knob.hard == 0)
         at_any = state.phase == THINKING and (capped or state.looping) and not state.deferred and not state.matched
         if at_any and active and row.may_end():
             state.deferred = knob.cause if capped else LOOP
