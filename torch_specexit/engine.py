@@ -148,7 +148,8 @@ def one_of_several(config: EngineConfig, target: TargetConfig, **changes: Any) -
     """
     changed = config.model_copy(update=changes)
     longest = chosen_length(changed, target) or target.max_model_len
-    one = bytes_per_token(target.hf_config(), changed.extra.get("dtype", target.dtype))
+    dtype = changed.extra.get("dtype", "auto")
+    one = bytes_per_token(target.hf_config(), target.dtype if dtype == "auto" else dtype)
     gib = changed.kv_cache_gib or max(KV_CACHE_GIB, math.ceil(1.25 * one * longest / GIB))
     return changed.model_copy(update={"kv_cache_gib": gib})
 

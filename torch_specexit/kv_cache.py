@@ -20,7 +20,8 @@ PROGRAMS_GIB = 2.0
 """Left for the API server, the engine and the worker beside their weights: 1.8 seen with the tiny reasoner."""
 
 GIB = 1 << 30
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
+"""Of a number, by vLLM's names of types."""
 
 
 class KVCacheError(InputError):

@@ -302,6 +302,15 @@ def test_a_word_speaks_of_points_too_that_were_not_in_the_file_when_the_server_s
     assert front.operation.rejected == start(draft).operation.rejected == rejected
 
 
+def test_an_edit_between_two_starts_lifts_what_was_imposed_on_points_that_it_takes_out(draft):
+    """It came back with them."""
+    audit(start(draft), "bold")
+    write(draft, points=POINTS[1:], default="careful", serving={"efforts": {}})
+    start(draft)
+    write(draft)
+    assert start(draft).operation.rejected == []
+
+
 def test_a_word_for_the_point_that_audits_have_put_into_shadow_mode_lifts_that(draft):
     front = start(draft)
     audit(front, "usual")
@@ -388,6 +397,16 @@ def test_no_word_to_one_draft_brings_back_what_was_lifted_from_another(
     two.api_servers = 2
     two.switch(point="usual")
     assert start(draft).operation.rejected == []
+
+
+def test_the_folder_of_one_draft_may_be_named_for_all(draft, write_random_draft, tmp_path, monkeypatch):
+    """A word to that one deleted what was kept of the others."""
+    monkeypatch.setenv(FOLDER, str(draft))
+    other = write_random_draft(tmp_path / "other", "draft")
+    write(other, points=[point("usual", 0.8, 0.03), point("careful", 0.9, 0.01), point("bold", 0.5, 0.1)])
+    audit(start(other), "usual")
+    start(draft).switch(mode="exit")
+    assert start(other).operation.rejected == ["usual"]
 
 
 def test_what_is_imposed_before_a_word_is_heard_ends_nothing_that_is_imposed_after_it(draft):

@@ -42,6 +42,9 @@ def test_prompts_that_are_never_cut_fit_one_forward_pass(given, extra, tokens):
         ("qwen3-4b-thinking-2507", None, {"max_model_len": 4096}, 2),
         ("qwen3-4b-thinking-2507", None, {"max_model_len": 131072}, 24),
         ("qwen3-4b-thinking-2507", None, {"dtype": "float32"}, 15),
+        # Words of vLLM's for types counted as float32.
+        ("qwen3-4b-thinking-2507", None, {"dtype": "auto"}, 8),
+        ("qwen3-4b-thinking-2507", None, {"dtype": "half"}, 8),
     ],
 )
 def test_engines_that_share_a_gpu_take_a_cache_of_a_fixed_size_each(target, given, extra, gib):

@@ -96,7 +96,10 @@ def _runner_hooks(
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("reasoning_parser",)),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("enable_in_reasoning",)),
                 Has(f"{_WORKER}:Worker", ("model_runner",)),
-                Has("vllm.distributed.parallel_state:GroupCoordinator", ("rank_in_group", "device_group")),
+                Has(
+                    "vllm.distributed.parallel_state:GroupCoordinator",
+                    ("rank_in_group", "device_group", "broadcast_object"),
+                ),
             ),
             upstream="vllm-project/vllm#56497 (logits processors are told of new requests, V2 only, since 0.32)",
             until="when V2 alone is served, and its logits processors may read hidden states",

@@ -100,8 +100,8 @@ class Kept:
     """``hold.json`` of a server, which all of its API server processes write. Where that fails, they log it and go on.
 
     The folder may be that of other drafts as well. So what changes it is given the claims that are ``ours``: those of
-    points that this draft has had since the start. Others stay as they are; in the draft's own folder there are none,
-    and all claims are of this draft.
+    points that this draft has had since the start. Others stay as they are. Where no folder is
+    named, it is the draft's own, and all claims are of this draft.
 
     Args:
       folder: of the draft.
@@ -109,7 +109,7 @@ class Kept:
 
     def __init__(self, folder: Path):
         self.path = Path(os.environ.get(FOLDER) or folder) / FILE
-        self._shared = self.path.parent != folder
+        self._shared = bool(os.environ.get(FOLDER))  # by others as well, be it the folder of this draft
         self._behind: list[Change] = []
         """Changes that could not be made yet, the oldest first."""
         self._tried = 0.0
@@ -130,15 +130,15 @@ class Kept:
 
     def write(self, imposed: Imposed, ours: frozenset[str], *, cleared: str = "") -> None:
         """Keep what is imposed, with what other processes have seen, except a claim that audits have cleared."""
-        under, own = imposed.under, self._own(imposed, ours)
+        under, own = imposed.under, self.own(imposed, ours)
         self._change(lambda found: found | {under: own.also(found.get(under)).without({cleared})})
 
     def carry(self, before: Imposed, imposed: Imposed, ours: frozenset[str]) -> None:
         """Keep what was imposed before, by other processes as well, under the words and settings of now."""
 
         def carried(found: Entries) -> Entries:
-            moved = self._own(found.get(before.under, before), ours)
-            now = self._own(imposed, ours).also(found.get(imposed.under)).also(moved)
+            moved = self.own(found.get(before.under, before), ours)
+            now = self.own(imposed, ours).also(found.get(imposed.under)).also(moved)
             return self._without_own(found, before, ours) | {imposed.under: now}
 
         self._change(carried)
@@ -147,13 +147,14 @@ class Kept:
         """Forget all that was imposed under the same words and settings on points with claims of ours."""
         self._change(lambda found: self._without_own(found, imposed, ours))
 
-    def _own(self, imposed: Imposed, ours: frozenset[str]) -> Imposed:
+    def own(self, imposed: Imposed, ours: frozenset[str]) -> Imposed:
+        """What of something imposed is this draft's."""
         return imposed.among(ours) if self._shared else imposed
 
     def _without_own(self, found: Entries, imposed: Imposed, ours: frozenset[str]) -> Entries:
         """What is kept, but for what this draft has under the words and settings of something imposed."""
         return {
-            under: one.without(self._own(one, ours).claims) if under == imposed.under else one
+            under: one.without(self.own(one, ours).claims) if under == imposed.under else one
             for under, one in found.items()
         }
 

@@ -186,7 +186,7 @@ class Operation:
         """
         words, settings = self.imposed.under
         holding = [one for one in found if nothing_said(one.words, words)]
-        lifted = [one for one in found if one not in holding and one.claims & self._ours]
+        lifted = [one for one in found if one not in holding and self._own(one).claims]
         for one in holding:
             if one.settings == settings:
                 self.imposed = self.imposed.also(one)
@@ -196,6 +196,9 @@ class Operation:
             for one in lifted:
                 self.kept.forget(one, self._ours)
         return not lifted
+
+    def _own(self, imposed: Imposed) -> Imposed:
+        return imposed.among(self._ours) if self.kept is None else self.kept.own(imposed, self._ours)
 
     def _lift(self, *, edited: bool = False) -> None:
         if self.kept is not None:
