@@ -94,6 +94,8 @@ def _as_meant(value: Any, wanted: Any) -> Any:
     for kind in kinds:
         if isinstance(value, list | tuple) and get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
             return type(value)(_as_meant(one, get_args(kind)[0]) for one in value)
+        if isinstance(value, list | tuple) and get_origin(kind) is tuple and len(get_args(kind)) == len(value):
+            return type(value)(map(_as_meant, value, get_args(kind)))
         if isinstance(value, dict) and get_origin(kind) is dict:
             return {key: _as_meant(one, get_args(kind)[1]) for key, one in value.items()}
     return value

@@ -198,12 +198,15 @@ class Numbers(Config):
     n: int = 1
     some: float | None = None
     each: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    two: tuple[int, int] | None = None
     named: dict[str, float] = Field({})
     on: bool = False
     either: bool | float = False
 
 
-@pytest.mark.parametrize("override", ["n=yes", "n=True", "some=off", "each=[2, on]", "named.a=no", "named={a: true}"])
+@pytest.mark.parametrize(
+    "override", ["n=yes", "n=True", "some=off", "each=[2, on]", "two=[yes, 2]", "named.a=no", "named={a: true}"]
+)
 def test_yes_and_no_are_no_numbers(override):
     """`temperature=off` was 0, and `samples=yes` 1."""
     with pytest.raises(ConfigError, match=r"is .*(True|False).*: expected a number"):

@@ -178,6 +178,12 @@ def test_tests_of_a_program_may_be_an_object(tmp_path, name, write):
         read_prompts(write(tmp_path / name, rows))
 
 
+def test_an_object_that_is_no_json_is_no_reference(tmp_path):
+    rows = [{"prompt": "Square.", "answer_kind": "code", "reference": {"test": b"assert f(3) == 9"}}]
+    with pytest.raises(PromptError, match=r"1: reference is \{'test': b'.*, expected a string"):
+        read_prompts(write_parquet(tmp_path / "p.parquet", rows))
+
+
 def test_without_ids_a_prompt_is_known_by_what_it_asks(tmp_path):
     rows = [
         {"question": "2 + 2?", "answer": "4"},

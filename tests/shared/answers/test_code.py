@@ -247,6 +247,8 @@ TESTS = [
     {"test": f"{TEST}if __name__ == '__main__':\n    test_square()"},
     {"test": f"{TEST}for name, test in [*globals().items()]:\n    name.startswith('test') and test()"},
     {"test": f"{CASE}assert {SUITE}.wasSuccessful()"},
+    {"test": "class T:\n    assert square(3) == 9"},
+    {"test": "pass", "entry_point": "square", "prompt": CHECK},
     {"test": "class T:\n    def go(self):\n        y = (lambda: square(3))()\n        assert y == 9\nT().go()"},
 ]
 
@@ -266,6 +268,11 @@ def test_forms_of_tests(fields):
         program, wrong = "        return x * x", "        return x + 7"
     assert same_answer(program, reference, "code")
     assert not same_answer(wrong, reference, "code")
+
+
+def test_a_program_may_take_a_name_of_pythons():
+    """MBPP has a task whose program is called sum, and the whole file was refused."""
+    assert kind("code").why_no_reference(json.dumps({"test": "assert sum(10,15) == 6"})) is None
 
 
 @pytest.mark.parametrize("reference", ["42", "1/2", "A", "yes", "(x, y)", "# nothing", '"text"', "{}"])

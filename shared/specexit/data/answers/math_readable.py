@@ -40,6 +40,9 @@ _ROOT = r"\\sqrt ?(?:\[\d+\] ?)?(?:\d|\{[^{}]*\})"
 _SCRIPTS = r"(?:[_^](?:\w|\{[^{}]*\}))*"
 _OF = rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?((?:[_^]?\{{[^{{}}]*\}}|{_FRACTION}|{_ROOT}|[\w.^!]|{LETTER} ?)++)"
 """A function, and what it is of where that has no brackets."""
+_TIMES_NUMBER = r"(?:(?:\\cdot|\\times)(?![A-Za-z])|\*) ?\d+(?:\.\d+)?(?! ?[\w.^({\\])"
+_NAME_OF_ANGLE = r"\\(?:theta|alpha|beta|phi|varphi)(?![A-Za-z])"
+_VARIED = re.compile(rf"\\frac|\\circ|\\{GREEK}|(?<![A-Za-z\\])[A-Za-z]")
 _FIRST = r"(?<![\w.^}])(?<!frac )(?<!binom )(?<!sqrt )"
 """Where a number begins that is no argument, power or index."""
 _MISREAD = [
@@ -54,8 +57,12 @@ _MISREAD = [
         rf"{_FIRST}(\d+) (\d+)/(\d+)(?![\d.])": lambda found: _mixed(found),
         rf"{_FIRST}(\d+) ?\\frac ?(?:(\d)|\{{(\d+)\}}) ?(?:(\d)|\{{(\d+)\}})": lambda found: _mixed(found),
         # It takes what a function is divided or multiplied by for a part of what it is of.
-        rf"{_OF} ?(?=/ ?{_LOG_OR_ANGLE}|(?:\\cdot|\\times)(?![A-Za-z])|\*)": r"\1(\2)",
-        rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?(\d*(?:[A-Za-z]|\\{GREEK})) ?(?=/(?! ?\d))": r"\1(\2)",
+        rf"{_OF} ?(?=(?:/|\\cdot|\\times|\*) ?{_LOG_OR_ANGLE})": r"\1(\2)",
+        rf"{_OF} ?(?=(?:(?:\\cdot|\\times)(?![A-Za-z])|\*) ?\d+(?:\.\d+)?(?! ?[\w.^({{\\]))": lambda found: _varied(
+            found
+        ),
+        rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?(\d*(?P<its>[A-Za-z]|\\{GREEK})) ?(?=/ ?(?P=its)(?![A-Za-z_^]))": r"\1(\2)",
+        rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?(\d*{_NAME_OF_ANGLE}) ?(?=/(?! ?\d))": r"\1(\2)",
         # It takes these for the gamma function of what follows, or for Euler's constant.
         r"\\gamma(?![A-Za-z])": r"\\eth ",
         r"\\Gamma(?![A-Za-z]| ?\()": r"\\mho ",
@@ -104,6 +111,12 @@ def readable(text: str, functions: frozenset[str] = frozenset()) -> str | None:
     text = _MEMBER.sub(lambda found: found[1] or found[2], text)
     text = _PRIMES.sub(_as_index, math_bases.with_names(math_marks.with_names(in_radians(text))))
     return None if "'" in text or _TWO_NUMBERS.search(text) else text
+
+
+def _varied(found: re.Match[str]) -> str:
+    """A function with its argument in brackets, in front of a number that it is multiplied by; where the argument is a
+    number as well, or one times pi, the other one is a part of it."""
+    return f"{found[1]}({found[2]})" if _VARIED.search(found[2]) else found[0]
 
 
 def _mixed(found: re.Match[str]) -> str:

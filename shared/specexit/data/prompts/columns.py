@@ -109,7 +109,12 @@ def _listed(value: Any) -> Any:
 
 def _tests(value: Any) -> Any:
     """A program's tests that are written as an object, as the text that a reference is; anything else as it is."""
-    return json.dumps(dict(value)) if isinstance(value, Mapping) and "test" in value else value
+    if not isinstance(value, Mapping) or "test" not in value:
+        return value
+    try:
+        return json.dumps(dict(value))
+    except TypeError:  # bytes or dates, which are no tests
+        return value
 
 
 def _choices(value: Any, where: str, name: str) -> tuple[str, ...] | None:
