@@ -30,6 +30,8 @@ from tests.jax.devices import simulated
 from tests.marks import SLOW
 from tests.ports import hold_port
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH, EVERY, TERMINATED_AT = 12, 8, 3, 5
 """``EVERY``: the recipe's steps between checkpoints."""
 ACROSS, WITHIN = {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 1, "fsdp": 1, "context": 4}

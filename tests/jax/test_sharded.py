@@ -13,6 +13,8 @@ import yaml
 from specexit.schemas.train import TrainConfig
 from tests.jax.devices import simulated
 
+pytestmark = pytest.mark.slow
+
 TIME, HIDDEN = 128, 32
 """Of the test's recipe: tokens of a packed row, which no parameter has as a dimension, and the width of the models."""
 

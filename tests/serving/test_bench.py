@@ -15,6 +15,8 @@ from tests.serving.benching import BUDGET, METHODS, N_LATENCY, TARGET, N, config
 from torch_specexit.bench.run import bench
 from torch_specexit.plugin.worker.checking import SWITCH
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:

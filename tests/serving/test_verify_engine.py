@@ -13,7 +13,7 @@ from specexit.schemas.verify import VerifyConfig
 from tests.serving.make_draft import texts
 from torch_specexit.plugin.worker.checking import SWITCH
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 def test_jax_torch_and_vllm_say_the_same(drafts, target, make_trace, tmp_path, capsys, monkeypatch):

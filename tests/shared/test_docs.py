@@ -122,6 +122,11 @@ def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
     assert "SPECEXIT_SOAK=" in recipe
 
 
+def test_what_decides_a_landing_leaves_no_test_out() -> None:
+    run = (ROOT / ".ci" / "run").read_text()
+    assert re.findall(r"make test ARGS=['\"](-m (?:\"not )?slow)\b", run) == ['-m "not slow', "-m slow"]
+
+
 def test_times_at_full_size_are_on_the_page_of_their_draft_alone() -> None:
     """The report refuses those of another policy: `make bench-field` failed at its end, behind `bench-full-size`."""
     text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
