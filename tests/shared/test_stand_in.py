@@ -106,7 +106,7 @@ def test_sizes_that_no_model_has_are_refused_by_name(changes: dict[str, object],
 def test_the_path_in_a_targets_yaml_counts_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As everywhere else; another model that lies where the command is run would be the shape in silence."""
     (tmp_path / "sub" / "model").mkdir(parents=True)
-    fields = yaml.safe_load((tiny.MODEL_DIR / "config.json").read_text())
+    fields = json.loads((tiny.MODEL_DIR / "config.json").read_text())
     (tmp_path / "sub" / "model" / "config.json").write_text(json.dumps(fields | {"intermediate_size": 4321}))
     target = load_target_config("tiny-reasoner").model_copy(update={"path": "model"})
     (tmp_path / "sub" / "t.yaml").write_text(yaml.safe_dump(target.model_dump(mode="json")))
