@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -49,6 +50,12 @@ def serve(folder: Path, job: dict[str, Any], environment: dict[str, str] | None 
             (folder / "job.json").write_text(json.dumps(job))
             run_program("serve.py", folder / "job.json", folder / "result.json", environment=environment)
     return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _heard(caplog: pytest.LogCaptureFixture) -> None:
+    """What the plug-in logs reaches `caplog`, whatever a test before has had vLLM log."""
+    caplog.set_level(logging.INFO, "vllm.specexit")
 
 
 @pytest.fixture(scope="session")
