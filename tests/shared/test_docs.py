@@ -123,8 +123,10 @@ def test_what_is_left_out_of_make_test_is_in_make_test_slow() -> None:
 
 
 def test_what_decides_a_landing_leaves_no_test_out() -> None:
+    """What the slow tests have no time for is no failure; a test that failed before would have been none, either."""
     run = (ROOT / ".ci" / "run").read_text()
     assert re.findall(r"make test ARGS=['\"](-m (?:\"not )?slow)\b", run) == ['-m "not slow', "-m slow"]
+    assert 'ARGS="-m slow -x ' in run
 
 
 def test_times_at_full_size_are_on_the_page_of_their_draft_alone() -> None:
