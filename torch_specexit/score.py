@@ -21,7 +21,14 @@ from specexit.data.checks import once
 from specexit.data.rows import Trace
 from specexit.data.scores import ScoreError, ScoreWriter, open_scores, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
-from specexit.data.traces import check_tokenizer, data_sha256, read_outlines, target_of_both, vocab_size_of
+from specexit.data.traces import (
+    check_tokenizer,
+    check_weights,
+    data_sha256,
+    read_outlines,
+    target_of_both,
+    vocab_size_of,
+)
 from specexit.differences import differences
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
 from specexit.drafts.fingerprints import target_fingerprint
@@ -57,8 +64,8 @@ def score(config: ScoreConfig) -> int:
 
     Raises:
       DraftError: the draft is unusable, plain, or made for another target.
-      TraceError: the traces are unreadable, there are none, one is there twice, or they are of another target or
-        tokenizer.
+      TraceError: the traces are unreadable, there are none, one is there twice, or they are of another target,
+        tokenizer or weights.
       ScoreError: a signal is not finite, the device has too little memory, or ``out`` holds other scores.
       ConfigError: the target is unknown, or the one given is not the draft's.
       FileExistsError: the output folder is not empty, and holds no scores.
@@ -70,6 +77,7 @@ def score(config: ScoreConfig) -> int:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to score")
     target = target_of_both(config.traces, config.draft, draft_config.specexit.target, config.target)
     check_tokenizer(config.traces, target)
+    check_weights(config.traces, target)
     inputs = weights_hash(config.draft), target_fingerprint(target.folder), data_sha256(config.traces)
     if (there := _scored(config, *inputs)) is not None:
         return there

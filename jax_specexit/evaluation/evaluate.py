@@ -31,7 +31,14 @@ from jax_specexit.weights import load_target
 from specexit.config import ConfigError, write_text
 from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_trained
-from specexit.data.traces import LabelledTrace, check_tokenizer, read_outlines, stream_labelled, target_of_file
+from specexit.data.traces import (
+    LabelledTrace,
+    check_tokenizer,
+    check_weights,
+    read_outlines,
+    stream_labelled,
+    target_of_file,
+)
 from specexit.drafts.directory import DraftConfig, check_target
 from specexit.errors import InputError
 from specexit.schemas.evaluate import EvaluateConfig
@@ -66,6 +73,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             "boundaries where the draft's are"
         )
     check_tokenizer(config.traces, target_config)
+    check_weights(config.traces, target_config)
     refuse_trained(config.run, known, config.traces)
     backend = started_backend()
     step, params = restore_params(config.run, config.which)

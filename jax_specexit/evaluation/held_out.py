@@ -42,6 +42,7 @@ from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_s
 from specexit.data.traces import (
     LabelledTrace,
     check_tokenizer,
+    check_weights,
     data_sha256,
     read_outlines,
     stream_labelled,
@@ -85,7 +86,7 @@ class HeldOut:
       meta: of the training data: its length and kind of exit point are used here, too.
 
     Raises:
-      TraceError: the traces cannot be read, or were written with another tokenizer.
+      TraceError: the traces cannot be read, or were written with another tokenizer or by other weights.
       ConfigError: they are another target's, of more than `MOST_PROMPTS` prompts, or all too long.
       OverlapError: some are of prompts that are trained on, or that the draft in ``init_from`` was trained on.
     """
@@ -97,6 +98,7 @@ class HeldOut:
         for folder in trained_on(config):
             refuse_trained(folder, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
+        check_weights(config.eval_traces, target_config)
         self.end = target_config.think_tokens().end
         self.config, self.dtype = config, target_config.dtype
         self.most, self.row = longest_evaluated(config, target_config), meta.length

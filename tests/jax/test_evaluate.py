@@ -26,7 +26,7 @@ from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.training.losses import signal_losses
 from specexit.config import ConfigError
 from specexit.data.outlines import outlines
-from specexit.data.traces import LabelledTrace, TraceError, write_traces
+from specexit.data.traces import TOKENIZER, WEIGHTS, LabelledTrace, TraceError, write_traces
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.errors import InputError
 from specexit.method.labels import token_labels
@@ -352,17 +352,24 @@ def test_a_trace_that_is_longer_than_draft_or_target_is_refused(
             module.evaluate(config)
 
 
-def test_traces_of_another_tokenizer_judge_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [(TOKENIZER, "written with the tokenizer 0{12}"), (WEIGHTS, "by weights with the fingerprint 0{12}")],
+)
+def test_traces_of_another_tokenizer_or_of_other_weights_judge_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes, said: str
+) -> None:
     shape = shapes_of(recipe(), TARGET).draft
     (tmp_path / "config.json").write_text(json.dumps(TARGET.config))
-    (tmp_path / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
     target = TARGET.model_copy(update={"path": str(tmp_path)})
     monkeypatch.setattr(module, "read_start", lambda _: SimpleNamespace(shape=shape))
     for name in ("find_target", "target_of_file"):
         monkeypatch.setattr(module, name, lambda *_, **__: target)
-    write_traces(tmp_path / "traces.parquet", [trace(10, 50, 3)], "0" * 64)
+    write_traces(tmp_path / "traces.parquet", [trace(10, 50, 3)], said={key: "0" * 64})
     config = EvaluateConfig(run=tmp_path / "run", traces=tmp_path / "traces.parquet", out=tmp_path / "found.json")
-    with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
+    with pytest.raises(TraceError, match=said):
         module.evaluate(config)
 
 

@@ -25,7 +25,7 @@ from jax_specexit.training.step import Frozen, make_step
 from jax_specexit.weights import abstract_target, load_target
 from specexit.config import ConfigError
 from specexit.data.packed import PackMeta, read_meta
-from specexit.data.traces import TraceError, read_labelled, write_traces
+from specexit.data.traces import TOKENIZER, WEIGHTS, TraceError, read_labelled, write_traces
 from specexit.errors import lasts
 from specexit.method.signals import SIGNALS
 from specexit.schemas.target import TargetConfig, load_target_config
@@ -104,13 +104,17 @@ def test_the_evaluation_that_is_planned_is_the_one_that_long_traces_cause(
     assert lasts(refused.value)
 
 
-def test_traces_of_another_tokenizer_are_not_held_out(
-    config: TrainConfig, target: TargetConfig, tmp_path: Path
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [(TOKENIZER, "written with the tokenizer 0{12}"), (WEIGHTS, "by weights with the fingerprint 0{12}")],
+)
+def test_traces_of_another_tokenizer_or_of_other_weights_are_not_held_out(
+    config: TrainConfig, target: TargetConfig, tmp_path: Path, key: bytes, said: str
 ) -> None:
     assert config.eval_traces is not None
-    write_traces(tmp_path / "traces.parquet", read_labelled(config.eval_traces), "0" * 64)
+    write_traces(tmp_path / "traces.parquet", read_labelled(config.eval_traces), said={key: "0" * 64})
     config = config.model_copy(update={"eval_traces": tmp_path / "traces.parquet"})
-    with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
+    with pytest.raises(TraceError, match=said):
         HeldOut(config, target, PackMeta.model_construct(length=ROW, exit_point="earliest"))
 
 

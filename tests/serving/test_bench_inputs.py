@@ -16,7 +16,7 @@ from specexit.config import find, load
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.scores import ScoreError, Scores, write_scores
-from specexit.data.traces import Trace, TraceError, data_sha256, write_traces
+from specexit.data.traces import WEIGHTS, Trace, TraceError, data_sha256, write_traces
 from specexit.drafts.directory import DraftError, plain_copy, read_config
 from specexit.drafts.policy import (
     Certificate,
@@ -65,6 +65,12 @@ def test_traces_of_another_target_are_refused(inputs: Path, tmp_path: Path, key:
 def test_traces_of_another_tokenizer_are_refused(inputs: Path, tmp_path: Path) -> None:
     write_traces(tmp_path / "t.parquet", list(generated_traces(N, "test")), tokenizer_sha256="0" * 64)
     with pytest.raises(TraceError, match=r"t\.parquet: written with the tokenizer 000000000000"):
+        bench(config(inputs, traces=tmp_path / "t.parquet", out=tmp_path / "new"))
+
+
+def test_traces_of_other_weights_are_refused(inputs: Path, tmp_path: Path) -> None:
+    write_traces(tmp_path / "t.parquet", list(generated_traces(N, "test")), said={WEIGHTS: "0" * 64})
+    with pytest.raises(TraceError, match=r"t\.parquet: written by weights with the fingerprint 000000000000"):
         bench(config(inputs, traces=tmp_path / "t.parquet", out=tmp_path / "new"))
 
 

@@ -13,9 +13,10 @@ import pytest
 from specexit import tiny
 from specexit.config import ConfigError
 from specexit.data.annotate import annotate, hard_boundary, label
+from specexit.data.engine import TYPES, types_in_metadata, types_written_with
 from specexit.data.stream import in_parallel
 from specexit.data.summary import summarise
-from specexit.data.traces import TraceError, data_sha256, read_labelled, write_traces
+from specexit.data.traces import WEIGHTS, TraceError, data_sha256, read_labelled, said_of, write_traces
 from specexit.errors import InputError
 from specexit.schemas.annotate import AnnotateConfig
 from specexit.schemas.target import load_target_config, save_target
@@ -83,6 +84,24 @@ def test_traces_of_another_tokenizer_are_not_labelled(make_trace, tmp_path):
     with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
         annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
     assert not (tmp_path / "labelled").exists()
+
+
+def test_labelled_traces_name_the_weights_and_types_that_wrote_them(think, tmp_path):
+    """The copy of the target, of another dtype by then, took the place of the one that they had been written with."""
+    ours, file = load_target_config("tiny-reasoner"), tmp_path / "traces" / "traces.parquet"
+    edited = ours.model_copy(update={"dtype": "bfloat16"})
+    save_target(tmp_path / "traces", ours)
+    save_target(tmp_path / "edited", edited)
+    told = types_in_metadata({"dtype": "torch.half", "kv_cache_dtype": "fp8"}, ours)
+    for name, said, types in (
+        ("old", {}, {"dtype": "float32"}),
+        ("new", {WEIGHTS: "0" * 64, TYPES: told}, {"dtype": "float16", "kv_cache_dtype": "fp8"}),
+    ):
+        write_traces(file, [think(("The answer is 2.", "2"), ("z.", "2"))], said=said)
+        given = str(tmp_path / "edited" / "target.yaml")
+        annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / name, target=given))
+        assert [said_of(tmp_path / name, key) for key in (WEIGHTS, TYPES)] == [said.get(WEIGHTS), said.get(TYPES)]
+        assert types_written_with(tmp_path / name, edited).model_dump(exclude_none=True) == types
 
 
 @pytest.mark.parametrize("word", ["think", "answer"])

@@ -16,7 +16,7 @@ from specexit.cli import run
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.scores import ScoreError, Scores, read_scores, write_scores
-from specexit.data.traces import TraceError, data_sha256, read_traces, write_traces
+from specexit.data.traces import WEIGHTS, TraceError, data_sha256, read_traces, write_traces
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import Selection, read_policy, write_policy
@@ -291,6 +291,25 @@ def test_scores_made_with_other_weights_of_the_target_are_refused(setting):
     )
     write_scores(paths["scores"], replace(good, target_sha256=target_fingerprint(tiny.MODEL_DIR)))
     assert calibrate(CalibrateConfig(**paths)).point().certificate is not None
+
+
+def test_traces_that_other_weights_wrote_are_refused(setting, tmp_path):
+    """Weights were replaced where they lie, and the traces scored anew, as was asked for: the text and the answers of
+    those before were certified for these."""
+    paths, now = setting(np.full(N, 0.9), [True] * N), target_fingerprint(tiny.MODEL_DIR)
+    write_scores(paths["scores"], replace(read_scores(paths["scores"]), target_sha256=now))
+    traces = read_traces(paths["traces"])
+    write_traces(paths["traces"], traces, said={WEIGHTS: "0" * 64})
+    refused(
+        paths, r"by weights with the fingerprint 0{12}\.\.\., but those of .*: collect again with these", TraceError
+    )
+    save_target(tmp_path, load_target_config("tiny-reasoner").model_copy(update={"path": str(tmp_path / "gone")}))
+    moved = {"target": str(tmp_path / "target.yaml")}
+    refused(paths, r"target_sha256 is .* 'tiny-reasoner' that wrote the traces have 0{12}\.", CertificateError, **moved)
+    write_traces(paths["traces"], traces, said={WEIGHTS: now})
+    for known in (moved, {"target": "tiny-reasoner"}):
+        stored = calibrate(CalibrateConfig(**paths, **known))
+        assert (stored.fingerprints.target, stored.point().certificate is None) == (now, False)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from specexit import tiny
 from specexit.data.boundaries import boundaries_tried
+from specexit.data.engine import TYPES, types_in_metadata
 from specexit.data.traces import TraceError, read_traces, write_traces
 from specexit.drafts import locking
 from specexit.drafts.files import TensorError
@@ -286,3 +287,20 @@ def test_a_certificate_is_of_the_types_that_the_engine_was_told(paths, tmp_path,
     (tmp_path / "engine.yaml").write_text(told)
     prints = calibrate(CalibrateConfig(**paths)).fingerprints
     assert (prints.dtype, prints.quantization, prints.kv_cache_dtype) == marks
+
+
+def test_a_certificate_is_of_the_types_that_wrote_the_traces_whatever_the_target_given_says_by_now(paths, tmp_path):
+    """A YAML that was edited after `collect`, given as the model had moved, put its dtype in their place; and so did
+    `target.yaml` and `engine.yaml` that were left behind where the traces alone were copied."""
+    ours = load_target_config("tiny-reasoner")
+    save_target(tmp_path, ours)
+    save_target(tmp_path / "edited", ours.model_copy(update={"dtype": "bfloat16"}))
+    asked = CalibrateConfig(**paths, target=str(tmp_path / "edited" / "target.yaml"))
+    assert calibrate(asked).fingerprints.dtype == "float32"
+    (tmp_path / "target.yaml").unlink()
+    told = types_in_metadata({"quantization": "fp8", "kv_cache_dtype": "fp8_e4m3"}, ours)
+    write_traces(paths["traces"], read_traces(paths["traces"]), said={TYPES: told})
+    prints = calibrate(asked).fingerprints
+    assert (prints.dtype, prints.quantization, prints.kv_cache_dtype) == ("float32", "fp8", "fp8_e4m3")
+    write_traces(paths["traces"], read_traces(paths["traces"]), said={TYPES: '{"bits": 8}'})
+    refused(paths, r"traces\.parquet: metadata specexit\.engine: bits is 8", TraceError)

@@ -23,7 +23,8 @@ from specexit.data.sequences import (
     make_sequence,
 )
 from specexit.data.stream import read_batches
-from specexit.data.traces import LabelledTrace, TraceError, data_sha256, write_traces
+from specexit.data.traces import WEIGHTS, LabelledTrace, TraceError, data_sha256, write_traces
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.method.labels import ExitKind, exit_point, token_labels
 from specexit.method.signals import SIGNALS, column
 from specexit.schemas.pack import PackConfig
@@ -152,6 +153,24 @@ def test_traces_of_another_tokenizer_are_not_packed(make_trace, tmp_path):
     with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
         pack(PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40))
     assert not (tmp_path / "packed").exists()
+
+
+def test_traces_of_other_weights_are_not_packed_nor_trained_on(make_trace, tmp_path):
+    """Labels of one model were learnt from the states of another, of the same name and tokenizer."""
+    target, file = load_target_config("tiny-reasoner"), tmp_path / "labelled" / "traces.parquet"
+    config = PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40)
+    write_traces(file, [labelled(make_trace())], said={WEIGHTS: "0" * 64})
+    with pytest.raises(TraceError, match=r"written by weights with the fingerprint 0{12}\.\.\., but those of"):
+        pack(config)
+    write_traces(file, [labelled(make_trace())], said={WEIGHTS: target_fingerprint(target.folder)})
+    meta = pack(config)
+    check_target(meta, config.out, target)
+    assert read_meta(config.out) == meta
+    older = meta.model_copy(update={"target_sha256": "0" * 64})
+    with pytest.raises(
+        PackError, match=r"meta\.json: packed from traces of weights with the fingerprint 0{12}\.\.\., but"
+    ):
+        check_target(older, config.out, target)
 
 
 def test_a_seed_that_gives_no_order_is_refused_at_once():

@@ -24,9 +24,11 @@ from specexit.data.rows import (
 )
 from specexit.data.stream import read_batches, trace_files
 from specexit.data.traces import (
+    WEIGHTS,
     TraceError,
     check_collected,
     check_tokenizer,
+    check_weights,
     data_sha256,
     read_labelled,
     read_traces,
@@ -34,6 +36,7 @@ from specexit.data.traces import (
     tokenizer_sha256,
     write_traces,
 )
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.target import load_target_config, save_target
 
 
@@ -236,6 +239,28 @@ def test_traces_of_another_tokenizer_are_refused(make_trace, tmp_path):
     write_traces(path, [make_trace()], "0" * 64)
     with pytest.raises(TraceError, match=r"written with the tokenizer 000000000000..., expected \w+... of .*tokenizer"):
         check_tokenizer(path, target)
+
+
+def test_traces_of_other_weights_are_refused(make_trace, tmp_path):
+    """Under the same name and tokenizer: once `collect` had ended nobody knew what had written them."""
+    target, path = load_target_config("tiny-reasoner"), tmp_path / "traces.parquet"
+    gone = target.model_copy(update={"path": str(tmp_path / "gone")})
+    write_traces(path, [make_trace()])
+    check_weights(path, target)  # of servers, or of an older version
+    write_traces(path, [make_trace()], said={WEIGHTS: target_fingerprint(target.folder)})
+    write_traces(tmp_path / "servers.parquet", [make_trace(id="b")])
+    check_weights(tmp_path, target)
+    assert read_traces(path) == [make_trace()]
+    write_traces(tmp_path / "old.parquet", [make_trace(id="c")], said={WEIGHTS: "0" * 64})
+    several = r"traces\.parquet: specexit\.target_sha256 is \w{64}, but 0{64} in old\.parquet: expected traces that one"
+    with pytest.raises(TraceError, match=several):
+        check_weights(tmp_path, gone)
+    path.unlink()
+    check_weights(tmp_path, gone)
+    with pytest.raises(
+        TraceError, match=r"by weights with the fingerprint 0{12}\.\.\., but those of .* have \w{12}\.\.\.:"
+    ):
+        check_weights(tmp_path, target)
 
 
 def test_files_of_version_one_are_read(make_trace, tmp_path):

@@ -10,7 +10,9 @@ from dataclasses import replace
 import pytest
 
 from specexit.config import ConfigError
-from specexit.data.traces import TraceError, check_collected, read_traces
+from specexit.data.engine import TYPES
+from specexit.data.traces import WEIGHTS, TraceError, check_collected, read_traces, said_of
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, config
 from torch_specexit.collecting import CollectError, collect, ledger
@@ -146,6 +148,21 @@ def test_weights_that_were_replaced_in_place_are_refused(collected, tmp_path, ca
     file.write_bytes(weights)
     with pytest.raises(ConfigError, match="replaced"), Ledger(asked, target, asks):
         pass
+
+
+def test_files_name_the_weights_and_types_that_wrote_them_also_where_servers_finish(server, collected, tmp_path):
+    """What a server has loaded, nobody knows; a row that was in the log before is of the folder's weights."""
+    asked, own = config(server, tmp_path / "asked"), {"endpoints": None, "engine": {"extra": {"dtype": "half"}}}
+    wrote = target_fingerprint(TARGET.folder)
+    both, ours = (config(server, tmp_path / name, **own) for name in ("both", "ours"))
+    with Ledger(both, TARGET, all_asks(both, TARGET)) as ledger:
+        ledger.record(0, collected[0])
+    both = both.model_copy(update={"endpoints": asked.endpoints})
+    for run, said in ((asked, (None, None)), (both, (wrote, None)), (ours, (wrote, '{"dtype":"float16"}'))):
+        with Ledger(run, TARGET, all_asks(run, TARGET)) as ledger:
+            for number in ledger.todo():
+                ledger.record(number, collected[number])
+        assert (said_of(run.out, WEIGHTS), said_of(run.out, TYPES)) == said
 
 
 @pytest.mark.parametrize(

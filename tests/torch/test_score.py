@@ -16,7 +16,7 @@ from specexit import tiny
 from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, read_scores
 from specexit.data.stream import TraceError
-from specexit.data.traces import write_traces
+from specexit.data.traces import WEIGHTS, write_traces
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile, write_policy
@@ -247,6 +247,14 @@ def test_draft_traces_and_the_target_given_have_to_be_of_one_name(paths, traces)
 def test_traces_of_another_tokenizer_are_not_scored(paths, traces):
     write_traces(paths["traces"], traces, "0" * 64)
     with pytest.raises(TraceError, match="written with the tokenizer 000000000000"):
+        score(ScoreConfig(**paths))
+    assert not paths["out"].exists()
+
+
+def test_traces_of_other_weights_are_not_scored(paths, traces):
+    """Scores of the weights of today made a certificate of what others had written."""
+    write_traces(paths["traces"], traces, said={WEIGHTS: "0" * 64})
+    with pytest.raises(TraceError, match="written by weights with the fingerprint 000000000000"):
         score(ScoreConfig(**paths))
     assert not paths["out"].exists()
 

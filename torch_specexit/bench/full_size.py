@@ -58,7 +58,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
         here, or measures here; or, on a CPU, a text in float32 is not that of a small target in float32: nothing is
         measured then.
       StandInError, DraftError, ConfigError: the stand-in cannot be made.
-      TraceError: the traces are of another tokenizer than the small target's, or cannot be read.
+      TraceError: the traces are of another tokenizer or other weights than the small target's, or cannot be read.
       FileExistsError: something else lies in its place.
     """
     # Unlike the small one, a model of this size gains from every core (see `torch_specexit.engine`).

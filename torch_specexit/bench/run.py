@@ -27,7 +27,15 @@ from specexit.bench.requests import Run, write_requests
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
 from specexit.data.overlap import refuse_calibrated, refuse_selected, refuse_shared, refuse_trained
-from specexit.data.traces import Trace, check_tokenizer, first_samples, read_outlines, read_traces, target_named_in
+from specexit.data.traces import (
+    Trace,
+    check_tokenizer,
+    check_weights,
+    first_samples,
+    read_outlines,
+    read_traces,
+    target_named_in,
+)
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, write_policy
 from specexit.errors import first_problem
@@ -97,7 +105,7 @@ def refuse_other_target(path: Path, target: TargetConfig) -> None:
 
     Raises:
       BenchError: they are another one's.
-      TraceError: they are of another tokenizer, or cannot be read.
+      TraceError: they are of another tokenizer or of other weights, or cannot be read.
     """
     if (wrote := target_named_in(path)) != target.name:
         raise BenchError(
@@ -105,6 +113,7 @@ def refuse_other_target(path: Path, target: TargetConfig) -> None:
             "choose on them, would be another model's"
         )
     check_tokenizer(path, target)
+    check_weights(path, target)
 
 
 def shown(results: Results, *remarks: str) -> Results:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO
 
 from specexit.config import ConfigError, write_text
+from specexit.data.engine import TYPES, types_in_metadata
 from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
-from specexit.data.traces import TraceError, read_traces, tokenizer_sha256, write_traces
+from specexit.data.traces import WEIGHTS, TraceError, read_traces, tokenizer_sha256, write_traces
 from specexit.differences import file_sha256
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.errors import InputError
@@ -59,6 +60,7 @@ class Ledger:
             "template": template_sha256(target),
         }
         """What finished rows depend on, as `same_model` compares it."""
+        self.types = None if config.endpoints else types_in_metadata(config.engine.extra, target)
         self.place = {chunk.start + i: (chunk, i) for chunk in self.chunks for i in range(len(chunk.asks))}
         self.rows: dict[int, Trace] = {}
         self.logged = 0
@@ -247,10 +249,11 @@ class Ledger:
     def _finish(self, chunk: Chunk) -> None:
         """Write a chunk's file, enter it, and let go of its rows."""
         traces = [self.rows[i] for i in range(chunk.start, chunk.start + len(chunk.asks))]
-        path = self.out / chunk.file
-        if chunk.file in read_files(self.out):  # of another content, which a kill before the next entry would leave
+        path, there = self.out / chunk.file, read_manifest(self.out)
+        if chunk.file in there.files:  # of another content, which a kill before the next entry would leave
             self._enter({chunk.file: None})
-        write_traces(path, traces, self.tokenizer)
+        # Rows of an earlier run are among them: of its weights, which the manifest names, though servers finish them.
+        write_traces(path, traces, self.tokenizer, {WEIGHTS: there.weights, TYPES: self.types})
         counts = sum(map(count, traces), Counts())
         entry = Finished(sha256=file_sha256(path), asks=asks_sha256(chunk.asks), counts=counts)
         self._enter({chunk.file: entry})

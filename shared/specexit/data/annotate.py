@@ -16,7 +16,7 @@ from rich.table import Table
 from specexit.config import save_run, write_text
 from specexit.data.boundaries import stating
 from specexit.data.checks import once
-from specexit.data.engine import engine_types_of, save_engine_types
+from specexit.data.engine import TYPES, save_engine_types, types_written_with
 from specexit.data.parts import PartsWriter
 from specexit.data.rows import FAILED, LABELLED_SCHEMA, LabelledTrace, Trace, infer_decided, is_tried_throughout
 from specexit.data.seen import Seen
@@ -24,8 +24,11 @@ from specexit.data.stream import TraceError, blocks, deserialised, in_parallel, 
 from specexit.data.summary import Statistics, Tally
 from specexit.data.traces import (
     TOKENIZER,
+    WEIGHTS,
     check_collected,
     check_tokenizer,
+    metadata_with,
+    said_of,
     target_of_file,
     tokenizer_sha256,
     vocab_size_of,
@@ -60,7 +63,8 @@ def annotate(config: AnnotateConfig) -> Statistics:
       The statistics.
 
     Raises:
-      TraceError: the traces cannot be used, none of them can be labelled, or an ideal exit would save too little.
+      TraceError: the traces cannot be used, several models wrote them, none of them can be labelled, or an ideal exit
+        would save too little.
       ConfigError: their target is unknown or not the one given.
       FileExistsError: the output folder is not empty.
     """
@@ -68,10 +72,13 @@ def annotate(config: AnnotateConfig) -> Statistics:
     target = target_of_file(config.traces, config.target)
     check_tokenizer(config.traces, target)
     check_collected(config.traces)
+    said = {key: said_of(config.traces, key) for key in (WEIGHTS, TYPES)}
+    schema = LABELLED_SCHEMA.with_metadata(
+        metadata_with(LABELLED_SCHEMA, {TOKENIZER: tokenizer_sha256(target), **said})
+    )
+    types = types_written_with(config.traces, target)
     tally, reasons, examples = Tally(prompts=Seen()), Counter(), []
     with new_folder(config.out) as folder:
-        metadata = {**(LABELLED_SCHEMA.metadata or {}), TOKENIZER: tokenizer_sha256(target).encode()}
-        schema = LABELLED_SCHEMA.with_metadata(metadata)
         with PartsWriter(folder / "traces.parquet", schema) as writer:
             for block in _label_blocks(config, target):
                 writer.write(_with_schema(block.rows, schema))
@@ -85,7 +92,8 @@ def annotate(config: AnnotateConfig) -> Statistics:
         write_text(folder / "statistics.json", json.dumps(asdict(statistics), indent=2) + "\n")
         write_text(folder / "statistics.html", traces_page(target.name, statistics, examples))
         save_target(folder, target)
-        save_engine_types(folder, engine_types_of(config.traces).model_dump())
+        said_by_target = {"dtype": None} if types.dtype == target.dtype else {}
+        save_engine_types(folder, types.model_dump() | said_by_target)
         save_run(config, folder)
     console = Console(stderr=True)
     console.print(_table(statistics, config.answer_word))

@@ -28,7 +28,16 @@ from specexit.data.rows import LabelledTrace, ids_sha256, short_hash
 from specexit.data.seen import Seen
 from specexit.data.sequences import COLUMNS, TraceArrays, arrays_of, assemble, best_fit, make_sequence
 from specexit.data.stream import blocks, deserialised, in_parallel, read_batches, shown
-from specexit.data.traces import check_tokenizer, data_sha256, target_of_file, tokenizer_sha256, vocab_size_of
+from specexit.data.traces import (
+    WEIGHTS,
+    check_tokenizer,
+    check_weights,
+    data_sha256,
+    said_of,
+    target_of_file,
+    tokenizer_sha256,
+    vocab_size_of,
+)
 from specexit.method.signals import NAMES
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.pack import PackConfig
@@ -72,7 +81,8 @@ def pack(config: PackConfig) -> PackMeta:
     order drawn from the seed.
 
     Raises:
-      TraceError: the traces cannot be used, one is there twice, or they were written with another tokenizer.
+      TraceError: the traces cannot be used, one is there twice, or they were written with another tokenizer or by other
+        weights.
       ConfigError: their target is unknown or not the one given.
       PackError: no trace fits an example, or the boundaries were tried for another exit point.
       FileExistsError: the output folder is not empty.
@@ -80,6 +90,7 @@ def pack(config: PackConfig) -> PackMeta:
     require_empty(config.out)
     target = target_of_file(config.traces, config.target)
     check_tokenizer(config.traces, target)
+    check_weights(config.traces, target)
     _check_tried(config)
     length = config.length or min(DEFAULT_LENGTH, target.max_model_len)
     layout = Layout(
@@ -129,6 +140,7 @@ def _meta(config: PackConfig, target: TargetConfig, length: int, shards: dict[st
         truncate=config.truncate,
         target=target.name,
         tokenizer_sha256=tokenizer_sha256(target),
+        target_sha256=said_of(config.traces, WEIGHTS),
         data_sha256=data_sha256(config.traces),
         config_sha256=hashlib.sha256(config.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
         token_counts=tuple(tally.counts.tolist()),

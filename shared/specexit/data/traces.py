@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import chain, islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from specexit.data.outlines import Outlines, outlines
 from specexit.data.parts import last_of
 from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.outputs import put
 from specexit.schemas.target import TargetConfig, copy_beside, find_target, other_boundaries_beside
 
@@ -35,15 +36,21 @@ RowT = TypeVar("RowT")
 
 TOKENIZER = b"specexit.tokenizer"
 """Key in a file's metadata: hash of the ``tokenizer.json`` that its ids are of."""
+WEIGHTS = b"specexit.target_sha256"
+"""Key in a file's metadata: fingerprint of the weights that wrote its text, see `specexit.drafts.fingerprints`; not
+there where servers wrote it, and in older files."""
 
 
-def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | None = None) -> None:
+def write_traces(
+    path: Path, traces: Sequence[Trace], tokenizer_sha256: str | None = None, said: Mapping[bytes, str | None] = {}
+) -> None:
     """Write traces, all plain or all labelled, to one Parquet file, which appears whole or not at all.
 
     Args:
       path: the file.
       traces: at least one.
       tokenizer_sha256: of the target's tokenizer, where it is known.
+      said: what else the file's metadata says by key; None is left out.
 
     Raises:
       ValueError: there are none.
@@ -51,8 +58,7 @@ def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | No
     if not traces:
         raise ValueError(f"{path}: no traces to write")
     table = pa.Table.from_pylist([vars(trace) for trace in traces], schema=SCHEMAS[type(traces[0])])
-    if tokenizer_sha256 is not None:
-        table = table.replace_schema_metadata({**table.schema.metadata, TOKENIZER: tokenizer_sha256.encode()})
+    table = table.replace_schema_metadata(metadata_with(table.schema, {TOKENIZER: tokenizer_sha256, **said}))
     if isinstance(path, BucketPath):
         with arrow_sink(path) as sink:
             pq.write_table(table, sink, compression="zstd")
@@ -62,6 +68,11 @@ def write_traces(path: Path, traces: Sequence[Trace], tokenizer_sha256: str | No
     with arrow_sink(beside) as sink:
         pq.write_table(table, sink, compression="zstd")
     put(beside, path)
+
+
+def metadata_with(schema: pa.Schema, said: Mapping[bytes, str | None]) -> dict[bytes, bytes]:
+    """The metadata of a schema, and what else is said; None is left out."""
+    return {**(schema.metadata or {}), **{key: value.encode() for key, value in said.items() if value is not None}}
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -278,17 +289,67 @@ def check_tokenizer(path: Path, target: TargetConfig) -> None:
       TraceError: they were written with another one, or cannot be read.
     """
     ours = tokenizer_sha256(target)
-    for file in trace_files(path):
-        try:
-            with arrow_source(file) as source:
-                theirs = (pq.read_schema(source).metadata or {}).get(TOKENIZER, ours.encode()).decode()
-        except (pa.ArrowException, OSError) as error:
-            raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
+    for file, theirs in _saying(path, TOKENIZER):
         if theirs != ours:
             raise TraceError(
                 f"{file}: written with the tokenizer {theirs[:12]}..., expected {ours[:12]}... of "
                 f"{target.folder / 'tokenizer.json'}"
             )
+
+
+def check_weights(path: Path, target: TargetConfig) -> None:
+    """Check that traces were written by the weights that the target has now: text, answers and labels are of no others.
+
+    Files that do not name their weights pass, and so do all where the target's are not at hand.
+
+    Raises:
+      TraceError: other weights wrote them, or several; or they cannot be read.
+    """
+    if (other := other_weights(said_of(path, WEIGHTS), target)) is not None:
+        raise TraceError(f"{path}: written by weights {other}")
+
+
+def other_weights(wrote: str | None, target: TargetConfig) -> str | None:
+    """Words on the weights that wrote traces and those that the target has now; None where they are the same, or one
+    of the two is not known."""
+    ours = None if wrote is None or not target.folder.exists() else target_fingerprint(target.folder)
+    if wrote is None or ours in (None, wrote):
+        return None
+    return (
+        f"with the fingerprint {wrote[:12]}..., but those of target {target.name!r} in {target.folder} have "
+        f"{ours[:12]}...: collect again with these, or say target=FILE.yaml, a copy of the target whose path has the "
+        "others. A config.json that was edited, or weights saved anew, count as others"
+    )
+
+
+def said_of(path: Path, key: bytes) -> str | None:
+    """What the metadata of trace files says under a key; None where none of them has it.
+
+    Raises:
+      TraceError: two files say different things, or one cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for file, value in _saying(path, key):
+        found.setdefault(value, file)
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise TraceError(
+            f"{second}: {key.decode()} is {other:.80}, but {one:.80} in {first.name}: expected traces that one model "
+            "wrote"
+        )
+    return next(iter(found), None)
+
+
+def _saying(path: Path, key: bytes) -> Iterator[tuple[Path, str]]:
+    """The files whose metadata has a key, each with what it says there."""
+    for file in trace_files(path):
+        try:
+            with arrow_source(file) as source:
+                value = (pq.read_schema(source).metadata or {}).get(key)
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(f"{file}: cannot be read as Parquet: {error}") from error
+        if value is not None:
+            yield file, value.decode(errors="replace")
 
 
 def tokenizer_sha256(target: TargetConfig) -> str:

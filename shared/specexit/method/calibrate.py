@@ -18,10 +18,10 @@ import numpy as np
 from rich.console import Console
 
 from specexit.config import write_text
-from specexit.data.engine import engine_types_of
+from specexit.data.engine import types_written_with
 from specexit.data.overlap import refuse_selected, refuse_trained
 from specexit.data.scores import check_scores_of, open_scores
-from specexit.data.traces import data_sha256, read_outlines, target_of_file
+from specexit.data.traces import WEIGHTS, data_sha256, read_outlines, said_of, target_of_file
 from specexit.drafts.certified import confidence, in_percent, judged_otherwise
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.locking import locked
@@ -97,7 +97,8 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     check_scores_of(config.draft, scores, config.scores)
     target = target_of_file(config.traces, config.target, config.draft)
     check_target(config, target, block)
-    marks = fingerprints(target, scores, engine_types_of(config.traces))
+    told, wrote = types_written_with(config.traces, target), said_of(config.traces, WEIGHTS)
+    marks = fingerprints(target, scores, told, wrote)
     sampling, trial = one_sampling(traces, config.traces), one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
     refuse_selected(config.draft, stored.selection, traces, config.traces)

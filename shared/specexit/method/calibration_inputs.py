@@ -11,7 +11,7 @@ from typing import Any
 from specexit.data.engine import EngineTypes
 from specexit.data.outlines import Outlines
 from specexit.data.scores import StoredScores
-from specexit.data.traces import check_tokenizer, tokenizer_sha256
+from specexit.data.traces import check_tokenizer, check_weights, tokenizer_sha256
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.fingerprints import quantization_served, target_fingerprint
 from specexit.drafts.policy import Fingerprints, OperatingPoint, PolicyError, PolicyFile, check_policy
@@ -67,7 +67,7 @@ def check_target(config: CalibrateConfig, target: TargetConfig, block: SpecExitB
 
     Raises:
       CertificateError: they are another target's, or have other boundaries.
-      TraceError: they are of another tokenizer.
+      TraceError: they are of another tokenizer or of other weights.
     """
     if target.name != block.target:
         raise CertificateError(
@@ -80,6 +80,7 @@ def check_target(config: CalibrateConfig, target: TargetConfig, block: SpecExitB
         )
     if target.folder.exists():
         check_tokenizer(config.traces, target)
+    check_weights(config.traces, target)
 
 
 def one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
@@ -101,26 +102,34 @@ def one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
     return found
 
 
-def fingerprints(target: TargetConfig, scores: StoredScores, told: EngineTypes) -> Fingerprints:
+def fingerprints(target: TargetConfig, scores: StoredScores, told: EngineTypes, wrote: str | None) -> Fingerprints:
     """What the certificates are made with.
+
+    Args:
+      target: as `check_target` found it to be that of the traces.
+      scores: of the traces.
+      told: types of the model that wrote the traces.
+      wrote: fingerprint of its weights, where the traces say it.
 
     Raises:
       CertificateError: the scores are of other weights of the target.
     """
-    quantization, tokenizer, weights = None, None, None
+    quantization, tokenizer, weights, whose = None, None, wrote, "that wrote the traces"
     if target.folder.exists():
         quantization = quantization_served(target.hf_config(), target.folder)
-        tokenizer, weights = tokenizer_sha256(target), target_fingerprint(target.folder)
+        tokenizer = tokenizer_sha256(target)
+        if (there := target_fingerprint(target.folder)) is not None:
+            weights, whose = there, f"in {target.folder}"
     if weights is not None and scores.target_sha256 not in (None, weights):
         raise CertificateError(
             f"{scores.path}: target_sha256 is {scores.target_sha256[:12]}..., but the weights of target "
-            f"{target.name!r} in {target.folder} have {weights[:12]}...: expected scores made with that model"
+            f"{target.name!r} {whose} have {weights[:12]}...: expected scores made with that model"
         )
     return Fingerprints(
         draft=scores.draft_blake3,
         target=weights or scores.target_sha256,
         tokenizer=tokenizer,
-        dtype=None if told.dtype == "auto" else told.dtype or target.dtype,  # "auto" is whatever vLLM makes of it
+        dtype=None if told.dtype == "auto" else told.dtype,  # "auto" is whatever vLLM makes of it
         quantization=told.quantization or quantization,
         kv_cache_dtype=told.kv_cache_dtype or "auto",
     )

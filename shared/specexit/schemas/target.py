@@ -332,9 +332,9 @@ def copy_beside(place: Path) -> Path | None:
     return copy
 
 
-def other_boundaries_beside(place: Path, target: TargetConfig) -> str | None:
-    """What `other_boundaries` says of a target and of its copy in a folder, or beside a file in it; None where there is
-    no copy, or that of another target.
+def target_beside(place: Path, target: TargetConfig) -> TargetConfig | None:
+    """A target as its copy in a folder, or beside a file in it, says it, wherever its model lies now; None where there
+    is no copy, or that of another target.
 
     Raises:
       ConfigError: the copy cannot be read, so that nothing says where the boundaries are.
@@ -346,7 +346,18 @@ def other_boundaries_beside(place: Path, target: TargetConfig) -> str | None:
         theirs = load(TargetConfig, copy)  # not as `load_target_config` does: the model may have moved
     except ConfigError as error:
         raise ConfigError(f"{error}; mend or delete that copy, which says what the data's boundaries are") from error
-    return other_boundaries(theirs, target) if theirs.name == target.name else None
+    return theirs if theirs.name == target.name else None
+
+
+def other_boundaries_beside(place: Path, target: TargetConfig) -> str | None:
+    """What `other_boundaries` says of a target and of its copy in a folder, or beside a file in it; None where there is
+    no copy, or that of another target.
+
+    Raises:
+      ConfigError, TensorError: see `target_beside`.
+    """
+    theirs = target_beside(place, target)
+    return None if theirs is None else other_boundaries(theirs, target)
 
 
 def target_reference(given: str | None, *places: Path, name: str | None = None) -> str:
