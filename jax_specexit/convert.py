@@ -59,7 +59,7 @@ def convert(config: ConvertConfig) -> None:
       PolicyError: the ``policy.json`` that the run carries cannot be used.
       FileExistsError: ``out`` is there and not empty.
     """
-    if "JAX_PLATFORMS" not in os.environ and "mesh" not in config.model_fields_set:
+    if not os.environ.get("JAX_PLATFORMS") and "mesh" not in config.model_fields_set:
         jax.config.update("jax_platforms", "cpu")
     said = _to_draft(config, config.run) if config.run is not None else _to_checkpoint(config)
     Console(stderr=True).print(f"{said} -> {config.out}", soft_wrap=True, markup=False, highlight=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specexit.errors import InputError
+from specexit.processes import unsaid
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.kv_cache import GIB, bytes_per_token
@@ -21,13 +22,16 @@ KV_CACHE_GIB = 2
 
 def set_environment(config: EngineConfig) -> None:
     """Set what vLLM reads when it is imported: one OpenMP thread (two oversubscribe a small model 50-fold), the engine
-    in process, no hub. What is set already stays."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gib or KV_CACHE_GIB))
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    in process, no hub. What the environment says already stays, also the size of a KV cache."""
+    defaults = {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib or KV_CACHE_GIB),
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    os.environ.update(unsaid(defaults))
 
 
 def vllm_platform() -> Any:

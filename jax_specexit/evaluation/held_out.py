@@ -48,15 +48,13 @@ from specexit.data.traces import (
     stream_labelled,
     target_of_file,
 )
+from specexit.drafts.policy import MOST_PROMPTS, Selection
 from specexit.method.labels import ExitKind
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.train import TrainConfig
 
 BLOCK_TOKENS = 500_000
 """Thinking tokens of the traces that are packed together, about."""
-MOST_PROMPTS = 1 << 20
-"""Most prompts of an evaluation: every draft made from the run lists those that chose its checkpoint, here 20 MB."""
-
 
 TOKENS = "(n_prompt + n_think + 1 + n_answer)"
 """`tokens_of` a trace, as an expression of SQLite."""
@@ -114,6 +112,25 @@ class HeldOut:
         which = f"{data_sha256(config.eval_traces)[:16]}, {len(traces)} of them{short}"
         self.measure = {"by": config.best_by, "traces": which}
         """What the score of an evaluation measures: scores of two measures cannot be compared."""
+
+    def chooses(self, earlier: Selection | None, before: Selection | None) -> Selection:
+        """Which prompts choose the best checkpoint: these, and those of other traces that the run had earlier.
+
+        Args:
+          earlier: what the run has said so far.
+          before: which prompts chose the draft that it begins with; what becomes of the run names them, too.
+
+        Raises:
+          ConfigError: together they are more than `MOST_PROMPTS`.
+        """
+        prompts = {*self.prompts, *(earlier.prompts if earlier else ())}
+        named = len(prompts | {*(before.prompts if before else ())})
+        if named > MOST_PROMPTS:
+            raise ConfigError(
+                f"eval_traces: with those that chose a checkpoint earlier, the prompts of {self.config.eval_traces} "
+                f"are {named:,}, expected at most {MOST_PROMPTS:,}: choose fewer by evaluate_n"
+            )
+        return Selection(by=self.config.best_by, prompts=tuple(sorted(prompts)))
 
     def _kept(self, traces: Outlines) -> tuple[int, int]:
         """Tokens of the longest trace that is kept, and the number of traces that are too long.

@@ -22,7 +22,7 @@ from jax_specexit.sharding import CONTEXT, ROWS
 from specexit.config import ConfigError
 from specexit.data.features import Features, check
 from specexit.data.overlap import read_prompts
-from specexit.data.packed import FIELDS, PackError, PackMeta, Records, check_target, open_rows, read_example, read_meta
+from specexit.data.packed import PackError, PackMeta, Records, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
 from specexit.data.traces import vocab_size_of
 from specexit.drafts.fingerprints import target_fingerprint
@@ -119,8 +119,8 @@ def open_features(config: TrainConfig, target: TargetConfig, meta: PackMeta) -> 
 class Rows:
     """Random access to packed rows, joined with the stored features of each where there are any."""
 
-    def __init__(self, folder: Path, names: Sequence[str], features: Features | None):
-        self.records, self.features = Records(folder, names), features
+    def __init__(self, records: Records, features: Features | None):
+        self.records, self.features = records, features
 
     def __len__(self) -> int:
         return len(self.records)
@@ -152,20 +152,26 @@ class Batches:
     """
 
     def __init__(self, config: TrainConfig, meta: PackMeta, sharding: NamedSharding, features: Features | None = None):
-        source: Any = Rows(config.data, sorted(meta.shards), features)
-        self.examples: Any = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat()
+        records = open_rows(config.data, meta)
+
+        def shuffled(rows: Any) -> Any:
+            return grain.MapDataset.source(rows).seed(config.seed).shuffle().repeat()
+
+        self.examples, self.packed = shuffled(Rows(records, features)), shuffled(Rows(records, None))
         self.size, self.sharding = config.batch_size, sharding
         self.rows = rows_of_process(config.batch_size, sharding)
 
     def read(self, step: int, rows: Sequence[int] | np.ndarray) -> Example:
         """Rows of the batch of a step (counted from 1), stacked."""
-        examples = [self.examples[(step - 1) * self.size + int(row)] for row in rows]
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        return self._stacked(self.examples, step, rows)
 
     def whole(self, step: int) -> Example:
-        """The packed examples of a step, of all processes."""
-        batch = self.read(step, range(self.size))
-        return {name: batch[name] for name in FIELDS}
+        """The packed examples of a step, of all processes; stored features of all would be more than a host holds."""
+        return self._stacked(self.packed, step, range(self.size))
+
+    def _stacked(self, examples: Any, step: int, rows: Sequence[int] | np.ndarray) -> Example:
+        found = [examples[(step - 1) * self.size + int(row)] for row in rows]
+        return {name: np.stack([example[name] for example in found]) for name in found[0]}
 
     def steps(self, first: int, last: int) -> Iterator[tuple[int, dict[str, jax.Array]]]:
         """(step, batch on the mesh) of the steps from ``first`` to ``last``; the next ones are read meanwhile."""
@@ -208,7 +214,7 @@ FIRST_ROWS = 4
 
 def first_rows(folder: Path, meta: PackMeta, features: Features | None = None) -> Example:
     """The first `FIRST_ROWS` packed rows, or as many as the first shard has, stacked: the same on every host."""
-    source = Rows(folder, [min(meta.shards)], features)
+    source = Rows(Records(folder, [min(meta.shards)]), features)
     rows = [source[i] for i in range(min(FIRST_ROWS, len(source)))]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

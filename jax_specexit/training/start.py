@@ -31,6 +31,7 @@ from specexit.drafts.begun import imported_as
 from specexit.drafts.config import DraftConfig, SpecExitBlock
 from specexit.drafts.directory import read_draft
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.drafts.policy import Selection
 from specexit.drafts.target_weights import target_files
 from specexit.drafts.tensors import FLOATS
 from specexit.schemas.target import FOR_DRAFTS, TargetConfig
@@ -101,7 +102,7 @@ def start(
         fixed = fixed._replace(**known, kept=before.kept)
     elif config.init_from is not None:
         kept = _type_of(source[1]) if config.freeze_trunk and source is not None else None
-        fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from), kept=kept)
+        fixed = fixed._replace(before=chosen_before(config, None), imported=imported_as(config.init_from), kept=kept)
     return fixed, draft, target
 
 
@@ -119,6 +120,21 @@ def _read_whole(config: TrainConfig, before: Start | None) -> tuple[DraftConfig,
     if config.init_from is None or (before is not None and has_checkpoint(config.out)):
         return None
     return read_draft(config.init_from, needs_policy=False)
+
+
+def chosen_before(config: TrainConfig, before: Start | None) -> Selection | None:
+    """Which prompts chose the draft that a run begins with, as far as anything says so; None without such a draft.
+
+    Args:
+      config: the run's.
+      before: what `check_start` has found: the folder in ``init_from`` may be gone since.
+
+    Raises:
+      PolicyError: the ``policy.json`` in ``init_from`` cannot be used.
+    """
+    if before is not None:
+        return before.before
+    return None if config.init_from is None else chosen_on(config.init_from)
 
 
 def check_division(config: TrainConfig, target_config: TargetConfig, shape: DraftConfig, mesh: Mesh) -> None:

@@ -28,12 +28,11 @@ from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.place import check_place
 from jax_specexit.training.profiling import Profiler, check_profile, listening
 from jax_specexit.training.run import check_folder, read_began, save_start, write_status
-from jax_specexit.training.start import check_start, start
+from jax_specexit.training.start import check_start, chosen_before, start
 from jax_specexit.training.step import Frozen, Step, TrainState, make_step
 from jax_specexit.training.watch import Watch, steps_of
 from specexit.config import save_run
 from specexit.data.overlap import join_prompts
-from specexit.drafts.policy import Selection
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import TrainConfig
 from specexit.status import Status
@@ -63,15 +62,16 @@ def train(config: TrainConfig) -> None:
     features = open_features(config, target_config, meta)
     before = check_start(config, target_config, meta)
     held_out = None if config.eval_traces is None else HeldOut(config, target_config, meta)
+    selection = None
+    if held_out is not None:  # before anything is loaded
+        selection = held_out.chooses(before and before.selection, chosen_before(config, before))
     join(config.cluster)
 
     mesh = _mesh(config)
     rows = first_rows(config.data, meta, features=features)
     fixed, draft, target = start(config, target_config, meta, rows, mesh, before)
-    if held_out is not None:
-        known = fixed.selection.prompts if fixed.selection else ()  # a run may go on with other traces
-        prompts = tuple(sorted({*known, *held_out.prompts}))
-        fixed = fixed._replace(selection=Selection(by=config.best_by, prompts=prompts))
+    if selection is not None:
+        fixed = fixed._replace(selection=selection)
     step = make_step(config, draft, target, mesh)
     batches = Batches(config, meta, step.batch_sharding, features)
     weight = np.ones(target.shape.vocab_size, np.float32)

@@ -182,10 +182,11 @@ def load(schema: type[ConfigT], path: Path | None = None, overrides: Sequence[st
       schema: what is expected.
       path: a YAML file, or None for the defaults.
       overrides: ``key.sub=value`` strings, applied in order. Values are in YAML syntax, but strings and paths are taken
-        as they are, and a list of one needs no brackets. Where a string may be missing, ``null`` stands for that.
+        as they are, and a list of one needs no brackets. Where a value may be missing, ``null`` stands for that;
+        nothing at all is an empty string or list of them, and no other value.
 
     Raises:
-      ConfigError: unreadable YAML, unknown key, value of the wrong type or out of range.
+      ConfigError: unreadable YAML, unknown key, no value, or one of the wrong type or out of range.
     """
     data = {} if path is None else read_yaml(path)
     for override in overrides:
@@ -249,7 +250,11 @@ def _is_schema(kind: Any) -> bool:
 
 
 def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
-    """The value of an override: raw where the schema wants a string or a path, or a list of them has no brackets."""
+    """The value of an override: raw where the schema wants a string or a path, or a list of them has no brackets.
+
+    Raises:
+      ConfigError: there is none, or it is no YAML.
+    """
     kinds = set(kinds_of(schema, key))
     if kinds and kinds <= {str, Path, type(None)}:
         return None if value in ("null", "~") and type(None) in kinds else value
@@ -258,6 +263,9 @@ def _parse(schema: type[BaseModel], key: str, value: str) -> Any:
         return [value] if value else []
     if not value.lstrip().startswith("{") and any(_is_schema(kind) and _takes(kind, value) for kind in kinds):
         return value
+    if kinds and not value.strip():  # as of a shell variable that is not set: YAML would make it null
+        null = f" or {key}=null" if {type(None), Any} & kinds else ""
+        raise ConfigError(f"{key}= has no value, expected {key}=VALUE{null}")
     try:
         return parse_yaml(value)
     except yaml.YAMLError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
@@ -33,12 +33,21 @@ def run_command(arguments: Sequence[str], **defaults: str) -> int:
 
     Args:
       arguments: the command's name, and what follows it.
-      defaults: variables of its environment; what the user's environment says wins.
+      defaults: variables of its environment, unless the user's says them.
 
     Returns:
       Its exit code.
     """
-    return subprocess.run(python("specexit", *arguments), env=defaults | os.environ | ALLOCATOR).returncode
+    return subprocess.run(python("specexit", *arguments), env=os.environ | unsaid(defaults) | ALLOCATOR).returncode
+
+
+def unsaid(defaults: Mapping[str, str]) -> dict[str, str]:
+    """Those of some variables that the environment does not say. One that is empty says nothing, as in a shell.
+
+    Args:
+      defaults: values by name.
+    """
+    return {name: value for name, value in defaults.items() if not os.environ.get(name)}
 
 
 def look_in_working_folder() -> None:

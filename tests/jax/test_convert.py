@@ -265,19 +265,19 @@ def test_a_plain_draft_goes_both_ways(tmp_path, write_run):
         evaluate(EvaluateConfig(run=tmp_path / "again", traces=tmp_path / "traces", out=tmp_path / "out.json"))
 
 
-@pytest.mark.parametrize("said", [None, "platforms", "mesh"])
+@pytest.mark.parametrize("said", [None, "nothing", "platforms", "mesh"])
 def test_what_computes_nothing_takes_no_chips(said, tmp_path, write_run, monkeypatch):
     """On one host of a pod it waited for all others, and beside a run it was a traceback; who says more is heard."""
     convert(ConvertConfig(run=write_run("draft"), out=tmp_path / "draft"))
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    if said == "platforms":
-        monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    if said in ("nothing", "platforms"):
+        monkeypatch.setenv("JAX_PLATFORMS", "tpu" if said == "platforms" else "")
     more = {"mesh": MeshConfig()} if said == "mesh" else {}
     before = jax.config.jax_platforms
     jax.config.update("jax_platforms", None)  # whose devices this process has already
     try:
         convert(ConvertConfig.model_validate({"draft": tmp_path / "draft", "out": tmp_path / "again"} | more))
-        assert jax.config.jax_platforms == ("cpu" if said is None else None)
+        assert jax.config.jax_platforms == ("cpu" if said in (None, "nothing") else None)
     finally:
         jax.config.update("jax_platforms", before)
 

@@ -6,18 +6,19 @@ The refusals and the plan cost 25 s. That a whole run from them is the one whose
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 import yaml
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, NamedSharding
 
 from jax_specexit.model.cached import CachedTarget
 from jax_specexit.planning.aot import lower_step, shapes_of, stored_example
 from jax_specexit.planning.work import step_work
-from jax_specexit.sharding import AXES
-from jax_specexit.training.data import first_rows, open_features
+from jax_specexit.sharding import AXES, BATCH, make_mesh
+from jax_specexit.training.data import Batches, first_rows, open_features
 from jax_specexit.training.measure import measure_stored
 from jax_specexit.training.run import check_folder
 from jax_specexit.training.train import train
@@ -33,7 +34,7 @@ from specexit.data.features import (
     read_manifest,
     write_shard,
 )
-from specexit.data.packed import open_rows, read_example, read_meta
+from specexit.data.packed import FIELDS, open_rows, read_example, read_meta
 from specexit.errors import InputError
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
@@ -130,6 +131,21 @@ def test_states_that_are_no_numbers_are_named_by_their_layer() -> None:
     states[0, 2, 2] = np.nan
     with pytest.raises(InputError, match=r"have an RMS of 1 at layer 1, nan at layer 3: expected finite ones above 0"):
         measure_stored((1, 3), (1, 2, 3), rows, states)
+
+
+def test_a_batch_that_is_left_behind_is_read_without_its_states(cached: TrainConfig) -> None:
+    """The first host reads it for all of them, whose states together are more than its memory."""
+    features = Mock(Features)
+    features.read.return_value = {"states": np.zeros((128, 3, 8), np.float32)}
+    sharding = NamedSharding(make_mesh(cached.mesh), BATCH)
+    batches = Batches(cached, read_meta(cached.data), sharding, features)
+    whole = batches.whole(2)
+    assert not features.read.called
+    read = batches.read(2, range(cached.batch_size))
+    assert features.read.call_count == cached.batch_size
+    assert whole.keys() == {*FIELDS} == read.keys() - {"states"}
+    for name in FIELDS:
+        np.testing.assert_array_equal(whole[name], read[name])
 
 
 @pytest.mark.parametrize("key", ["eval_traces", "target_int8"])

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ from specexit.data.packed import FIELDS, read_example, read_meta
 from specexit.data.packing import pack
 from specexit.data.traces import read_labelled
 from specexit.drafts.directory import read_draft
-from specexit.drafts.policy import read_policy
+from specexit.drafts.policy import Selection, read_policy
 from specexit.method.signals import NAMES
 from specexit.report.run import read_lines, training_rows
 from specexit.schemas.convert import ConvertConfig
@@ -253,16 +253,19 @@ def test_the_draft_of_the_start_is_let_go(evaluated: TrainConfig, monkeypatch: p
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """A NaN in the labels of one row of one step's batch."""
-    read = module.Batches.read
+    """A NaN in the labels of one row of one step's batch, whoever reads it."""
 
-    def poisoned(self, step, rows):
-        batch = read(self, step, rows)
-        if step == at:
-            batch["signal_labels"][2, 10, 1] = np.nan
-        return batch
+    def poisoned(read: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(self, step, *rows):
+            batch = read(self, step, *rows)
+            if step == at:
+                batch["signal_labels"][2, 10, 1] = np.nan
+            return batch
 
-    monkeypatch.setattr(module.Batches, "read", poisoned)
+        return wrapped
+
+    for name in ("read", "whole"):
+        monkeypatch.setattr(module.Batches, name, poisoned(getattr(module.Batches, name)))
 
 
 def test_a_nan_stops_the_run_and_leaves_its_batch(
@@ -420,6 +423,24 @@ def test_a_run_is_not_evaluated_on_more_prompts_than_can_be_named(
     with pytest.raises(ConfigError, match=r"holds 40 prompts, expected at most 39: choose fewer by evaluate_n"):
         train(again)
     assert not (tmp_path / "run").exists()
+
+
+def test_with_what_chose_its_draft_earlier_a_run_names_no_more_prompts(
+    evaluated: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`convert` writes all of them into one policy.json; it failed there, behind the whole run."""
+    monkeypatch.setattr(held_out, "MOST_PROMPTS", 45)
+    again = changed(evaluated, out=Path(shutil.copytree(evaluated.out, tmp_path / "run")), profile_steps=None)
+    start = read_start(again.out)
+    assert start.selection is not None
+    earlier = Selection(by="brier", prompts=tuple(f"{i:016x}" for i in range(6)))
+    both = Selection(by="brier", prompts=(*start.selection.prompts, *earlier.prompts))
+    for fields in ({"before": earlier}, {"selection": both}):
+        save_start(again.out, start._replace(**fields))
+        with pytest.raises(ConfigError, match=r"those that chose .* are 46, expected at most 45: choose fewer"):
+            train(again)
+    save_start(again.out, start._replace(before=Selection(by="brier", prompts=earlier.prompts[1:])))
+    train(again)
 
 
 def test_a_run_is_not_evaluated_on_prompts_that_it_was_trained_on(

@@ -235,6 +235,31 @@ def test_an_empty_path_is_not_the_working_directory(recipe, key):
         load(Paths, recipe)
 
 
+@pytest.mark.parametrize(
+    ("schema", "key", "expected"),
+    [
+        (CollectConfig, "n", "n=VALUE or n=null"),
+        (CollectConfig, "engine.kv_cache_gib", "engine.kv_cache_gib=VALUE or engine.kv_cache_gib=null"),
+        (CollectConfig, "engine.extra.seed", "engine.extra.seed=VALUE or engine.extra.seed=null"),
+        (TrainConfig, "evaluate_every", "evaluate_every=VALUE or evaluate_every=null"),
+        (ConvertConfig, "dtype", "dtype=VALUE or dtype=null"),
+        (Numbers, "named.a", "named.a=VALUE"),
+        (Numbers, "on", "on=VALUE"),
+    ],
+)
+def test_nothing_is_no_number_and_not_the_default(schema, key, expected):
+    """A shell variable that is not set leaves ``n=``: `collect` took all prompts, and `train` never evaluated."""
+    for nothing in ("", " "):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(key)}= has no value, expected {re.escape(expected)}$"):
+            load(schema, None, [f"{key}={nothing}"])
+
+
+def test_nothing_for_an_unknown_key_is_an_unknown_key():
+    with pytest.raises(ConfigError, match="unknown key 'onn', did you mean 'on'"):
+        load(Numbers, None, ["onn="])
+    assert load(Numbers, None, ["some=null"]) == Numbers()
+
+
 @pytest.mark.parametrize("key", ["out", "source", "either"])
 def test_a_tilde_is_the_home_folder(recipe, key, tmp_path, monkeypatch):
     """As a path it would be a folder called ``~``, which whoever finds it removes by ``rm -r ~``."""

@@ -67,7 +67,7 @@ def test_a_demo_that_was_killed_in_its_first_stage_goes_on_in_it(config, ran, ca
     assert ran.all == ["collect"] + [stage.arguments[0] for stage in stages(config)]
 
 
-@pytest.mark.parametrize("said", [None, "tpu"])
+@pytest.mark.parametrize("said", [None, "", "tpu"])
 def test_a_demo_trains_on_the_cpu_unless_the_user_says_otherwise(config, ran, monkeypatch, said):
     """Its steps are of one row, which several chips cannot share."""
     monkeypatch.delenv("JAX_PLATFORMS", raising=False) if said is None else monkeypatch.setenv("JAX_PLATFORMS", said)

@@ -1,6 +1,7 @@
 """Packing: no token is lost or made up, labels travel with their tokens, and damaged data is refused."""
 
 import json
+import resource
 from typing import get_args
 
 import numpy as np
@@ -25,6 +26,7 @@ from specexit.data.sequences import (
 from specexit.data.stream import read_batches
 from specexit.data.traces import WEIGHTS, LabelledTrace, TraceError, data_sha256, write_traces
 from specexit.drafts.fingerprints import target_fingerprint
+from specexit.errors import lasts
 from specexit.method.labels import ExitKind, exit_point, token_labels
 from specexit.method.signals import SIGNALS, column
 from specexit.schemas.pack import PackConfig
@@ -186,6 +188,41 @@ def test_a_shard_that_was_damaged_in_place_is_named_with_the_row(packed):
     damage(packed / max(meta.shards))
     with pytest.raises(PackError, match=r"examples-00001-of-00002\.array_record: row 0 cannot be read, .*: pack again"):
         [rows[i] for i in range(meta.n)]
+
+
+@pytest.fixture
+def limit_files():
+    """Has this process open 256 files at most, as a login does 1,024, unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_shards_may_be_as_many_as_the_files_that_may_be_open(make_trace, tmp_path, monkeypatch, limit_files):
+    """Each is an open file; where there were too many, the data was blamed."""
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 1)  # a row to each shard
+    traces = [labelled(make_trace(id=str(i), think_ids=[30 + i // 20] * 9 + [30 + i % 20])) for i in range(300)]
+    write_traces(tmp_path / "labelled" / "traces.parquet", traces)
+    config = PackConfig(traces=tmp_path / "labelled", out=tmp_path / "packed", length=40, shards=300, workers=1)
+    limit_files()
+    meta = pack(config)
+    limit_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(resource, "setrlimit", lambda *_: None)  # as where a process may not ask for more
+        rows = open_rows(config.out, meta)
+        said = r"packed: 300 shards are as many open files, .* 256 open in all: expected a higher limit \(ulimit -n\)"
+        with pytest.raises(PackError, match=said) as refused:
+            [rows[i] for i in range(meta.n)]
+        assert lasts(refused.value)  # a restart has the same limit
+        with pytest.raises(PackError, match=r"shards=300: .* 256 files open in all: expected at most 192 shards, or a"):
+            pack(config.model_copy(update={"out": tmp_path / "again"}))
+        assert not (tmp_path / "again").exists()
+    rows = open_rows(config.out, meta)
+    assert len({rows[i] for i in range(meta.n)}) == 300
 
 
 def damage(shard) -> None:

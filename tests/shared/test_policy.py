@@ -10,12 +10,14 @@ from specexit.data.traces import write_traces
 from specexit.drafts import policy as policies
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.policy import (
+    MOST_PROMPTS,
     Certificate,
     Event,
     Fingerprints,
     OperatingPoint,
     PolicyError,
     PolicyFile,
+    Selection,
     Serving,
     check_policy,
     read_policy,
@@ -102,6 +104,16 @@ def test_a_policy_that_is_more_than_is_read_is_refused_with_the_field_that_is_to
             with pytest.raises(PolicyError, match=rf"policy\.json: {message}"):
                 refused(draft, STORED.model_copy(update=changes))
     assert read_policy(draft) == most
+
+
+def test_a_draft_can_name_as_many_prompts_as_a_run_is_evaluated_on(draft):
+    """A run on more was trained to its end, and `convert` could not write its draft."""
+    sizes = []
+    for n in (1000, 2000):
+        chosen = Selection(by="brier", prompts=tuple(f"{i:016x}" for i in range(n)))
+        write_policy(draft, STORED.model_copy(update={"selection": chosen}))
+        sizes.append((draft / "policy.json").stat().st_size)
+    assert sizes[0] + (sizes[1] - sizes[0]) / 1000 * MOST_PROMPTS < 0.92 * policies.MAX_BYTES
 
 
 def test_two_policies_leave_the_file_that_vllm_hashes_the_same(draft):

@@ -220,7 +220,7 @@ HOSTILE = {
     "a name twice": (with_header(twice), "'norm.weight' is there twice"),
     "ten thousand and one tensors": (
         with_header(lambda header: json.dumps({str(i): header["norm.weight"] for i in range(10_001)}).encode()),
-        "is no table of at most",
+        "is of 10001 tensors, expected at most 10000",
     ),
     "a tensor that is a string": (with_header(lambda header: header.update({"norm.weight": "x"})), "has no dtype"),
     "no offsets": (with_header(lambda header: header["norm.weight"].pop("data_offsets")), "has no dtype, shape and"),
@@ -353,6 +353,15 @@ def test_a_file_that_shrinks_while_it_is_read_is_truncated(tmp_path, write_rando
     for read in (stored.read, lambda: list(stored.blocks())):
         with pytest.raises(TensorError, match="truncated"):
             read()
+
+
+def test_a_file_of_a_target_may_have_more_tensors_than_a_draft(tmp_path):
+    """A mixture of 128 experts has 15,400 in its first 50 GB; it was no table of tensors."""
+    names = [f"model.layers.0.mlp.experts.{i}.up_proj.weight" for i in range(10_001)]
+    save_file(dict.fromkeys(names, np.ones(1, np.float32)), tmp_path / WEIGHTS)
+    check_all_plain(tmp_path)
+    assert some_of(tmp_path, names[-1:]).keys() == {names[-1]}
+    assert len(read_header(tmp_path / WEIGHTS)) == 10_001
 
 
 @pytest.mark.parametrize("said", [3, {}, {"dtype": ["F32"]}, {"dtype": "F8_E5M2"}])

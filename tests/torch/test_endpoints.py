@@ -357,6 +357,21 @@ def test_an_answer_that_never_ends_takes_no_longer_than_a_request_may():
         asyncio.run(asyncio.wait_for(endpoint.probe(), 10))
 
 
+def test_a_request_that_takes_too_long_says_which_key_gives_it_more_time():
+    """The longest traces of a slow server fail so, each behind six hours, and the reason was a bare `ReadTimeout`."""
+
+    def slow(prompt: str | list[int], _: int) -> None:
+        if prompt == [7]:
+            raise httpx.ReadTimeout("")
+
+    found = ask_each(PROMPTS, Server(slow), retries=2)
+    said = (
+        "http://s0: ReadTimeout: no whole answer within 3600 seconds, expected a longer timeout= where texts take that;"
+    )
+    assert str(found.pop(7)).startswith(said)
+    assert found == [ANSWER] * 63
+
+
 @pytest.mark.parametrize("what", ["models", PROBE])
 def test_a_server_that_is_not_ready_yet_is_tried_again_before_anything_is_asked(what, capsys):
     def starting(prompt, attempt):

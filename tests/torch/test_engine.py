@@ -1,11 +1,42 @@
 """Settings of an engine for the machine that it runs on."""
 
+import os
+
 import pytest
 
 from specexit.errors import InputError
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import load_target_config
-from torch_specexit.engine import one_of_several, platform_arguments, vllm_platform, whole_prompts
+from torch_specexit.engine import (
+    one_of_several,
+    platform_arguments,
+    set_environment,
+    vllm_platform,
+    whole_prompts,
+)
+
+DEFAULTS = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "3",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"), [({}, {}), (dict.fromkeys(DEFAULTS, ""), {}), ({"HF_HUB_OFFLINE": "0"},) * 2]
+)
+def test_a_variable_that_is_empty_says_nothing(said, heard, monkeypatch):
+    """With an empty size of the KV cache vLLM takes nearly all memory of a CPU machine."""
+    for name in DEFAULTS:
+        monkeypatch.setenv(name, "")  # which notes what is there now
+        monkeypatch.delenv(name)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    set_environment(EngineConfig(kv_cache_gib=3))
+    assert {name: os.environ[name] for name in DEFAULTS} == DEFAULTS | heard
 
 
 def test_an_engine_that_has_a_gpu_for_itself_is_vllms_own():

@@ -27,7 +27,7 @@ def machine() -> dict[str, Any]:
     hardware = describe_hardware()
     found = {name: hardware[name] for name in ("processor", "cores", "system")}
     # As `torch_specexit.engine.set_environment` has it.
-    return found | {"threads": os.environ.get("OMP_NUM_THREADS", "1"), "revision": revision()}
+    return found | {"threads": os.environ.get("OMP_NUM_THREADS") or "1", "revision": revision()}
 
 
 def inputs_served(config: BenchConfig, target: TargetConfig) -> dict[str, str]:

@@ -27,6 +27,7 @@ from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.hardware import processors
 from specexit.outputs import removed_at_the_end
+from specexit.processes import unsaid
 from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.sampling import SamplingConfig
@@ -62,7 +63,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
       FileExistsError: something else lies in its place.
     """
     # Unlike the small one, a model of this size gains from every core (see `torch_specexit.engine`).
-    os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
+    os.environ.update(unsaid({"OMP_NUM_THREADS": str(processors())}))
     with alone_at(config.out):
         results, shape = _measure_all(config)
     console = Console()

@@ -148,8 +148,9 @@ class Endpoint:
         try:
             async with asyncio.timeout((timeout.connect or 0) + (timeout.read or 0)):  # httpx's are of single reads
                 answer = await self.client.request(method, f"{self.url}/v1/{path}", json=body, timeout=timeout)
-        except TimeoutError as error:
-            raise httpx.ReadTimeout(f"no whole answer within {timeout.read:g} seconds") from error
+        except (TimeoutError, httpx.ReadTimeout) as error:  # of the second, httpx says nothing more
+            longer = ", expected a longer timeout= where texts take that" if timeout is self.timeout else ""
+            raise httpx.ReadTimeout(f"no whole answer within {timeout.read:g} seconds{longer}") from error
         if not answer.is_success:
             raise self._failure(where, answer)
         try:

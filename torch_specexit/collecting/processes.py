@@ -15,7 +15,7 @@ from typing import IO
 
 from specexit.config import ConfigError
 from specexit.data.rows import Trace
-from specexit.processes import python
+from specexit.processes import python, unsaid
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.claim import HIDDEN
@@ -110,7 +110,7 @@ class _Worker:
         self.kept_log = config.each()[0].out / HIDDEN / f"shard-{shard}-of-{shards}-engine-{number}.log"
         self.of, self.ended = of, False
         # Two engines that pin their threads by themselves would pick the same cores.
-        environment = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | os.environ
+        environment = os.environ | unsaid({"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()

@@ -7,10 +7,15 @@ generated, from which the trainer chooses its draft vocabulary. A record is an u
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import resource
+import sys
 import threading
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +97,22 @@ def read_example(record: bytes) -> Example:
     return example
 
 
+def room_for(shards: int) -> int:
+    """Let this process have so many shards open, each of which is an open file, as far as the system allows it.
+
+    Logins and jobs often allow 1,024 files, and more to a process that asks.
+
+    Returns:
+      How many files it may have open now.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if shards > soft // 2:  # half is for everything else
+        with suppress(OSError, ValueError):  # as on a Mac, whose kernel allows less than the limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    found = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if found == resource.RLIM_INFINITY else found
+
+
 class Records:
     """Random access to the records of shards, counted shard by shard; `read_example` reads one.
 
@@ -100,17 +121,19 @@ class Records:
       names: of its shards.
 
     Raises:
-      PackError: a shard is damaged.
+      PackError: a shard is damaged, or they are more files than may be open.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self._open: Any = ArrayRecordDataSource  # it has no types
-        self._paths = [folder / name for name in names]
+        self._folder, self._paths = folder, [folder / name for name in names]
+        room_for(len(names))  # one that was read from stays open
         try:
             self._records = self._open([str(path) for path in self._paths])
         except (ValueError, RuntimeError, OSError) as error:
+            self._refuse_limit(error)
             raise PackError(f"{folder}: shards cannot be read as ArrayRecord: {error}") from error
 
     def __len__(self) -> int:
@@ -120,15 +143,30 @@ class Records:
         """Record i, counted over all shards.
 
         Raises:
-          PackError: its shard is damaged there, or is gone by now; the message names the file.
+          PackError: its shard is damaged there, or is gone by now, which the message names; or the shards are more
+            files than may be open.
         """
         try:
             return self._records[i]
         except (ValueError, RuntimeError, OSError) as error:
+            self._refuse_limit(error)
             path, row = self._place(int(i))
             raise PackError(
                 f"{path}: row {row} cannot be read, as the file is damaged ({error}): pack again, or take a copy"
             ) from error
+
+    def _refuse_limit(self, error: Exception) -> None:
+        """Tell a file that cannot be opened because too many are open from one that is damaged or gone.
+
+        Raises:
+          PackError: it is such a one.
+        """
+        if os.strerror(errno.EMFILE) in str(error):
+            n = len(self._paths)
+            raise PackError(
+                f"{self._folder}: {n:,} shards are as many open files, and this process may have {room_for(n):,} open "
+                "in all: expected a higher limit (ulimit -n), or data that was packed into fewer shards"
+            ) from None
 
     def _place(self, i: int) -> tuple[Path, int]:
         """Shard of a record, and its number there.

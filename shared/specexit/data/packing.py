@@ -23,7 +23,7 @@ from specexit.buckets import BucketPath
 from specexit.config import save_run, write_text
 from specexit.data.checks import once
 from specexit.data.overlap import write_prompts
-from specexit.data.packed import FORMAT_VERSION, PackError, PackMeta, write_example
+from specexit.data.packed import FORMAT_VERSION, PackError, PackMeta, room_for, write_example
 from specexit.data.rows import LabelledTrace, ids_sha256, short_hash
 from specexit.data.seen import Seen
 from specexit.data.sequences import COLUMNS, TraceArrays, arrays_of, assemble, best_fit, make_sequence
@@ -84,10 +84,12 @@ def pack(config: PackConfig) -> PackMeta:
       TraceError: the traces cannot be used, one is there twice, or they were written with another tokenizer or by other
         weights.
       ConfigError: their target is unknown or not the one given.
-      PackError: no trace fits an example, or the boundaries were tried for another exit point.
+      PackError: no trace fits an example, the boundaries were tried for another exit point, or there are to be more
+        shards than files may be open.
       FileExistsError: the output folder is not empty.
     """
     require_empty(config.out)
+    _check_shards(config)
     target = target_of_file(config.traces, config.target)
     check_tokenizer(config.traces, target)
     check_weights(config.traces, target)
@@ -181,6 +183,25 @@ def _summary(folder: Path, meta: PackMeta) -> str:
 
 def _counted(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+FILES_BESIDE = 64
+"""Files, at most, that `pack` has open beside shards."""
+
+
+def _check_shards(config: PackConfig) -> None:
+    """Refuse more shards than can be open at once, as all are until the last row is written.
+
+    Raises:
+      PackError: ``shards`` is more than that.
+    """
+    each = 2 if isinstance(config.out, BucketPath) else 1  # see `shard_writer`
+    most = room_for(each * config.shards)
+    if each * config.shards > most - FILES_BESIDE:
+        raise PackError(
+            f"shards={config.shards}: all are open at once, and this process may have {most:,} files open in all: "
+            f"expected at most {max(most - FILES_BESIDE, 0) // each:,} shards, or a higher limit (ulimit -n)"
+        )
 
 
 def _check_tried(config: PackConfig) -> None:

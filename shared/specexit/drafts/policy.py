@@ -31,6 +31,8 @@ from specexit.method.loops import LoopGuard
 FILE = "policy.json"
 FORMAT_VERSION = 1
 MAX_BYTES = 10_000_000
+MOST_PROMPTS = 350_000
+"""Most prompts of a `Selection`: with 26 bytes each they leave a tenth of `MAX_BYTES` to all else."""
 BLOCK_FIELDS = ("policy", "calibration", "serving")
 """What a ``specexit`` block of ``config.json`` held before there was a ``policy.json``."""
 

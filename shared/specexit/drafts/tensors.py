@@ -45,6 +45,7 @@ _ORDER = ("F64", "I64", "F32", "I32", "BF16", "F16", "U8", "I8", "BOOL")
 MAX_HEADER = MAX_INDEX = 10_000_000
 """Bytes: some 1,000 for each of `MAX_TENSORS`. The library's own limit, ten times that, is 2 GiB once it is read."""
 MAX_TENSORS = 10_000
+"""Of a draft; a target that is a mixture of experts may have more in a single file."""
 BLOCK = 2**20
 """Bytes that are looked at and hashed at a time: what lies in a core's own cache."""
 
@@ -120,11 +121,11 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
     """
     index = folder / INDEX
     if not index.exists():
-        return read_header(inside(folder, WEIGHTS))
+        return read_header(inside(folder, WEIGHTS), MAX_TENSORS)
     files = _indexed(index)
     found: dict[str, Stored] = {}
     for name in sorted(set(files.values())):
-        for tensor, stored in read_header(inside(folder, name)).items():
+        for tensor, stored in read_header(inside(folder, name), MAX_TENSORS).items():
             if files.get(tensor) != name:
                 raise TensorError(f"{index}: tensor {tensor} is in {name}, but the index says {files.get(tensor)}")
             found[tensor] = stored
@@ -164,11 +165,15 @@ def weight_map(raw: Any, path: Path) -> dict[str, str]:
     return files
 
 
-def header_of(path: Path) -> tuple[dict[str, Any], int, int]:
+def header_of(path: Path, most: int | None = None) -> tuple[dict[str, Any], int, int]:
     """What a file's header says of its tensors, where they begin, and the file's size; nothing of it is checked yet.
 
+    Args:
+      path: of the file.
+      most: tensors that it may have; None for any number, as a target has.
+
     Raises:
-      TensorError: it is no header of safetensors.
+      TensorError: it is no header of safetensors, or of more tensors.
     """
     with path.open("rb") as file:
         size = path.stat().st_size
@@ -183,20 +188,22 @@ def header_of(path: Path) -> tuple[dict[str, Any], int, int]:
                 f"{min(max(size - 8, 0), MAX_HEADER)}"
             )
         raw = parse_json(file.read(length), path)
-    if not isinstance(raw, dict) or len(raw) > MAX_TENSORS:
-        raise TensorError(f"{path}: its header is no table of at most {MAX_TENSORS} tensors")
+    if not isinstance(raw, dict):
+        raise TensorError(f"{path}: its header is no table of tensors")
     raw.pop("__metadata__", None)
+    if most is not None and len(raw) > most:
+        raise TensorError(f"{path}: its header is of {len(raw)} tensors, expected at most {most}")
     return raw, 8 + length, size
 
 
-def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a file by name, in the order in which they lie there.
+def read_header(path: Path, most: int | None = None) -> dict[str, Stored]:
+    """The tensors of a file by name, in the order in which they lie there; see `header_of`.
 
     Raises:
       TensorError: the file is truncated, or its header is malformed: types, shapes and offsets must agree with each
         other, and the tensors must fill the file without gap or overlap.
     """
-    raw, place, size = header_of(path)
+    raw, place, size = header_of(path, most)
     found = {name: entry_of(path, name, fields, place) for name, fields in raw.items()}
     placed = sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes))
     for name, stored in placed:

@@ -22,7 +22,8 @@ class EngineConfig(Config):
         default=None,
         gt=0,
         description="KV cache; if unset 2 on a CPU, and on a GPU what gpu_memory_utilization leaves; of engines that "
-        "take turns in a benchmark 2 each, or a quarter more than the longest request needs",
+        "take turns in a benchmark 2 each, or a quarter more than the longest request needs. On a CPU "
+        "VLLM_CPU_KVCACHE_SPACE of the environment, where set, counts in its place",
     )
     extra: dict[str, Any] = Field(default={}, description="further arguments of vllm.LLM")
 
