@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from specexit.errors import InputError, shown
+from specexit.errors import InputError, printable, shown
 from specexit.keys import single_keys
 from specexit.schemas.chat import ChatConfig
 from specexit.schemas.url import why_no_url
@@ -35,6 +35,16 @@ END_KEY = "e"
 
 LEAVE_KEY = "\x04"
 """Ctrl-D while the model thinks: as at the prompt, the conversation is over."""
+
+
+_CONTROLS = {code: printable(chr(code)) for code in (*range(0x20), *range(0x7F, 0xA0))} | {9: "\t", 10: "\n", 13: ""}
+"""What is shown of a control character, by its code. A terminal would do as it says: clear the screen, set a title or
+the clipboard. Joiners and wide spaces, which some scripts need, are none."""
+
+
+def _show(console: Console, text: str, *, end: str = "\n", style: str | None = None) -> None:
+    """Show a text that a server has sent."""
+    console.out(text.translate(_CONTROLS), end=end, style=style, highlight=False)
 
 
 class Client:
@@ -260,7 +270,7 @@ def end_thinking(client: Client, request: str, console: Console) -> str:
     try:
         client.post("/v1/chat/completions/control", {"id": request, "action": "reasoning_end"})
     except ChatError as error:
-        console.out(error, highlight=False)
+        _show(console, str(error))
         return ""
     return " (to answer at the next paragraph end)"
 
@@ -276,10 +286,10 @@ def ask(client: Client, body: dict[str, Any], think_end: str, console: Console, 
     with contextlib.closing(client.stream("/v1/chat/completions", body)) as chunks:
         answer = _watch(client, turn, chunks, console) or turn.end()
         if show_thinking:
-            console.out(turn.thinking.strip(), style="dim", highlight=False)
-        console.out(answer.lstrip(), end="", highlight=False)
+            _show(console, turn.thinking.strip(), style="dim")
+        _show(console, answer.lstrip(), end="")
         for chunk in chunks:
-            console.out(turn.take(chunk), end="", highlight=False)
+            _show(console, turn.take(chunk), end="")
     console.print()
     return turn
 

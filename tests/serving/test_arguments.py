@@ -95,7 +95,6 @@ def test_what_a_request_says_goes_before_the_servers_mode_unless_that_is_off(giv
         ({"specexit_splits": []}, "specexit_splits is \\[\\]"),
         ({"specexit_splits": ["Wait", "So"]}, "specexit_splits has 'So', expected some of the draft's: .*'Wait'"),
         ({"specexit_max_thinking_tokens": 0}, "specexit_max_thinking_tokens is 0"),
-        ({"specexit_risk": 0.01}, "specexit_risk is for servers"),
         ({"specexit_resolved": {"mode": "exit"}}, "unknown key 'specexit_resolved'"),
         (
             {"specexit_min_thinking_tokens": 20, "specexit_max_thinking_tokens": 10},

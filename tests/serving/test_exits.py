@@ -80,6 +80,25 @@ def test_a_client_that_waits_for_a_boundary_leaves_the_operators_margin_in_force
     assert [token for (token,) in text] == expected
 
 
+@pytest.mark.parametrize(
+    ("mode", "given", "expected"),
+    [("exit", {}, [5, 5, END, 5, 5, 5, 5]), ("exit", {"specexit": False}, [5] * 7), ("shadow", {}, [5] * 7)],
+)
+def test_a_client_that_waits_for_a_boundary_waits_in_a_loop_that_ends_nothing(mode, given, expected):
+    """In shadow mode, and with exits off, the guard against loops ended its thinking in mid-sentence."""
+    draft: Any = Draft()
+    policy = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=3)
+    draft.block = SpecExitBlock(source="draft", target="t", policy=policy)
+    draft.serving = Serving(mode=mode, loop_period=1, loop_repeats=2)
+    exits = Exits(draft, runner())
+    exits.prepare(given_step(["x"], [[5]]).none())
+    exits.track(scheduled(new("a", extra_args=given)))
+    text = text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2)))
+    exits.slots.interrupt("a", now=False)
+    text += text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2, 7)))
+    assert [token for (token,) in text] == expected
+
+
 def test_a_client_that_waits_for_a_boundary_waits_where_an_update_of_the_weights_has_ended_its_requests_exits():
     """It thinks past the margin, which is not in force: the interrupt ended it at the next token, mid-sentence."""
     draft: Any = Draft()

@@ -104,6 +104,18 @@ def test_where_no_front_end_has_checked_a_request_the_worker_holds_it_to_what_is
     )
 
 
+@pytest.mark.parametrize("rule", ["stricter", "any"])
+def test_behind_a_front_end_without_plug_ins_a_risk_takes_no_other_word_of_its_request_away(rule, monkeypatch, caplog):
+    """Where requests may ask for anything, one that opted out thought with exits."""
+    asked._say_once.cache_clear()
+    monkeypatch.setattr("vllm.envs.VLLM_USE_RUST_FRONTEND", True, raising=False)
+    exits = ready()
+    exits.draft.serving = Serving(requests=rule)
+    exits.track(scheduled(new("a", extra_args={"specexit": False, "specexit_risk": 0.01})))
+    assert exits.slots.admissions["a"].policy is None
+    assert "specexit_risk of a request that no front end has checked is ignored" in caplog.text
+
+
 @pytest.mark.parametrize("early", [{"confidence": 0.8}, {"validity": 0.95}], ids=str)
 def test_where_no_front_end_has_checked_a_request_no_threshold_of_its_own_takes_an_early_one_away(early):
     """The server's own threshold, said by the client, made a boundary count that was passed over."""

@@ -411,6 +411,32 @@ def test_an_interrupt_ends_thinking_at_the_margin_where_exits_were_not_lost_on_t
     pair.compare_tables()
 
 
+@pytest.mark.parametrize("interrupted", [2, 10])  # before the loop is found, and behind it
+def test_a_loop_ends_an_interrupted_thinking_only_where_exits_end_it_and_elsewhere_a_boundary_does(kernel, interrupted):
+    """Where they are off, lost, or only noted, it ended in mid-sentence."""
+    pair, one = Pair(kernel, "draft", smooth=False, transition=(6,)), torch.ones(4, dtype=torch.int32)
+    never = ALWAYS._replace(policy=Policy(thresholds={"validity": 1.0}))
+    admissions = {"lost": never, "off": never._replace(policy=None), "shadow": never._replace(shadow=True), "on": never}
+    for name, admission in admissions.items():
+        pair.add(name, admission)
+    pair.active.fill_(INCOMPLETE)
+    pair.step(["lost"], torch.tensor([[7]]), one[:1])
+    pair.active.fill_(0.0)
+    texts = []
+    for at, token in enumerate([7] * 12 + [2, 7, 7]):
+        for slots, name in product(pair.slots if at == interrupted else (), admissions):
+            slots.interrupt(name, now=False)
+        texts.append(pair.step([*admissions], torch.full((4, 1), token), one).tokens.flatten().tolist())
+    lost, off, shadow, on = map(list, zip(*texts, strict=True))
+    assert lost == off == shadow == [7] * 12 + [2, 6, END]
+    assert END in on[:12]
+    state = dict(zip(STATE, pair.slots[0].tables.state.T.tolist(), strict=True))
+    rows = [pair.slots[0].row_of[name] for name in admissions]
+    assert [state["exited"][row] for row in rows] == [INTERRUPT, INTERRUPT, INTERRUPT, LOOP]
+    assert state["would_exit"][rows[2]] > 0
+    pair.compare_tables()
+
+
 def test_what_is_remembered_reaches_as_far_back_as_steps_can_be_dropped(kernel):
     pair = Pair(kernel, "draft", smooth=False)
     pair.add("a", ALWAYS._replace(policy=Policy(thresholds={"validity": 0.9}, patience=STEPS_BACK + 1)))

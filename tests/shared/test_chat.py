@@ -252,6 +252,16 @@ def test_what_the_model_writes_is_shown_as_it_is():
     assert shown.getvalue().count(line) == 2
 
 
+def test_nothing_that_a_model_writes_moves_the_cursor():
+    """Its escape sequences reached the terminal, which cleared the screen, or set a title or the clipboard."""
+    text = "a\x1b[2Jb\x9bmc\x85d\r\ne \N{ZERO WIDTH JOINER}\N{IDEOGRAPHIC SPACE}\N{NO-BREAK SPACE}f"
+    server, shown = Server(pieces=(text, "</think>", text, text)), io.StringIO()
+    turn = ask(server, {}, "</think>", Console(file=shown, width=80), show_thinking=True)
+    assert turn.answer == 2 * text
+    expected = "a\\x1b[2Jb\\x9bmc\\x85d\ne \N{ZERO WIDTH JOINER}\N{IDEOGRAPHIC SPACE}\N{NO-BREAK SPACE}f"
+    assert shown.getvalue().count(expected) == 3
+
+
 def test_keys_are_read_as_they_are_pressed_and_the_terminal_is_left_as_it_was(monkeypatch):
     import termios
 

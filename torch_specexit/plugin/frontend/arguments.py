@@ -153,14 +153,13 @@ def shown(text: str) -> str:
 
 
 def request_policy(extra_args: Mapping[str, Any] | None, block: SpecExitBlock) -> RequestPolicy:
-    """What a request gets where there is no front end: its arguments over the draft's defaults.
+    """What a request gets where there is no front end: its arguments over the draft's defaults, but for those of
+    `FOR_SERVERS`, which are passed over.
 
     Raises:
-      ArgumentError: see `_checked`; also for a risk, by which only a server chooses.
+      ArgumentError: see `_checked`.
     """
     arguments, policy = _checked(extra_args, block)
-    if arguments.specexit_risk is not None:  # an effort is passed over, as a front end in Rust refuses nothing
-        raise _for_servers("specexit_risk")
     return RequestPolicy(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
 
 

@@ -24,7 +24,7 @@ from torch_specexit.plugin.frontend.arguments import (
     policy_of,
     request_policy,
 )
-from torch_specexit.plugin.frontend.permissions import SAYS, not_permitted
+from torch_specexit.plugin.frontend.permissions import RISK, SAYS, not_permitted
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -58,8 +58,11 @@ def request_policy_or_default(
         if resolved is not None:
             told = Resolved.model_validate(resolved)
             return RequestPolicy(told.policy, told.splits, resolved=told.mode)
-        anything = offline or serving.requests == "any"
-        return request_policy(given, block) if anything else _permitted(given, block, serving)
+        if not (offline or serving.requests == "any"):
+            return _permitted(given, block, serving)
+        if given.get(RISK) is not None:  # all else that the request says holds
+            _say_once(RISK, "there are no operating points to choose from")
+        return request_policy(given, block)
     except Exception as error:
         logger.warning("request %s: %s; the draft's defaults are used", request, error)
         return RequestPolicy(block.policy)

@@ -176,18 +176,20 @@ def _look_for_loops(
 
 @triton.jit
 def _force(now, active, token_at, closing_ptr, limits, count, text, closing, marks, N_CLOSING: tl.constexpr):
-    """Put the closing token that is due in the place of what was drawn; in shadow mode, only take note of it."""
+    """Put the closing token that is due in the place of what was drawn; in shadow mode, only take note of it, except
+    where the client wants it."""
     hard, cause, shadow = limits
     matched, looping = text
     deferred, closed, exited, kept = closing
     would_exit, on, told = marks
     thinking = now & (count[0] == THINKING) & _may_end(marks, cause)
     capped = (count[1] >= hard) & ((on > 0) | (hard == 0))
-    at_any = thinking & (deferred == 0) & (matched == 0) & (capped | (looping > 0))
+    circles = (looping > 0) & (on > 0) & (would_exit == 0)  # elsewhere a client waits for a boundary
+    at_any = thinking & (deferred == 0) & (matched == 0) & (capped | circles)
     deferred = tl.where(at_any & active, tl.where(capped, cause, BY_LOOP), deferred)
-    noted = now & (deferred > 0) & shadow
+    noted = now & (deferred > 0) & shadow & (deferred != BY_CLIENT)
     would_exit = tl.where(noted & (would_exit == 0), count[1], would_exit)
-    due = now & (deferred > 0) & (shadow == 0) & active
+    due = now & (deferred > 0) & (noted == 0) & active
     deferred = tl.where(noted, 0, deferred)
     was = column(token_at, 0, now)
     token = tl.where(due, tl.load(closing_ptr + closed, mask=due, other=0), was)

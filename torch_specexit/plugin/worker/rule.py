@@ -89,7 +89,8 @@ average has a value; the others: see `torch_specexit.plugin.worker.loops`.
 KNOBS = ("wanted", "patience", "least", "most", "hard", "cause", "shadow", "prompt")
 """A request's policy, int32. wanted: bits of the tokens that mean something to it; least, most: thinking tokens before
 which there is no exit, and at which there is one at any boundary; hard: at which there is one at any token, where
-exits are wanted or it is 0; cause: what `most` and `hard` are called in `STATE`; prompt: length of its prompt."""
+exits are wanted or it is 0; cause: what `most` and `hard` are called in `STATE`; shadow: what is due is noted and not
+made, but for `INTERRUPT`; prompt: length of its prompt."""
 
 WEIGHTS = (*(f"limit_{name}" for name in NAMES), *(f"early_{name}" for name in NAMES), "alpha")
 """The rest of its policy, float32. Limits of `remaining` are negated, see `SIGNS`. NaN stands for no limit, which every
@@ -145,10 +146,10 @@ class Admission(NamedTuple):
 
     def interrupted(self, *, now: bool) -> list[int]:
         """Its row of `Tables.knobs` when its client wants the thinking to end: at the next boundary, or now. Where no
-        boundary comes, it ends where the operator's margin is used up, as before; in shadow mode nowhere, nor where
-        its exits were lost."""
+        boundary comes, it ends in a loop, or where the operator's margin is used up, as before; in shadow mode nowhere,
+        nor where its exits were lost."""
         hard = NO_LIMIT if self.shadow else self.knobs()[KNOBS.index("hard")]
-        return [self.strings | BEGINS, NO_LIMIT, 0, 0, 0 if now else hard, INTERRUPT, 0, self.prompt]
+        return [self.strings | BEGINS, NO_LIMIT, 0, 0, 0 if now else hard, INTERRUPT, int(self.shadow), self.prompt]
 
     def weights(self) -> list[float]:
         """Its row of `Tables.weights`."""

@@ -244,19 +244,21 @@ class Twin:
         return values
 
     def _force(self, row: Row, tokens: list[int], j: int, *, active: bool) -> bool:
-        """Put the closing token that is due in the place of what was drawn; in shadow mode, only take note of it.
+        """Put the closing token that is due in the place of what was drawn; in shadow mode, only take note of
+        it, except where the client wants it.
 
         Returns:
           Whether something else was drawn.
         """
         state, knob = row.state, row.knob
         capped = state.thoughts >= knob.hard and (state.on > 0 or knob.hard == 0)
-        at_any = state.phase == THINKING and (capped or state.looping) and not state.deferred and not state.matched
+        circles = state.looping and state.on > 0 and state.would_exit == 0  # elsewhere a client waits for a boundary
+        at_any = state.phase == THINKING and (capped or circles) and not state.deferred and not state.matched
         if at_any and active and row.may_end():
             state.deferred = knob.cause if capped else LOOP
         if not state.deferred:
             return False
-        if knob.shadow:
+        if knob.shadow and state.deferred != INTERRUPT:
             state.would_exit = state.would_exit or state.thoughts
             state.deferred = state.told = 0
             return False
