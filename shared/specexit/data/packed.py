@@ -52,7 +52,9 @@ class PackMeta(Config):
     target: str
     tokenizer_sha256: str = Field(description="of the target's tokenizer.json")
     data_sha256: str = Field(description="of the labelled traces")
-    config_sha256: str = Field(description="of the pack command's config, input and output paths apart")
+    config_sha256: str = Field(
+        description="of the pack command's config, input and output paths apart, with the length that was chosen"
+    )
     token_counts: tuple[int, ...] = Field(description="how often each token id of the target was generated")
 
     @property
