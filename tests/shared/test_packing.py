@@ -6,6 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -267,6 +268,19 @@ def test_the_same_seed_gives_the_same_bytes(packed):
     rows, shuffled = read_all(packed), read_all(other.out)
     assert [r["tokens"].tolist() for r in rows] != [r["tokens"].tolist() for r in shuffled]
     assert sorted(r["tokens"].tolist() for r in rows) == sorted(r["tokens"].tolist() for r in shuffled)
+
+
+def test_rows_of_another_length_are_other_data(packed, tmp_path):
+    """The target's YAML chose the length and said another one by the next time: a run went on, with other rows."""
+    target, found = load_target_config("tiny-reasoner").model_dump(mode="json"), []
+    asked = {"traces": packed.parent / "labelled", "target": str(tmp_path / "t.yaml")}
+    for length in (512, 1024):
+        (tmp_path / "t.yaml").write_text(yaml.safe_dump(target | {"max_model_len": length}))
+        found.append(pack(PackConfig(**asked, out=tmp_path / f"chosen-{length}")))
+    assert [meta.length for meta in found] == [512, 1024]
+    assert found[0].identity != found[1].identity
+    said = pack(PackConfig(**asked, out=tmp_path / "said", length=512))
+    assert said.identity == found[0].identity  # whoever says it: the rows are the same
 
 
 def test_a_row_holds_the_beginning_of_a_long_trace(make_trace, tmp_path):

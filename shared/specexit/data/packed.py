@@ -60,7 +60,9 @@ class PackMeta(Config):
         default=None, description="of the weights that wrote the traces: specexit.drafts.fingerprints"
     )
     data_sha256: str = Field(description="of the labelled traces")
-    config_sha256: str = Field(description="of the pack command's config, input and output paths apart")
+    config_sha256: str = Field(
+        description="of the pack command's config, input and output paths apart, with the length that was chosen"
+    )
     token_counts: tuple[int, ...] = Field(description="how often each token id of the target was generated")
 
     @property

@@ -125,6 +125,7 @@ def pack(config: PackConfig) -> PackMeta:
 
 def _meta(config: PackConfig, target: TargetConfig, length: int, shards: dict[str, int], tally: _Tally) -> PackMeta:
     """What ``meta.json`` says of rows of that length, in shards of these sizes in bytes."""
+    asked = config.model_copy(update={"length": length})  # the target may say another one by the next time
     return PackMeta(
         format_version=FORMAT_VERSION,
         n=tally.rows,
@@ -144,7 +145,7 @@ def _meta(config: PackConfig, target: TargetConfig, length: int, shards: dict[st
         tokenizer_sha256=tokenizer_sha256(target),
         target_sha256=said_of(config.traces, WEIGHTS),
         data_sha256=data_sha256(config.traces),
-        config_sha256=hashlib.sha256(config.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
+        config_sha256=hashlib.sha256(asked.model_dump_json(exclude=NO_INFLUENCE).encode()).hexdigest(),
         token_counts=tuple(tally.counts.tolist()),
     )
 

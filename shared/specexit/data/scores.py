@@ -136,8 +136,9 @@ class StoredScores:
     """Signal values of traces that stay on the disk: whenever they are asked for, they are read a few at a time, in the
     file's order.
 
-    Row groups without any of the traces are passed over. So whoever goes through the traces in blocks reads the file
-    once if it is in the traces' order, as `score` writes it, and parts of it again if it is in another.
+    Row groups without any of the traces are passed over. So whoever goes through the traces in blocks reads a group
+    once for each block that has some of its traces: mostly once if the file is in the traces' order, as `score` writes
+    it, and a block has more traces than a group; more often if the traces are long, or in another order.
 
     Args:
       path: the file.

@@ -126,6 +126,11 @@ def report(config: ReportConfig) -> None:
 def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) -> Page:
     results = read_results(bench / "results.json")
     measured = Measured.of(bench, results, config.draft, traces)
+    if trained and trained.target != results.target:
+        raise ReportError(
+            f"{trained.folder}: trained a draft for {trained.target!r}, but {bench / 'results.json'} is of "
+            f"{results.target!r}: expected the run that made the measured draft"
+        )
     draft = read_config(config.draft) if config.draft else None
     stored = read_policy(config.draft) if config.draft and draft and draft.specexit else None
     simulation = _read(config.simulation, Simulation, "simulate", measured)
@@ -153,7 +158,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
         curves=replayed,
         ablations=tuple(ablated(found)) if found else (),
         ablated=(*measured.remark("They", found.inputs), *(f"{one}." for one in found.remarks())) if found else (),
-        shown=show_traces(config, bench, traces, results, draft),
+        shown=show_traces(config, bench, traces, results, draft, measured),
         trained=trained,
         tests=tests(results),
         checks=tuple(checks(results, replay, _full_size(config.full_size, measured))),
@@ -217,13 +222,18 @@ def _interval(triple: Triple, percent: bool) -> str:
 
 
 def show_traces(
-    config: ReportConfig, bench: Path, benched: Path, results: Results, draft: DraftConfig | None
+    config: ReportConfig,
+    bench: Path,
+    benched: Path,
+    results: Results,
+    draft: DraftConfig | None,
+    measured: Measured,
 ) -> tuple[Shown, ...]:
     """The traces to show; none where the benchmark has no exits.
 
     Raises:
       ReportError: the traces are of other problems, or ``trace_id`` names one that is not there, that did not exit at
-        a boundary, or whose response took another path.
+        a boundary, or whose response took another path; or the scores are of another draft than was measured.
       ScoreError: the scores cannot be read, or are of another draft than the one given.
     """
     if "specexit" not in results.methods:
@@ -243,7 +253,7 @@ def show_traces(
             others = f"expected one of {some}, ..." if could else "and no other one can be shown"
             raise ReportError(f"{path}: trace {config.trace_id!r} {did}, {others}")
         chosen = {"asked": config.trace_id}
-    scores = _scores(config.scores, config.draft) if config.scores else None
+    scores = _scores(config.scores, config.draft, measured) if config.scores else None
     policy = draft.specexit.policy if draft and draft.specexit else None
     tokenizer = _target(config, bench, benched, results).tokenizer()
     return tuple(
@@ -256,8 +266,10 @@ def _target(config: ReportConfig, bench: Path, traces: Path, results: Results) -
     return find_target(config.target, traces, bench, name=results.target)
 
 
-def _scores(path: Path, draft: Path | None) -> Scores:
-    return read_scores_of(path, draft) if draft else read_scores(path)
+def _scores(path: Path, draft: Path | None, measured: Measured) -> Scores:
+    scores = read_scores_of(path, draft) if draft else read_scores(path)
+    measured.refuse(path, {"draft.weights": scores.draft_blake3})
+    return scores
 
 
 def _full_size(path: Path | None, measured: Measured) -> Results | None:

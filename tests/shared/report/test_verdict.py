@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from specexit.bench.ablate import Ablations
 from specexit.bench.inputs import draft_inputs
 from specexit.bench.replay import ReplayCheck
 from specexit.bench.results import Exits, read_results, write_results
+from specexit.data.scores import Scores, write_scores
 from specexit.data.traces import Trace, data_sha256
 from specexit.differences import file_sha256
 from specexit.drafts.fingerprints import target_fingerprint
@@ -32,7 +34,7 @@ from specexit.report.shown import ReportError
 from specexit.report.verdict import verdict
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import load_target_config
-from tests.shared.report.pages import config, everything
+from tests.shared.report.pages import config, everything, write_run
 
 OURS = target_fingerprint(load_target_config("tiny-reasoner").folder)
 
@@ -253,3 +255,27 @@ def test_curves_of_other_traces_than_the_responses_are_said_to_be(bench: Path, t
     html = (bench / "report.html").read_text()
     assert "They are of 1 greedy traces of 1 prompts." in html
     assert "no-thinking cannot be replayed: a trace records answers behind step boundaries alone" in html
+
+
+def test_scores_of_another_draft_are_no_part_of_the_page(bench: Path, trace: Trace) -> None:
+    """Without draft= nothing was compared, and another draft's signals were drawn along the served exits."""
+    inputs = {"draft.weights": "a" * 64}
+    write_results(bench / "results.json", read_results(bench / "results.json").model_copy(update={"inputs": inputs}))
+    signals = {"a": np.full((len(trace.think_ids), 4), 0.5, np.float32)}
+    write_scores(bench / "scores.parquet", Scores("draft", "a" * 64, signals))
+    report(config(bench, scores=bench / "scores.parquet"))
+    write_scores(bench / "scores.parquet", Scores("draft", "b" * 64, signals))
+    with pytest.raises(
+        ReportError, match=r"scores\.parquet: made from inputs\.draft\.weights b+ \(now a+\), expected what this"
+    ):
+        report(config(bench, scores=bench / "scores.parquet"))
+
+
+def test_a_run_of_another_target_is_no_part_of_the_page(bench: Path) -> None:
+    run = write_run(bench / "train", [{"step": 10, "token_loss": [3.0], "top1": [0.1], "signal_loss": {}}])
+    report(config(bench, run=run))
+    (run / "target.yaml").write_text("name: tiny-mixed\n")
+    with pytest.raises(
+        ReportError, match=r"train: trained a draft for 'tiny-mixed', but .*json is of 'tiny-reasoner': expected"
+    ):
+        report(config(bench, run=run))
