@@ -82,6 +82,17 @@ def _check_read_as_served(target: TargetConfig) -> None:
         check_all_plain(target.folder, None if method == "none" else method)
 
 
+def _too_large(target: TargetConfig, model: nn.Module, dtype: torch.dtype) -> str:
+    """Why a GPU cannot hold a model, and what to do."""
+    size = sum(x.numel() * x.element_size() for x in model.parameters()) / 2**30
+    found = torch.cuda.mem_get_info()[1] / 2**30
+    return (
+        f"{target.folder}: the weights take {size:.1f} GiB in {str(dtype).removeprefix('torch.')}, which do not fit "
+        f"the GPU with {found:.1f} GiB in all: the target runs on one GPU here, expected a larger one, dtype=bfloat16 "
+        "where it was float32, or device=cpu"
+    )
+
+
 class TargetFeatures:
     """A target model that gives aux hidden states.
 
@@ -94,7 +105,7 @@ class TargetFeatures:
 
     Raises:
       ConfigError: the model's files lack some of its weights, or transformers cannot load them, or would read others
-        than vLLM; or see `check_rotary`.
+        than vLLM; or they do not fit the device; or see `check_rotary`.
       TensorError: some are quantised, and its config.json does not say how, or not in a way that transformers reads.
     """
 
@@ -130,7 +141,10 @@ class TargetFeatures:
             raise ConfigError(
                 f"{target.folder}: weights of {name} have shape {list(there)}, expected {list(wanted)} by config.json"
             )
-        whole.eval().to(device)
+        try:
+            whole.eval().to(device)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(_too_large(target, whole, dtype)) from error
         self.model: Any = whole.base_model if head else whole
         self._head = whole.get_output_embeddings() if head else None
         self.layers = layers

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from specexit.data.features import (
     stored_layers,
     write_shard,
 )
-from specexit.data.packed import PackMeta, check_target, open_rows, read_example, read_meta
+from specexit.data.packed import PackMeta, Records, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
 from specexit.data.stream import shown
 from specexit.data.teacher import check_fields, check_teacher
@@ -44,8 +45,9 @@ from torch_specexit.engine import start_engine
 SHARD_BYTES = 2**30
 """Size of a shard, about."""
 
-TEXTS = 64
-"""Texts behind which the engine's token is compared with the teacher's, before any state is stored."""
+TEXTS, TOKENS = 64, 128
+"""Texts, and tokens of a piece of each at most, behind which the engine's token is compared with the teacher's, before
+any state is stored."""
 
 
 def features(config: FeaturesConfig) -> Manifest:
@@ -55,8 +57,8 @@ def features(config: FeaturesConfig) -> Manifest:
       PackError: the packed data is not whole, or was packed for another target or tokenizer.
       ConfigError: the target is not known or cannot be read.
       InputError: the target computes something else behind its last layer than training does from stored states.
-      FeatureError: the output folder holds features of something else, or another process writes there; or a state is
-        not finite, or cannot be written.
+      FeatureError: the output folder holds features of something else, or another process writes there; the
+        teacher makes other tokens than vLLM; or a state is not finite, or cannot be written.
     """
     meta = read_meta(config.data)
     target = find_target(config.target, config.data, name=meta.target)
@@ -71,6 +73,7 @@ def features(config: FeaturesConfig) -> Manifest:
         save_run(config, config.out)
         save_target(config.out, target)
         engine = Engine(config, target, manifest, Path(folder))
+        engine.check(some_texts(records, meta.n))
         for shard in shown(iter(waiting), "features", "shards"):
             rows = [read_example(records[i]) for i in manifest.rows(shard)]
             states = [encode(found, manifest.dtype) for found in engine.rows(rows)]
@@ -154,7 +157,7 @@ class Engine:
         # Behind a row comes one token that nobody reads; a row as long as the model leaves no place for it.
         if manifest.length >= target.max_model_len:
             os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-        self.target, self.manifest, self.checked = target, manifest, False
+        self.target, self.manifest = target, manifest
         extra = {
             "max_model_len": manifest.length + 1,
             "enable_prefix_caching": False,  # states of a prefix that is not computed are not written
@@ -169,7 +172,7 @@ class Engine:
 
     def rows(self, rows: Sequence[Example]) -> Iterator[Float[np.ndarray, "time layers hidden"]]:
         """The states of packed rows, one row at a time; zero where a row is padding."""
-        spans = [[(int(s[0]), int(s[-1]) + 1) for s in _segments(row["segment_ids"])] for row in rows]
+        spans = [_spans(row) for row in rows]
         asked = [row["tokens"][a:b] for row, of in zip(rows, spans, strict=True) for a, b in of]
         found = self.states(asked)
         for row, of in zip(rows, spans, strict=True):
@@ -178,13 +181,33 @@ class Engine:
                 states[a:b] = next(found)
             yield states
 
+    def check(self, texts: Sequence[Int[np.ndarray, " _time"]]) -> None:
+        """Compare the engine's token behind a piece of each text with the teacher's.
+
+        The pieces end at other places of their texts, as all texts may begin or end alike: one token that is easy to
+        tell, or one that rounding changes, decides nothing.
+
+        Raises:
+          FeatureError: the teacher makes other tokens than vLLM; or see `states`.
+        """
+        ends = [max(1, len(text) * i // len(texts)) for i, text in enumerate(texts, 1)]
+        pieces = [text[max(0, end - TOKENS) : end] for text, end in zip(texts, ends, strict=True)]
+        found = [(states[-1, -1].copy(), token) for states, token in self._ask(pieces)]
+        last, chosen = np.stack([state for state, _ in found]), np.array([token for _, token in found])
+        check_teacher(last, chosen, self.target.folder, self.target.hf_config())
+
     def states(self, texts: Sequence[Int[np.ndarray, " _time"]]) -> Iterator[Float[np.ndarray, "_time layers hidden"]]:
         """The states of token sequences, each by itself, in their order.
 
         Raises:
-          FeatureError: vLLM wrote the states of other tokens, or could not write some; or the teacher makes other
-            tokens of the first ones than vLLM.
+          FeatureError: vLLM wrote the states of other tokens, or could not write some.
         """
+        return (states for states, _ in self._ask(texts))
+
+    def _ask(
+        self, texts: Sequence[Int[np.ndarray, " _time"]]
+    ) -> Iterator[tuple[Float[np.ndarray, "_time layers hidden"], int]]:
+        """The states of each token sequence, and the token that vLLM chose behind it."""
         from vllm import SamplingParams
         from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import cleanup_hidden_states
 
@@ -193,18 +216,13 @@ class Engine:
         outputs = self.llm.generate(prompts, once, use_tqdm=False)  # pyright: ignore[reportArgumentType]
         # The states of what finished in the last step are written in the next one, which this makes.
         self.llm.generate([{"prompt_token_ids": [0]}], once, use_tqdm=False)
-        paths = [(output.kv_transfer_params or {})["hidden_states_path"] for output in outputs]
-        if not self.checked:
-            last = np.stack([_written(path)["hidden_states"][-1, -1].float().numpy() for path in paths[:TEXTS]])
-            chosen = np.array([output.outputs[0].token_ids[0] for output in outputs[:TEXTS]])
-            check_teacher(last, chosen, self.target.folder, self.target.hf_config())
-            self.checked = True
-        for text, path in zip(texts, paths, strict=True):
+        for text, output in zip(texts, outputs, strict=True):
+            path = (output.kv_transfer_params or {})["hidden_states_path"]
             found = _written(path)
             cleanup_hidden_states(path)
             if not np.array_equal(found["token_ids"].numpy(), text):
                 raise FeatureError(f"{path}: vLLM wrote the states of other tokens than it was asked for")
-            yield found["hidden_states"].float().numpy()
+            yield found["hidden_states"].float().numpy(), output.outputs[0].token_ids[0]
 
 
 def _written(path: str) -> dict[str, Any]:
@@ -236,6 +254,14 @@ def connector() -> dict[str, str]:
     return {"kv_connector": "CpuStates", "kv_connector_module_path": module, "kv_role": "kv_producer"}
 
 
-def _segments(segment_ids: Int[np.ndarray, " time"]) -> list[Int[np.ndarray, " _span"]]:
-    """Places of each segment's tokens."""
-    return [np.flatnonzero(segment_ids == segment) for segment in range(1, int(segment_ids.max()) + 1)]
+def some_texts(records: Records, n: int) -> list[Int[np.ndarray, " _time"]]:
+    """The first texts of ``n`` packed rows, `TEXTS` of them where there are so many."""
+    rows = (read_example(records[i]) for i in range(n))
+    return list(islice((row["tokens"][a:b] for row in rows for a, b in _spans(row)), TEXTS))
+
+
+def _spans(row: Example) -> list[tuple[int, int]]:
+    """Where each text of a packed row begins and ends."""
+    ids = row["segment_ids"]
+    places = (np.flatnonzero(ids == segment) for segment in range(1, int(ids.max()) + 1))
+    return [(int(found[0]), int(found[-1]) + 1) for found in places]

@@ -81,12 +81,13 @@ def score(config: ScoreConfig) -> int:
     inputs = weights_hash(config.draft), target_fingerprint(target.folder), data_sha256(config.traces)
     if (there := _scored(config, *inputs)) is not None:
         return there
-    with _memory_in_one_line(config):
+    with _memory_in_one_line(config, "a larger one"):
         features, draft = load_pair(config, target, draft_config)
     columns = ("id", "sample", "prompt_ids", "think_ids")
     rows = once(read_batches(config.traces, Trace, columns, vocab_size=vocab_size_of(target)), config.traces)
     n = 0
-    with _memory_in_one_line(config), new_folder(config.out) as folder:
+    smaller = f"a smaller batch_tokens than {config.batch_tokens}"
+    with _memory_in_one_line(config, smaller), new_folder(config.out) as folder:
         with ScoreWriter(folder / "scores.parquet", draft_config.specexit.source, *inputs) as writer:
             found = blocks(rows, BLOCK_TOKENS)
             scored = (one for block in found for one in score_block(block, features, draft, config.batch_tokens))
@@ -101,8 +102,8 @@ def score(config: ScoreConfig) -> int:
 
 
 @contextmanager
-def _memory_in_one_line(config: ScoreConfig) -> Iterator[None]:
-    """Turn an error of a device without room in the block into one line.
+def _memory_in_one_line(config: ScoreConfig, expected: str) -> Iterator[None]:
+    """Turn an error of a device without room in the block into one line, which says what would help.
 
     Raises:
       ScoreError: there was one.
@@ -111,8 +112,8 @@ def _memory_in_one_line(config: ScoreConfig) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise ScoreError(
-            f"{config.out}: the device has too little memory, expected a smaller batch_tokens than "
-            f"{config.batch_tokens}, dtype=bfloat16 where it was float32, or device=cpu"
+            f"{config.out}: the device has too little memory, expected {expected}, dtype=bfloat16 where it was "
+            "float32, or device=cpu"
         ) from error
 
 

@@ -12,12 +12,15 @@ import httpx
 import pytest
 
 from specexit.config import ConfigError, load
+from specexit.data.prompts import Prompt
+from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
 from tests.torch.pretend import TARGET, TOKENIZER
+from torch_specexit.collecting import endpoints
 from torch_specexit.collecting.endpoint import PROBE, Endpoint
 from torch_specexit.collecting.endpoints import EndpointEngine
 from torch_specexit.collecting.tracer import Response
-from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding, NoAnswer
+from torch_specexit.collecting.work import NO_EXITS, Ask, CollectError, Decoding, NoAnswer
 from torch_specexit.plugin.frontend.arguments import ArgumentError, parse
 from torch_specexit.plugin.frontend.permissions import check_permitted
 from torch_specexit.plugin.frontend.sampling import NEUTRAL
@@ -223,6 +226,43 @@ def test_no_more_requests_at_once_than_allowed_when_endpoints_die():
     dying, staying = [Server(dies_after_the_check) for _ in range(3)], Server()
     assert len(ask_all(PROMPTS, *dying, staying, requests=4, retries=1)) == 64
     assert staying.largest == 4
+
+
+def test_an_endpoint_that_is_given_up_leaves_nobody_waiting(make_trace, monkeypatch):
+    """Its traces waited for room to the end of the run, and each completion had all of them look at all endpoints."""
+    servers = [Server(dies_after_the_check), *(Server() for _ in range(3))]
+    looks, done = [], []
+
+    class Engine(EndpointEngine):
+        def __init__(self, config: CollectConfig):
+            super().__init__(config)
+            for endpoint, server in zip(self.all, servers, strict=True):
+                endpoint.client = httpx.AsyncClient(transport=httpx.MockTransport(server.answer))
+
+        def _has_room(self, endpoint: Endpoint) -> bool:
+            looks.append(endpoint)
+            return super()._has_room(endpoint)
+
+    class Tracer:
+        tokenizer = TOKENIZER
+
+        def __init__(self, _config, _target, engine: Engine, _report):
+            self.engine = engine
+
+        async def trace(self, ask: Ask) -> Trace:
+            await self.engine.generate([int(ask.prompt.id)], Decoding(5))
+            return make_trace(id=ask.prompt.id)
+
+    monkeypatch.setattr(endpoints, "EndpointEngine", Engine)
+    monkeypatch.setattr(endpoints, "Tracer", Tracer)
+    urls = [f"http://s{i}" for i in range(4)]
+    asked = {"target": "t", "out": "o", "split": "test", "endpoints": urls, "requests": 16, "retries": 1}
+    todo = [(i, Ask(Prompt(str(i), "What?", None), 0)) for i in range(640)]
+    endpoints.run_endpoints(
+        CollectConfig.model_validate(asked), TARGET, todo, lambda number, _: done.append(number), lambda _: None
+    )
+    assert sorted(done) == list(range(640))
+    assert len(looks) < 20 * len(done), "three endpoints, looked at by one trace and not by seventeen"
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])

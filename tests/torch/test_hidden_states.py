@@ -4,12 +4,13 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from specexit.config import ConfigError
@@ -18,7 +19,7 @@ from specexit.data.features import FeatureError, Features, decode, read_manifest
 from specexit.data.packed import open_rows, read_example, read_meta
 from specexit.data.packing import pack
 from specexit.data.sequences import Example
-from specexit.data.traces import write_traces
+from specexit.data.traces import Trace, write_traces
 from specexit.outputs import Ended
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.features import FeaturesConfig
@@ -27,15 +28,21 @@ from specexit.schemas.target import TargetConfig, load_target_config
 from torch_specexit import hidden_states
 from torch_specexit.hidden_states import features
 
+CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector"
 
-@pytest.fixture(scope="module")
-def packed(make_trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packed")
+
+def pack_texts(n: int, make_trace: Callable[..., Trace], folder: Path) -> Path:
+    """Rows of two texts each."""
     tokenizer = load_target_config("tiny-reasoner").tokenizer()
-    traces = [make_trace(id=str(i), prompt_ids=[1, 2, 3, i]) for i in range(12)]
+    traces = [make_trace(id=str(i), prompt_ids=[1, 2, 3, i]) for i in range(n)]
     write_traces(folder / "traces" / "traces.parquet", [label(trace, tokenizer, "answer") for trace in traces])
     pack(PackConfig(traces=folder / "traces", out=folder / "packed", length=40, workers=1))
     return folder / "packed"
+
+
+@pytest.fixture(scope="module")
+def packed(make_trace: Callable[..., Trace], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_texts(12, make_trace, tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture
@@ -51,6 +58,9 @@ class Pretended(hidden_states.Engine):
 
     def __init__(self, config: object, target: object, manifest: object, folder: Path) -> None:
         self.manifest = manifest
+
+    def check(self, texts: Sequence[np.ndarray]) -> None:
+        assert len(texts) == 12, "all that there are"
 
     def states(self, texts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         for text in texts:
@@ -131,11 +141,48 @@ def test_states_that_vllm_could_not_write_are_one_line(tmp_path: Path, monkeypat
     def missing(path: str) -> None:
         raise FileNotFoundError(f"No such file or directory: {path}")
 
-    name = "vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector"
-    monkeypatch.setitem(sys.modules, name, SimpleNamespace(load_hidden_states=missing))
+    monkeypatch.setitem(sys.modules, CONNECTOR, SimpleNamespace(load_hidden_states=missing))
     said = r"7\.safetensors: vLLM has not written .* expected room in TMPDIR \([\d,]+ MiB free\) for those of a whole"
     with pytest.raises(FeatureError, match=said):
         hidden_states._written(str(tmp_path / "7.safetensors"))
+
+
+@pytest.mark.parametrize("right_on_the_first", [True, False])
+def test_a_teacher_is_judged_by_many_texts_however_few_a_shard_has(
+    right_on_the_first: bool, make_trace: Callable[..., Trace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By those of the first shard, where long rows are one or two: a tie refused a target, an easy token let a wrong
+    teacher pass."""
+    asked: list[list[int]] = []
+
+    def generate(prompts: list[dict[str, list[int]]], *_: object, **__: object) -> Iterator[SimpleNamespace]:
+        for ids in (prompt["prompt_token_ids"] for prompt in prompts if prompt != {"prompt_token_ids": [0]}):
+            token = int((len(asked) < 2) != right_on_the_first)
+            path = {"hidden_states_path": str(len(asked))}
+            asked.append(ids)
+            yield SimpleNamespace(kv_transfer_params=path, outputs=[SimpleNamespace(token_ids=[token])])
+
+    def states(path: str) -> dict[str, torch.Tensor]:
+        ids = torch.tensor(asked[int(path)])
+        return {"token_ids": ids, "hidden_states": torch.zeros(len(ids), 3, 192)}
+
+    llm = SimpleNamespace(generate=lambda *given, **how: list(generate(*given, **how)))
+    stub = SimpleNamespace(load_hidden_states=states, cleanup_hidden_states=lambda _: None)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **_: None))
+    monkeypatch.setitem(sys.modules, CONNECTOR, stub)
+    monkeypatch.setattr(hidden_states, "connector", dict)
+    monkeypatch.setattr(hidden_states, "start_engine", lambda *_: llm)
+    monkeypatch.setattr(hidden_states, "version_of_vllm", lambda: "0")
+    monkeypatch.setattr("specexit.data.teacher.choices", lambda states, *_: np.zeros(len(states), np.int64))
+    packed = pack_texts(64, make_trace, tmp_path)
+    config = FeaturesConfig(data=packed, out=tmp_path / "features", dtype="float32", shard_rows=1)
+    if right_on_the_first:
+        with pytest.raises(FeatureError, match="behind 2 of 64 texts only, expected nearly all"):
+            features(config)
+        assert not read_manifest(config.out).shards
+    else:
+        assert len(features(config).shards) == 32
+    assert len({len(piece) for piece in asked[:64]}) > 10, "each ends elsewhere"
 
 
 def test_what_is_refused_before_an_engine_starts(config: FeaturesConfig, engine: type[Pretended]) -> None:

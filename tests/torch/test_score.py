@@ -146,17 +146,34 @@ def test_weights_of_another_size_than_the_config_says_are_named(tmp_path):
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
 
 
-@pytest.mark.parametrize("where", ["TargetFeatures", "raw_signals"])
-def test_a_device_that_is_too_small_is_one_line_with_what_to_change(where, paths, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "expected"), [("Draft.load", "a larger one"), ("raw_signals", "a smaller batch_tokens than 8192")]
+)
+def test_a_device_that_is_too_small_is_one_line_with_what_to_change(where, expected, paths, monkeypatch):
     """torch's error was a traceback."""
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(f"torch_specexit.score.{where}", full)
-    said = r"the device has too little memory, expected a smaller batch_tokens than 8192, .* or device=cpu"
+    said = rf"the device has too little memory, expected {expected}, dtype=bfloat16 .* or device=cpu"
     with pytest.raises(ScoreError, match=said):
         score(ScoreConfig(**paths, batch_tokens=8192))
+    assert not paths["out"].exists()
+
+
+def test_a_target_larger_than_the_device_is_told_with_both_sizes(paths, monkeypatch):
+    """It was told to take a smaller `batch_tokens`, on which no weight depends."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
+    said = r"the weights take 0\.0 GiB in float32, .* GPU with 80\.0 GiB in all: .* a larger one, .* or device=cpu$"
+    with pytest.raises(ConfigError, match=said) as error:
+        score(ScoreConfig(**paths))
+    assert "batch_tokens" not in str(error.value)
     assert not paths["out"].exists()
 
 

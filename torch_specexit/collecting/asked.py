@@ -20,12 +20,14 @@ from specexit.schemas.collect import CollectConfig
 from torch_specexit.collecting.claim import ASKED
 from torch_specexit.collecting.work import Ask, Chunk
 
+Files = list[tuple[int, str]]
+"""Number of traces and hash of what is asked, for each Parquet file of all shards, in order."""
+
 
 class _Asked(Config):
     prompts: str
     """Where the shard that wrote the record had its prompts from."""
-    files: list[tuple[int, str]]
-    """Number of traces and hash of what is asked, for each Parquet file of all shards, in order."""
+    files: Files
 
 
 def asks_sha256(asks: Sequence[Ask]) -> str:
@@ -33,40 +35,47 @@ def asks_sha256(asks: Sequence[Ask]) -> str:
     return hashlib.sha256(json.dumps([ask.to_json() for ask in asks]).encode()).hexdigest()
 
 
-def check_same_prompts(config: CollectConfig, asks: Sequence[Ask]) -> None:
+def asked_files(config: CollectConfig, asks: Sequence[Ask]) -> Files:
+    """What all shards together ask, by file; of a million asks this takes a while."""
+    pieces = [asks[start : start + config.chunk] for start in range(0, len(asks), config.chunk)]
+    return [(len(piece), asks_sha256(piece)) for piece in pieces]
+
+
+def check_same_prompts(config: CollectConfig, asks: Sequence[Ask], files: Files) -> None:
     """Check that a shard asks what earlier ones asked, and record what is new; call it under the folder's lock.
 
     Args:
       config: the shard's.
       asks: what all shards together ask.
+      files: `asked_files` of them, made before that lock is held: all others wait for it.
 
     Raises:
       ConfigError: the shard asks something else, or the record cannot be read.
     """
     path = config.out / ASKED
     if not path.exists():
-        return save_asked(config, asks)
+        return save_asked(config, files)
     try:
         earlier = _Asked.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error)}; remove the file, the next shard makes it again") from error
-    for number, (n, sha256) in enumerate(earlier.files):
-        ours = asks[number * config.chunk :][:n]
-        if len(ours) == n and asks_sha256(ours) != sha256:  # with fewer prompts, the last file is shorter
+    for number, ((n, theirs), (there, ours)) in enumerate(zip(earlier.files, files, strict=False)):
+        if n > there:  # with fewer prompts, the last file is shorter
+            continue
+        found = ours if n == there else asks_sha256(asks[number * config.chunk :][:n])
+        if found != theirs:
             raise ConfigError(
                 f"{config.out}: shard {config.shard} has its prompts from {_source(config)}, and what these give for "
-                f"{Chunk(number, 0, ours).file} is not what {earlier.prompts} gave an earlier shard; give all shards "
+                f"{Chunk(number, 0, ()).file} is not what {earlier.prompts} gave an earlier shard; give all shards "
                 "the same prompts, or take a new folder"
             )
     if sum(n for n, _ in earlier.files) < len(asks):
-        save_asked(config, asks)
+        save_asked(config, files)
 
 
-def save_asked(config: CollectConfig, asks: Sequence[Ask]) -> None:
-    """Write the record for later shards; ``asks`` is what all shards together ask."""
-    pieces = [asks[start : start + config.chunk] for start in range(0, len(asks), config.chunk)]
-    record = _Asked(prompts=_source(config), files=[(len(piece), asks_sha256(piece)) for piece in pieces])
-    write_text(config.out / ASKED, record.model_dump_json() + "\n")
+def save_asked(config: CollectConfig, files: Files) -> None:
+    """Write the record for later shards."""
+    write_text(config.out / ASKED, _Asked(prompts=_source(config), files=files).model_dump_json() + "\n")
 
 
 def _source(config: CollectConfig) -> str:

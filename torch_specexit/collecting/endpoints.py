@@ -54,6 +54,11 @@ class EndpointEngine:
         self._returning: set[asyncio.Task[None]] = set()
         self._last_words = ""
 
+    @property
+    def room(self) -> int:
+        """Requests that the endpoints that are left take at once."""
+        return self.config.requests * len(self.alive)
+
     async def check(self, target: TargetConfig, tokenizer: FastTokenizer) -> None:
         """Check every endpoint. One that is not ready is checked again after pauses, and left out if it never is.
 
@@ -269,13 +274,15 @@ async def _run(
 ) -> None:
     engine = EndpointEngine(config)
     tracer = Tracer(config, target, engine, lambda **counts: report(counts))
-    queue = iter(todo)
+    queue, at_work = iter(todo), 0
 
     def finish(number: int, trace: Trace) -> None:
         record(number, trace)
         report({"judged": 1})
 
     async def keep_asking(failed: FailedPrompts) -> None:
+        nonlocal at_work
+        at_work += 1
         for number, ask in queue:
             try:
                 trace = await tracer.trace(ask)
@@ -286,6 +293,9 @@ async def _run(
             else:
                 finish(number, trace)
                 await finish_failed(failed)
+            if at_work > engine.room:  # an endpoint was given up: one more would wait, and look at all the others again
+                break
+        at_work -= 1
 
     async def finish_failed(failed: FailedPrompts) -> None:
         for number, ask in failed.release():
@@ -293,7 +303,7 @@ async def _run(
 
     try:
         await engine.check(target, tracer.tokenizer)
-        at_once = min(len(todo), config.requests * len(engine.alive))
+        at_once = min(len(todo), engine.room)
         failed = FailedPrompts(at_once)
         await _together(keep_asking(failed) for _ in range(at_once))
         await finish_failed(failed)

@@ -31,7 +31,7 @@ from specexit.outputs import put
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.chat import template_sha256
-from torch_specexit.collecting.asked import asks_sha256, check_same_prompts, save_asked
+from torch_specexit.collecting.asked import asked_files, asks_sha256, check_same_prompts, save_asked
 from torch_specexit.collecting.claim import HIDDEN, claim, exclusive, rename_prompts
 from torch_specexit.collecting.manifest import Finished, Manifest, read_files, read_manifest, same_model
 from torch_specexit.collecting.summary import Counts, count
@@ -69,6 +69,10 @@ class Ledger:
         self.earlier = 0
         self.whole = Counts()
         """Counts of the chunks that this process has finished."""
+        self._entered: set[str] = set()
+        """Files of these chunks that were in the manifest at the start; nobody else enters any."""
+        self._weights: str | None = None
+        """Hash of the weights that the manifest names, as of the last entry."""
         self._locks: list[IO[str]] = []
 
     @property
@@ -94,10 +98,11 @@ class Ledger:
         return self
 
     def _begin(self) -> None:
+        files = asked_files(self.config, self.asks)
         with _in_one_line(self.out):
             with claim(self.config, self.target):
                 if not self.config.is_whole:
-                    check_same_prompts(self.config, self.asks)
+                    check_same_prompts(self.config, self.asks, files)
                 self._lock()
             ours = tuple(f".{chunk.file}." for chunk in self.chunks)
             for leftover in self.out.glob(".traces-*"):
@@ -105,7 +110,7 @@ class Ledger:
                     leftover.unlink()
             self._recover()
             if self.config.is_whole:  # every finished row was found to be of these prompts
-                save_asked(self.config, self.asks)
+                save_asked(self.config, files)
             rename_prompts(self.config)
 
     def __exit__(self, *_: object) -> None:
@@ -176,6 +181,7 @@ class Ledger:
 
     def _recover(self) -> None:
         manifest = read_files(self.out)
+        self._entered = manifest.keys() & {chunk.file for chunk in self.chunks}
         for chunk in self.chunks:
             self._look_at(chunk, manifest.get(chunk.file))
         there = 0
@@ -249,11 +255,11 @@ class Ledger:
     def _finish(self, chunk: Chunk) -> None:
         """Write a chunk's file, enter it, and let go of its rows."""
         traces = [self.rows[i] for i in range(chunk.start, chunk.start + len(chunk.asks))]
-        path, there = self.out / chunk.file, read_manifest(self.out)
-        if chunk.file in there.files:  # of another content, which a kill before the next entry would leave
+        path = self.out / chunk.file
+        if chunk.file in self._entered:  # of another content, which a kill before the next entry would leave
             self._enter({chunk.file: None})
         # Rows of an earlier run are among them: of its weights, which the manifest names, though servers finish them.
-        write_traces(path, traces, self.tokenizer, {WEIGHTS: there.weights, TYPES: self.types})
+        write_traces(path, traces, self.tokenizer, {WEIGHTS: self._weights, TYPES: self.types})
         counts = sum(map(count, traces), Counts())
         entry = Finished(sha256=file_sha256(path), asks=asks_sha256(chunk.asks), counts=counts)
         self._enter({chunk.file: entry})
@@ -271,8 +277,9 @@ class Ledger:
             there = read_manifest(self.out)
             entered = {name: entry for name, entry in sorted({**there.files, **files}.items()) if entry is not None}
             model = same_model(self.out, there, self.target, self.model)
-            record = Manifest(traces=self.asked, files=entered, **model).model_dump(mode="json")
-            write_text(self.out / MANIFEST, json.dumps(record, indent=1) + "\n")
+            record = Manifest(traces=self.asked, files=entered, **model)
+            write_text(self.out / MANIFEST, record.model_dump_json() + "\n")
+        self._weights = record.weights
 
     def _rewrite_log(self) -> None:
         """Keep in the log what is in no file yet."""
