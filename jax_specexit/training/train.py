@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> None:
     step = make_step(config, draft, target, mesh)
     batches = Batches(config, meta, step.batch_sharding, features)
     weight = np.ones(target.shape.vocab_size, np.float32)
-    weight[list(target_config.think_tokens().split)] = config.signals.boundary_weight
+    weight[list(target_config.think_tokens().within(len(weight)).split)] = config.signals.boundary_weight
     frozen = _to_mesh(
         Frozen(nnx.to_pure_dict(nnx.state(target)), np.asarray(fixed.vocab, np.int32), weight), step.frozen_shardings
     )

@@ -109,6 +109,8 @@ def test_tokens_mean_what_the_split_strings_say():
     assert bits[4:] == [0] * (VOCAB + 1 - 4)  # the last is that of no token
     without_strings = Markers.of(type(IDS)(START, END, IDS.split), VOCAB, CPU)
     assert without_strings.bits[2] == ALL_STRINGS
+    unwritten = Markers.of(replace(IDS, split=IDS.split | {VOCAB, VOCAB + 5}), VOCAB, CPU)
+    assert unwritten.bits.equal(table().bits)
 
 
 def test_a_request_without_exits_hears_the_markers_alone():

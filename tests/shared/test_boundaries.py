@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specexit.bench.refinement import Tried, refinement
 from specexit.bench.refinement import exits as exits_of
-from specexit.data.boundaries import TRIED_WHOLE, boundaries_tried, next_boundary
+from specexit.data.boundaries import TRIED_WHOLE, boundaries_tried, next_boundary, stating
 from specexit.data.rows import infer_agrees
 from specexit.method.labels import exit_point
 from specexit.schemas.collect import CollectConfig
@@ -164,3 +164,24 @@ def test_an_answer_that_every_step_states_costs_no_more_than_twice():
     assert len(boundaries_tried(agrees, "refine", 8, range(300))) <= 2 * len(range(0, 300, 8)) + 1
     # Where nothing agrees before, what is tried beside the first ones are the earliest that state it.
     assert boundaries_tried(agrees, "refine", 8, [5, 6])[:5] == [0, 5, 6, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("step", "answer"),
+    [
+        ("So it is 37.", "37"),
+        ("所以答案是37。", "37"),
+        ("总共37个。", "37"),
+        ("답은 37입니다.", "37"),
+        ("首都是北京。", "北京"),
+        ("คำตอบคือ37ครับ", "37"),
+        ("แมวดำ", "ดำ"),
+    ],
+)
+def test_a_step_states_an_answer_beside_words_without_spaces(step, answer):
+    assert stating([step], answer) == [0]
+
+
+@pytest.mark.parametrize("step", ["137", "37x", "x37", "3.37", "37.5", "37é", "д37", "_37", "١37"])
+def test_a_part_of_a_longer_word_or_number_states_nothing(step):
+    assert stating([f"是{step}。", step], "37") == []

@@ -248,6 +248,13 @@ def test_a_trial_is_closed_as_the_target_says(trace: Trace) -> None:
     assert chain.answer(Said(TOKENIZER.encode("7."), finished=True)) == "7"
 
 
+def test_a_trials_answer_keeps_the_space_in_front_of_it(trace: Trace) -> None:
+    """The decoder of a SentencePiece vocabulary drops that of a text's first token."""
+    marks = replace(MARKS, decode=lambda ids: TOKENIZER.text(ids).removeprefix(" "))
+    problem = Problem("a", trace.prompt_ids, Trial(tuple(TOKENIZER.encode("The answer is")), 8), answer_kind="choice")
+    assert Chain(problem, marks).answer(Said(TOKENIZER.encode(" B."), finished=True)) == "B"
+
+
 def test_a_trial_that_stops_in_the_midst_of_its_answer_goes_on(trace: Trace) -> None:
     """At the comma of a list in braces, which the target's stop is meant to come behind."""
     forced = tuple(TOKENIZER.encode("\\boxed{"))

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from specexit import tiny
 from specexit.method.splits import (
@@ -16,6 +16,7 @@ from specexit.method.splits import (
     misread,
     resolve,
     split_tokens,
+    text_behind,
     unmet,
     written,
 )
@@ -137,7 +138,7 @@ def test_no_prompt_is_cut_or_padded_as_the_texts_of_some_training_were(tmp_path)
     fields = json.loads((tiny.MODEL_DIR / "tokenizer.json").read_text())
     fields["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     fields["padding"] = {
-        "strategy": {"Fixed": 64},
+        "strategy": {"Fixed": 512},
         "direction": "Left",
         "pad_to_multiple_of": None,
         "pad_id": 0,
@@ -147,7 +148,7 @@ def test_no_prompt_is_cut_or_padded_as_the_texts_of_some_training_were(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
     ids = load_tokenizer(tmp_path).encode(PROBE)
     assert ids == load_tokenizer(tiny.MODEL_DIR).encode(PROBE)
-    assert 4 < len(ids) < 64
+    assert 4 < len(ids) < 512
 
 
 def test_a_text_behind_a_marker_begins_as_it_does_there(tokenizer, spaced, no_markers):
@@ -203,3 +204,52 @@ def test_a_tokenizer_that_reads_one_token_otherwise_is_told_by_that_token(tokeni
     assert re.search(
         r"reads 'What is.* as 'What is.*, whose token \d+ is '\\n' \[\d+\], expected '\\n\\n' \[\d+\]$", said
     )
+
+
+def test_a_tokenizer_that_reads_long_numbers_or_accents_otherwise_is_told(tmp_path):
+    def built(name, digits, normalizer=None):
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {token: i for i, token in enumerate([*letters, "12", "123"])}
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("1", "2"), ("12", "3")]))
+        pieces = pre_tokenizers.Split(Regex(digits), "isolated")
+        bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence([pieces, bytes_of]), decoders.ByteLevel()
+        if normalizer is not None:
+            backend.normalizer = normalizer
+        (tmp_path / name).mkdir()
+        backend.save(str(tmp_path / name / "tokenizer.json"))
+        return load_tokenizer(tmp_path / name)
+
+    file = built("file", r"\p{N}{1,3}")
+    assert misread(built("same", r"\p{N}{1,3}"), file) is None
+    assert misread(built("digits", r"\p{N}"), file) is not None
+    assert misread(built("composed", r"\p{N}{1,3}", normalizers.NFC()), file) is not None
+
+
+def test_a_split_token_behind_ids_that_are_left_out_is_found(tmp_path):
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(letters)} | {"\u010a\u010a": 1000}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\u010a", "\u010a")]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(tmp_path)
+    assert len(found) == 1001
+    assert split_tokens(found, ["\n\n"]) == {"\n\n": {1000}}
+
+
+def test_split_tokens_that_the_model_has_no_row_for_are_left_out(tokenizer):
+    ids = resolve(tokenizer, "<think>", "</think>", ["\n\n"])
+    last = max(ids.split)
+    within = ids.within(last)
+    assert within.split == ids.split - {last} == within.by_string["\n\n"]
+    assert (within.start, within.end) == (ids.start, ids.end)
+    assert ids.within(last + 1) == ids
+
+
+def test_what_is_written_behind_a_text_keeps_its_space(spaced, tokenizer):
+    text = spaced.encode("Wait")
+    assert spaced.text(text) == "Wait"
+    assert text_behind(spaced.text, spaced.encode("But"), text) == " Wait"
+    assert text_behind(spaced.text, [], text) == "Wait"
+    smile = tokenizer.encode("🙂")
+    assert text_behind(tokenizer.text, smile[:1], smile[1:]) == tokenizer.text(smile[1:])  # in the midst of a character

@@ -215,3 +215,20 @@ def test_nothing_else_waits_for_a_program(monkeypatch):
         return await tracer._agree(ask, "code", "square = lambda x: x * x", tests)
 
     assert asyncio.run(judge())
+
+
+def test_a_trials_answer_keeps_the_space_in_front_of_it(monkeypatch):
+    """The decoder of a SentencePiece vocabulary drops that of a text's first token."""
+
+    class Chooser:
+        async def generate(self, ids, how):
+            whole = "I think.\n\nSo it is.\n\n</think>The answer is B.<|im_end|>"
+            written = TOKENIZER.encode(" B.<|im_end|>" if THINK.end in ids else whole)
+            return Response(written, [-0.1] * len(written), "stop")
+
+    monkeypatch.setattr(Tracer, "_text", lambda self, ids: TOKENIZER.text(ids).removeprefix(" "))
+    trial = {"choice": TrialConfig(text="The answer is", max_tokens=8)}
+    config = CollectConfig(target="tiny-reasoner", out=Path("unused"), split="test", n=1, free_share=0)
+    tracer = Tracer(config, TARGET.model_copy(update={"trial": trial}), Chooser(), lambda **_: None)
+    trace = asyncio.run(tracer.trace(Ask(Prompt("p", "Which?", None, answer_kind="choice"), 0)))
+    assert trace.boundary_state == ["agrees", "agrees"]

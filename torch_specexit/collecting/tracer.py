@@ -22,7 +22,7 @@ from specexit.data.prompts import Prompt
 from specexit.data.rows import FAILED, FreeTrial, Trace, fill_untried, infer_agrees
 from specexit.errors import InputError
 from specexit.method.labels import answer_confidence
-from specexit.method.splits import FastTokenizer, behind
+from specexit.method.splits import FastTokenizer, behind, text_behind
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig, TrialConfig
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
@@ -226,9 +226,9 @@ class Tracer:
     async def _trial(self, ask: Ask, trace: Trace, i: int, how: TrialConfig) -> _Trial:
         """End the thinking at a boundary, force the text that makes the model state its answer, and read it."""
         forced = behind(self.tokenizer, self.target.think_end, how.text)
-        prefix = [*trace.prompt_ids, *trace.think_ids[: trace.boundaries[i]], self.think.end, *forced]
-        response = await self._statement(prefix, how)
-        text = how.text + close_trial(self._text(response.ids), how.stop, how.close, how.text)
+        thought = [*trace.prompt_ids, *trace.think_ids[: trace.boundaries[i]], self.think.end]
+        response = await self._statement(thought, forced, how)
+        text = how.text + close_trial(text_behind(self._text, forced, response.ids), how.stop, how.close, how.text)
         answer = extract_answer(text, trace.answer_kind, ask.prompt.choices)
         confidence, tokens = answer_confidence(response.logprobs), len(response.ids)
         nothing_stated = how.text and not answer
@@ -237,14 +237,15 @@ class Tracer:
         agrees = await self._agree(ask, trace.answer_kind, answer, trace.answer)
         return _Trial(answer, "agrees" if agrees else "differs", confidence, tokens)
 
-    async def _statement(self, prefix: list[int], how: TrialConfig) -> Response:
+    async def _statement(self, thought: list[int], forced: list[int], how: TrialConfig) -> Response:
         """What the model writes behind the forced text. Where a stop comes in the midst of an answer, it is asked to go
         on."""
         ids, logprobs = [], []
         while True:
-            piece = await self._generate([*prefix, *ids], Decoding(how.max_tokens - len(ids), stop=how.stop))
+            piece = await self._generate([*thought, *forced, *ids], Decoding(how.max_tokens - len(ids), stop=how.stop))
+            last = text_behind(self._text, [*forced, *ids], piece.ids)
             ids, logprobs = ids + piece.ids, logprobs + piece.logprobs
-            stated = is_stated(self._text(piece.ids), self._text(ids), how.stop, how.text)
+            stated = is_stated(last, text_behind(self._text, forced, ids), how.stop, how.text)
             if piece.finish_reason != "stop" or stated:
                 return Response(ids, logprobs, piece.finish_reason)
             if len(ids) >= how.max_tokens:

@@ -16,6 +16,15 @@ from specexit.schemas.collect import TrialChoice
 TRIED_WHOLE = 16
 """First trials that a trace gets at least, whatever the stride; one with fewer boundaries is tried at all of them."""
 
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese, Japanese
+    "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"  # Korean, which writes particles right behind a word
+)
+"""Letters beside which another word may stand without a space."""
+_IN_WORD = rf"(?:\d|[^\W{_UNSPACED}])"
+_ENDS_WORD = re.compile(rf"(?!\d)[{_UNSPACED}]")
+
 
 def next_boundary(
     n: int, tried: Mapping[int, bool | None], how: TrialChoice, stride: int, stated: Sequence[int] = ()
@@ -70,7 +79,8 @@ def next_boundary(
 
 
 def stating(steps: Iterable[str], answer: str | None) -> list[int]:
-    """Indices of the steps that contain an answer, and not only as a part of a longer word or number.
+    """Indices of the steps that contain an answer, and not only as a part of a longer word or number. In scripts
+    without spaces it may be a part of anything.
 
     Example:
       >>> stating(["28+9=37.", "That is 3.7", "So it is 37"], "37")
@@ -78,7 +88,9 @@ def stating(steps: Iterable[str], answer: str | None) -> list[int]:
     """
     if answer is None:
         return []
-    found = re.compile(rf"(?<!\w)(?<!\d\.){re.escape(answer)}(?!\w)(?!\.\d)")
+    front = "" if _ENDS_WORD.match(answer[:1]) else rf"(?<!{_IN_WORD})"
+    back = "" if _ENDS_WORD.match(answer[-1:]) else rf"(?!{_IN_WORD})"
+    found = re.compile(rf"{front}(?<!\d\.){re.escape(answer)}{back}(?!\.\d)")
     return [i for i, step in enumerate(steps) if found.search(step)]
 
 

@@ -5,8 +5,8 @@ Ids are never hard-coded: ``".\\n\\n"`` is token 382 for Qwen3 and Llama 3 alike
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -32,7 +32,9 @@ class Tokenizer(Protocol):
         """Text of token ids."""
         ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """One more than the largest token id."""
+        ...
 
 
 class SplitError(InputError):
@@ -68,6 +70,15 @@ class ThinkTokens:
                 raise SplitError(f"split string {string!r} is unknown, expected one of {known}")
         kept = {string: self.by_string[string] for string in strings}
         return ThinkTokens(self.start, self.end, frozenset().union(*kept.values()), kept, self.marker)
+
+    def within(self, vocab_size: int) -> ThinkTokens:
+        """The same without split tokens that a model of so many tokens cannot write: a tokenizer may have more."""
+
+        def kept(tokens: frozenset[int]) -> frozenset[int]:
+            return frozenset(token for token in tokens if token < vocab_size)
+
+        by_string = {string: kept(tokens) for string, tokens in self.by_string.items()}
+        return replace(self, split=kept(self.split), by_string=by_string)
 
     def mask(self, strings: Sequence[str]) -> int:
         """The strings as bits, in the order of ``by_string``; unknown ones are passed over."""
@@ -147,6 +158,18 @@ def written(tokenizer: Tokenizer, text: str) -> list[int]:
       text: may be empty.
     """
     return behind(tokenizer, "." if text.startswith("\n") else "\n", text)  # line breaks in a row may be one token
+
+
+def text_behind(decode: Callable[[list[int]], str], before: list[int], ids: list[int]) -> str:
+    """What token ids write behind others: of a text of its own, many SentencePiece decoders drop the first space.
+
+    Args:
+      decode: of the target's tokenizer.
+      before: what stands in front, and ends with a whole character.
+      ids: what is written.
+    """
+    front, whole = decode(before), decode([*before, *ids])
+    return whole[len(front) :] if whole.startswith(front) else decode(ids)
 
 
 def split_tokens(
@@ -275,7 +298,7 @@ class FastTokenizer:
         return self.backend.decode(token_ids, skip_special_tokens=True)
 
     def __len__(self) -> int:
-        return self.backend.get_vocab_size()
+        return max(self.backend.get_vocab().values(), default=-1) + 1  # ids may leave some out
 
 
 def load_tokenizer(folder: Path) -> FastTokenizer:
@@ -287,7 +310,10 @@ def load_tokenizer(folder: Path) -> FastTokenizer:
     return FastTokenizer(folder)
 
 
-PROBE = "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
+PROBE = (
+    "What is 3 + 4?\n\nWait, let me check.\n\n\\boxed{7} — naïve 多\t  "
+    'don\'t "HTTPServer" 1234567 e\u0301 🙂👍🏽 。\n\n（２）'
+)
 """Text whose token ids tell tokenizers apart."""
 
 

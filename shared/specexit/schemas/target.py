@@ -114,7 +114,8 @@ class TargetConfig(Config):
         default=("\n\n",), description="a step ends at a token whose text ends like this"
     )
     split_connectors: tuple[Text, ...] = Field(
-        default=(), description="a step also ends at these words at a sentence start"
+        default=(),
+        description="a step also ends at these words at a sentence start, or anywhere where no spaces are written",
     )
     aux_layers: Layers = Field(description="layers whose residual stream the draft reads, in vLLM's counting")
     max_model_len: int = Field(gt=0, description="longest sequence, prompt included")

@@ -3,6 +3,7 @@
 import pytest
 
 from specexit.data.answers import extract_answer, listed_options, same_answer
+from specexit.data.answers.choice import CHOICE
 from specexit.data.prompts.formats import FORMATS
 
 CHOICES = ("12 N", "42 km", "the sun", "None of these")
@@ -118,6 +119,18 @@ EXTRACTED = [
     ("The answer is (a) and (c).", None),
     ("The answer is a and it is hot.", None),
     ("The answer is e.g. hot.", None),
+    # full width
+    (r"\boxed{Ａ}", "A"),
+    (r"\boxed{（B）}", "B"),
+    (r"\boxed{B．铁}", "B"),
+    (r"\boxed{B：42}", "B"),
+    (r"\boxed{A、B}", None),
+    ("太阳很热。\n\n（B）", "B"),
+    ("太阳很热。\n\nB。", "B"),
+    ("Answer：B", "B"),
+    ("The answer is B。", "B"),
+    ("The answer is B，because it is hot。", "B"),
+    ("The answer is A、B。", None),
     # with the option's text in brackets
     (r"\boxed{B \text{ (42 km)}}", "B"),
     ("It is hot.\n\nB (42 km)", "B"),
@@ -140,7 +153,7 @@ EXTRACTED = [
     ("   \n", None),
 ]
 
-SAME = [("B", "(b)"), ("B. 42 km", "B"), ("Option C", "C"), ("(D)", "D."), ("the sun", "The Sun.")]
+SAME = [("B", "(b)"), ("B. 42 km", "B"), ("Option C", "C"), ("(D)", "D."), ("the sun", "The Sun."), ("Ａ", "（a）")]
 DIFFERENT = [("A", "B"), ("B. 42 km", "A"), ("A, B", "A"), ("", "A"), ("the sun", "the moon")]
 
 
@@ -220,6 +233,9 @@ def test_an_options_text_is_read_as_it_was_written(text, choices, letter):
         ("What?\n  a) no list\nA) ice\nB) the sun", ("ice", "the sun")),
         ("Example.\nA. one\nB. two\nC. three\nNow yours.\nA. ice\nB. the sun", ("ice", "the sun")),
         ("A. ice, which is\n   cold\nB. the sun", ("ice, which is", "the sun")),
+        ("哪个热？\nA．冰\nB．太阳", ("冰", "太阳")),
+        ("哪个热？\nA、冰\nB、42 km", ("冰", "42 km")),
+        ("哪个热？\n（Ａ）冰\n（Ｂ）太阳", ("冰", "太阳")),
         ("What is 6 * 7?", None),
         ("A. Einstein was born in?", None),
         ("C. three\nD. four", None),
@@ -263,3 +279,8 @@ def test_same_choices(a, b):
 def test_different_choices(a, b):
     assert not same_answer(a, b, "choice")
     assert not same_answer(b, a, "choice")
+
+
+def test_a_reference_of_full_width_names_its_option():
+    assert CHOICE.why_no_reference("Ａ") is None
+    assert CHOICE.as_reference("Ａ") == "A"

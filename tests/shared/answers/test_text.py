@@ -23,6 +23,11 @@ EXTRACTED = [
     ("Final Answer:\n> Paris", "Paris"),
     ("Final Answer:\n- Paris", "Paris"),
     ("Final Answer:\n- 5", "- 5"),
+    # full width
+    ("Answer：北京", "北京"),
+    ("**Answer：**北京", "北京"),
+    ("**Answer:**Paris", "Paris"),
+    ("The answer is 北京。", "北京"),
     ("I know the answer\nParis", None),
     ("Paris", None),
     (r"\boxed{", None),
@@ -92,6 +97,24 @@ SAME = [
     ("5 €", "€5"),
     ("-5 €", "-€5"),
     ("from 5€ to 10 €", "from €5 to €10"),
+    # units right behind thousands
+    ("1,000km", "1000km"),
+    ("1,000,000元", "1000000元"),
+    # one sign in several forms, and what nobody sees
+    ("F♯ minor", "F# minor"),
+    ("25 °C", "25 C"),
+    ("Lego®", "lego"),
+    ("❤️", "❤"),
+    ("½ cup", "1/2 cup"),
+    ("2½ cups", "2 1/2 cups"),
+    ("٤٢", "42"),
+    ("٣٫٥", "3.5"),
+    ("１，２", "1, 2"),
+    ("北京。", "北京"),
+    ("क्\u200dया", "क्या"),
+    ("می\u200cخواهم", "میخواهم"),
+    ("co\u00adoperate", "cooperate"),
+    ("foo\u200bbar", "foobar"),
 ]
 
 DIFFERENT = [
@@ -156,6 +179,23 @@ DIFFERENT = [
     # currencies
     ("€10", "$10"),
     ("£5", "¥5"),
+    # symbols
+    ("E♭ major", "E major"),
+    ("B♭", "B"),
+    ("K♠", "K♥"),
+    ("A: ✓, B: ✗", "A: ✗, B: ✓"),
+    ("🍎=3, 🍌=4", "🍌=3, 🍎=4"),
+    ("△ABC", "□ABC"),
+    ("👍🏽 all", "👍🏿 all"),
+    ("\U0001f3f4\U000e0067\U000e0062\U000e0065 won", "\U0001f3f4\U000e0067\U000e0062\U000e0073 won"),  # flags
+    ("5‰", "5"),
+    ("٥٪", "5"),
+    # numbers
+    ("2½", "21/2"),
+    ("x½", "x1/2"),
+    ("5，100", "5100"),
+    ("1、000", "1000"),
+    ("٣٫٥", "3, 5"),
     # vowel signs
     ("कि", "का"),
 ]

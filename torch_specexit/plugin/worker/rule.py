@@ -194,7 +194,7 @@ class Markers(NamedTuple):
           loops: the search that ends thinking that goes in circles; None for none.
         """
         bits = torch.zeros(vocab_size + 1, dtype=torch.int32)
-        for token, mask in (ids.masks() | {ids.start: BEGINS}).items():
+        for token, mask in (ids.within(vocab_size).masks() | {ids.start: BEGINS}).items():
             bits[token] = mask
         end = ids.end_marker
         closing = torch.tensor([*transition, *end], dtype=torch.int32)

@@ -21,6 +21,7 @@ from specexit.data.traces import Trace
 from specexit.errors import InputError
 from specexit.method.decision import Policy
 from specexit.method.replay import Replay
+from specexit.method.splits import text_behind
 
 Engine = Literal["none", "eagle3", "specexit", "specexit-fc"]
 """The target alone; with the plain draft; with the draft and the plug-in; the same with the second draft."""
@@ -282,8 +283,9 @@ class Chain:
         while True:
             left = trial.max_tokens - len(whole.token_ids)
             said = yield Ask("probe", [*prompt, *whole.token_ids], left, stop_text=trial.stop, logprobs=True)
+            piece = text_behind(self.marks.decode, [*trial.ids, *whole.token_ids], said.token_ids)
             whole = Said(whole.token_ids + said.token_ids, said.finished, whole.logprobs + said.logprobs)
-            piece, written = self.marks.decode(said.token_ids), self.marks.decode(whole.token_ids)
+            written = text_behind(self.marks.decode, list(trial.ids), whole.token_ids)
             if not said.finished or is_stated(piece, written, trial.stop, forced):
                 return whole
             if len(whole.token_ids) >= trial.max_tokens:
@@ -293,7 +295,8 @@ class Chain:
         """The answer in a trial; None where it was cut off or states none."""
         how = self.problem.trial
         forced = self.marks.decode(list(how.ids))
-        text = forced + close_trial(self.marks.decode(trial.token_ids), how.stop, how.close, forced)
+        written = text_behind(self.marks.decode, list(how.ids), trial.token_ids)
+        text = forced + close_trial(written, how.stop, how.close, forced)
         return extract_answer(text, self.problem.answer_kind, self.problem.choices) if trial.finished else None
 
     def conclude(self) -> Asks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -142,3 +143,29 @@ def opened_box(text: str, start: int) -> tuple[str | None, int] | None:
             return body[1:i].strip(), start + i + 1
         i += 1
     return None
+
+
+_ASCII: dict[int, str | None] = {
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5E)},
+    **{ord(sign): plain for sign, plain in {"，": ", ", "、": ", ", "،": ", ", "。": ". "}.items()},
+    **{ord(sign): plain for sign, plain in {"٫": ".", "٬": ",", "٪": "%"}.items()},
+    **dict.fromkeys([0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), 0x2060]),
+    **dict.fromkeys([*range(0x2066, 0x206A), 0xFEFF]),
+}
+"""Of full width all but ～, which is of a range, and in LaTeX a space. Nothing is left of joiners, marks of the
+direction of writing, and hyphens that are seen at the end of a line alone."""
+
+
+def in_ascii(text: str) -> str:
+    """A text with the digits of any script, and what is of full width beside Chinese and Japanese, in ASCII; without
+    characters that nobody sees.
+
+    A comma and a stop bring their space along: the one separates no thousands, the other begins no decimals.
+
+    Example:
+      >>> in_ascii("（Ａ）。"), in_ascii("1，234、５"), in_ascii("٣٫٥"), in_ascii("co\\u00adoperate")
+      ('(A). ', '1, 234, 5', '3.5', 'cooperate')
+    """
+    if text.isascii():
+        return text
+    return re.sub(r"\d", lambda found: str(int(found[0])), text.translate(_ASCII))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence, Set
 
-from specexit.data.answers.base import AnswerKind
+from specexit.data.answers.base import AnswerKind, in_ascii
 from specexit.data.answers.math_boxes import last_boxes
 from specexit.data.answers.text import normal
 
@@ -61,7 +61,8 @@ _CHOSEN = re.compile(
 )
 """A sentence that says a choice and no more: one may choose a point, or a value, to compute with."""
 _TEXT_WITH_LETTER = re.compile(rf"(.*\S)\s*[(\[]([{_LETTERS}])[)\]]")
-_LISTED = re.compile(rf"[(\[]?([{_LETTERS}])[)\].:]\s+(\S.*)")
+_LISTED = re.compile(rf"[(\[（]?([{_LETTERS}Ａ-Ｊ])(?:[)\].:]\s+|[）．：、]\s*)(\S.*)")
+"""What stands between a letter and its option brings its space along where it is of full width."""
 
 
 class Choice(AnswerKind):
@@ -75,6 +76,7 @@ class Choice(AnswerKind):
 
         With ``choices``, an option's own text counts as its letter, unless the text is itself a letter.
         """
+        text = in_ascii(text)
         if r"\boxed" in text or r"\fbox" in text:
             return _only({_letter(box, choices) for box in last_boxes(text)[0]})
         marked = [found["json"] or found["tag"] or "" for found in _MARKED.finditer(text)]
@@ -130,9 +132,10 @@ def listed_options(prompt: str) -> tuple[str, ...] | None:
     """
     lists: list[list[str]] = [[]]
     for found in filter(None, map(_LISTED.fullmatch, map(str.strip, prompt.splitlines()))):
-        if found.group(1) == "A":
+        letter = in_ascii(found.group(1))
+        if letter == "A":
             lists.append([])
-        if ord(found.group(1)) - ord("A") == len(lists[-1]):
+        if ord(letter) - ord("A") == len(lists[-1]):
             lists[-1].append(found.group(2))
     return next((tuple(options) for options in reversed(lists) if len(options) > 1), None)
 
@@ -142,6 +145,7 @@ def _letter(text: str, choices: Sequence[str] | None = None) -> str | None:
 
     A letter alone is a letter, also where it is an option's text as well, as prompts ask for letters.
     """
+    text = in_ascii(text)
     return _alone(text, choices) or _in_range(_one(_WITH_TEXT.fullmatch(_unstyled(text))), choices)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from specexit.data.answers.base import last_box
+from specexit.data.answers.base import in_ascii, last_box
 from specexit.data.answers.math_latex import WRAPPER, in_latex
 from specexit.data.answers.math_number_words import in_digits
 from specexit.data.answers.math_numbers import with_repeating_as_fractions
@@ -56,6 +56,7 @@ def normal(text: str) -> str:
       >>> normal(r"\$1{,}000\,"), normal(r"\text{(1, 2)}"), normal(r"\boxed{x²}"), normal("10 080")
       ('\\$1000', '(1,2)', 'x^{2}', '10080')
     """
+    text = in_ascii(text)
     if bold := _BOLD.fullmatch(text):
         text = bold.group(1)
     text = _as_money(last_box(text) or text)

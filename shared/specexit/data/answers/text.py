@@ -6,15 +6,17 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from specexit.data.answers.base import AnswerKind, last_box
+from specexit.data.answers.base import AnswerKind, in_ascii, last_box
 
 _HEADING = r"^#*[ \t]*(?:the\s+)?(?:final\s+)?answer[^\S\n]*\n\s*+(?!.*\banswer\b)"
 _BULLET = r"(?:(?<=\n)(?:> ?|- (?=[^\W\d_]{2})))?"
-_STATED = re.compile(rf"(?:\b(?:final\s+)?answer\b(?:\s+is\b|\s*[:=])+|{_HEADING})\s*{_BULLET}(.+)", re.I | re.M)
+_COLON = r"\s*[:=：＝]\*{0,3}"
+_STATED = re.compile(rf"(?:\b(?:final\s+)?answer\b(?:\s+is\b|{_COLON})+|{_HEADING})\s*{_BULLET}(.+)", re.I | re.M)
 _FONT = r"\\(?:text|textbf|textit|mathbf|mathrm|mbox)\b"
 _STYLED = re.compile(_FONT + r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})([^\s*](?:[^*\n]*[^\s*])?)\1(?![\w*])")
 _MARKUP = re.compile(_FONT + r"|\\[,;! ]|[$`\ufe0e\ufe0f]|^\s*\*+\s")
+_FRACTION_BEHIND = re.compile(r"(?<=\w)(?=[¼-¾⅐-⅟↉])")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
 _QUOTE = "[\"'“‘«(]"
 _ARTICLE = re.compile(rf"^{_QUOTE}*(?:a|an|the)\s+(?={_QUOTE}?[^\W\d_]{{2}})")
@@ -26,6 +28,11 @@ _INITIAL = re.compile(r"(?<![^\W_])([^\W\d_])\.(?=[^\W\d_](?![^\W_]))")
 _BESIDE_SIGN = re.compile(r"[-+*/^=] ?\(([^()]*+)\)|\(([^()]*+)\)!? ?[-+*/^=]")
 _AMOUNT = re.compile(r"(?<!\S)(-?)([\d.]+) ([€£¥¢₩₹₽])(?!\S)")
 """A currency behind its number, in what has single spaces."""
+_FORGIVEN = "°©®"
+"""Symbols that say nothing of their own."""
+_OF_FLAGS = "".join(map(chr, range(0xE0020, 0xE0080)))
+"""Letters that nobody sees, behind a flag: England's, Scotland's and Wales' are one symbol."""
+_SIGNS = str.maketrans("−–’⁄♯", "--'/#")
 _EXCLAMATION = re.compile(r"(?<![\d)])!+(?!=)")
 
 
@@ -62,16 +69,15 @@ TEXT = Text()
 
 
 def _clean(text: str) -> str | None:
-    return text.strip().rstrip(".").strip("\"' ") or None
+    return text.strip().rstrip(".。").strip("\"' ") or None
 
 
 def normal(text: str) -> str:
     """Lower case, one form of each character, no article in front, no punctuation, single spaces, after SQuAD's rule.
 
-    What changes the meaning stays: the point of a number, signs, superscripts, braces, brackets in a formula,
-    mathematical symbols, currencies, the lists in a list. So does a text of nothing but punctuation. A hyphen beside a
-    word of two letters or more joins words; any other is a minus. In an answer in brackets a comma separates members,
-    not thousands.
+    What changes the meaning stays: the point of a number, signs, superscripts, braces, brackets in a formula, symbols,
+    the lists in a list. So does a text of nothing but punctuation. A hyphen beside a word of two letters or more joins
+    words; any other is a minus. In an answer in brackets a comma separates members, not thousands.
 
     Example:
       >>> normal("The  “Eiffel” Tower!"), normal("-3.50"), normal("a"), normal("C++"), normal("!?")
@@ -81,8 +87,8 @@ def normal(text: str) -> str:
       >>> normal("1,000"), normal("[1,000]"), normal("[1, [2, 3]]"), normal("5!"), normal("5 % / 2")
       ('1000', '1 000', '1 [ 2 3 ]', '5!', '5%/2')
     """
-    whole = _ARTICLE.sub("", _one_form(_unstyled(text)))
-    bare = whole if _BRACKETED.fullmatch(whole) else re.sub(r"(?<=\d),(?=\d{3}\b)", "", whole)
+    whole = _ARTICLE.sub("", _one_form(_unstyled(in_ascii(text))))
+    bare = whole if _BRACKETED.fullmatch(whole) else re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", whole)
     bare = found.group(1) if (found := _LIST.fullmatch(bare)) else re.sub(r"[\[\]]", " ", bare)
     if _is_bracketed_formula(bare):
         bare = bare.replace("(", "{").replace(")", "}")
@@ -114,13 +120,14 @@ def _unstyled(text: str) -> str:
 def _one_form(text: str) -> str:
     """Characters that mean one thing as one character, and single spaces."""
     text = _SUPERSCRIPT.sub(lambda found: "^" + unicodedata.normalize("NFKC", found.group()), text)
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"\s+", " ", re.sub("[−–]", "-", text).replace("’", "'")).strip()
+    text = _FRACTION_BEHIND.sub(" ", text)
+    text = unicodedata.normalize("NFKC", text).casefold().translate(_SIGNS)
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def _apart(char: str) -> str:
-    """A character of a word or number as it is, a mathematical symbol between spaces, a space for all else."""
+    """A character of a word or number as it is, a symbol between spaces, a space for all else."""
     category = unicodedata.category(char)
-    if char.isalnum() or char in "+-/.#%!" or category[0] == "M":
+    if char.isalnum() or char in "+-/.#%‰!" or category[0] == "M" or char in _OF_FLAGS:
         return char
-    return f" {char} " if char in "*^{}[]" or category in ("Sm", "Sc") else " "
+    return f" {char} " if char in "*^{}[]" or (category[0] == "S" and char not in _FORGIVEN) else " "
