@@ -30,6 +30,7 @@ from specexit.data.traces import (
     vocab_size_of,
 )
 from specexit.differences import differences
+from specexit.drafts.computation import config_hashes
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import weights_hash
@@ -78,7 +79,8 @@ def score(config: ScoreConfig) -> int:
     target = target_of_both(config.traces, config.draft, draft_config.specexit.target, config.target)
     check_tokenizer(config.traces, target)
     check_weights(config.traces, target)
-    inputs = weights_hash(config.draft), target_fingerprint(target.folder), data_sha256(config.traces)
+    weights, computation = weights_hash(config.draft), config_hashes(draft_config)["computation"]
+    inputs = weights, target_fingerprint(target.folder), data_sha256(config.traces), computation
     if (there := _scored(config, *inputs)) is not None:
         return there
     with _memory_in_one_line(config, "a larger one"):
@@ -117,17 +119,19 @@ def _memory_in_one_line(config: ScoreConfig, expected: str) -> Iterator[None]:
         ) from error
 
 
-def _scored(config: ScoreConfig, draft: str, target: str | None, data: str) -> int | None:
+def _scored(config: ScoreConfig, draft: str, target: str | None, data: str, computation: str) -> int | None:
     """How many traces have these very scores in ``out``; None where there are no scores yet."""
     if not (config.out / "scores.parquet").exists():
         return None
     there, traces = open_scores(config.out), read_outlines(config.traces)
-    old = {"draft": there.draft_blake3, "target": there.target_sha256, "traces": there.data_sha256}
-    new = {"draft": draft, "target": target, "traces": data}
+    was = there.computation_sha256  # None in older scores, which are kept
+    old = {"draft": there.draft_blake3, "target": there.target_sha256, "traces": there.data_sha256, "computation": was}
+    new = {"draft": draft, "target": target, "traces": data, "computation": was and computation}
     done = {"config": read_yaml(config.out / "run.yaml").get("config"), "inputs": old}
     if told := differences(done, {"config": config.model_dump(mode="json"), "inputs": new}):
+        edited = "" if was in (None, computation) else f", as {config.draft / 'config.json'} was changed"
         raise ScoreError(
-            f"{config.out}: holds scores with {told}: delete the folder to score anew, or give another out"
+            f"{config.out}: holds scores with {told}{edited}: delete the folder to score anew, or give another out"
         )
     there.check(traces)
     Console(stderr=True).print(f"{config.out}: there already, with the same config, draft, target and traces")

@@ -184,7 +184,8 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
 
 def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Pretend]) -> None:
     """Finished results are there for what they are of, and in the way of anything else."""
-    read = {"target", "target.settings", "draft.weights", "draft.policy", "draft.serving"}
+    of_draft = ("weights", "computation", "boundaries", "policy", "serving")
+    read = {"target", "target.settings"} | {f"draft.{name}" for name in of_draft}
     read |= {"traces", "calibration_traces", "scores"}
     assert set(results.inputs) == read | {"tolerance"}
     assert results.tolerance == 0.01
@@ -192,6 +193,12 @@ def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Prete
     pretend.asked.clear()
     assert bench(ours) == results
     assert not pretend.asked
+    file = ours.draft / "config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"rms_norm_eps": 1e-5}))
+    with pytest.raises(BenchError, match=r"out: holds a benchmark with inputs\.draft\.computation .*: delete the"):
+        bench(ours)
+    file.write_text(json.dumps(said))
     point = OperatingPoint(name="default", policy=Policy(thresholds={"validity": 0.5}))
     write_policy(ours.draft, PolicyFile(points=(point,)))
     with pytest.raises(BenchError, match=r"out: holds a benchmark with inputs\.draft\.policy .*: delete the folder"):

@@ -75,6 +75,11 @@ def test_two_policies_have_one_compile_hash_and_the_fingerprints_are_of_what_is_
     assert opened is not None
     assert opened.doubts == ["dtype is float32, calibrated with bfloat16"]
     assert opened.misfit is None
+    said = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(said | {"specexit": said["specexit"] | {"split_endings": ["\n"]}}))
+    opened = opening.settings_of(config)
+    assert opened is not None
+    assert opened.doubts[0] == "config.json of the draft was changed since it was calibrated, and says other boundaries"
     # A checkpoint that asks for a KV cache in fp8: vLLM puts that in the place of "auto".
     config.model_config.hf_config.quantization_config = {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}
     for dtype, called in (("fp8_e4m3", "auto"), ("fp8_e5m2", "fp8_e5m2"), ("auto", "auto")):

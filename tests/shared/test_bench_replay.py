@@ -259,7 +259,8 @@ def test_the_command_writes_what_it_found(files):
     assert bench_replay(files).share == 1.0
     written = json.loads(files.out.read_text())
     assert (written["n"], written["same"], written["policy"]["thresholds"]) == (N, N, {"validity": 0.9})
-    assert set(written["inputs"]) == {"requests", "traces", "draft.weights", "draft.policy"}
+    of_draft = {f"draft.{name}" for name in ("weights", "policy", "computation", "boundaries")}
+    assert set(written["inputs"]) == {"requests", "traces"} | of_draft
 
 
 def test_a_policy_that_was_not_measured_is_named_and_its_differences_are_not_listed(files):

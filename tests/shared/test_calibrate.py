@@ -15,8 +15,10 @@ from specexit.bench.methods.budget import calibrate_budget
 from specexit.cli import run
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
-from specexit.data.scores import ScoreError, Scores, read_scores, write_scores
+from specexit.data.scores import ScoreError, Scores, check_scores_of, open_scores, read_scores, write_scores
 from specexit.data.traces import WEIGHTS, TraceError, data_sha256, read_traces, write_traces
+from specexit.drafts.certified import doubts_of
+from specexit.drafts.computation import config_hashes
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import Selection, read_policy, write_policy
@@ -420,6 +422,31 @@ def test_what_the_certificate_is_for_is_stored(setting):
     assert stored.traffic.split_shares == pytest.approx({"23": 1 / 3, "26": 1 / 3, "29": 1 / 3}, abs=1e-5)
     assert [event.data_sha256 for event in stored.history] == [data_sha256(paths["traces"])]
     assert len(calibrate(CalibrateConfig(**paths)).history) == 2
+
+
+def test_a_config_that_was_edited_since_voids_scores_and_certificates(setting):
+    """`verify` says which theta or layers look right: scores of before, of another computation, stayed in force."""
+    paths = setting(np.full(N, 0.9), [True] * N, sampling='{"temperature": 0.0}')
+    computation = config_hashes(read_config(paths["draft"]))["computation"]
+    write_scores(paths["scores"], replace(read_scores(paths["scores"]), computation_sha256=computation))
+    policy, file = calibrate(CalibrateConfig(**paths)), paths["draft"] / "config.json"
+    assert read_scores(paths["scores"]).computation_sha256 == computation
+    said, older = json.loads(file.read_text()), dict.fromkeys(config_hashes(read_config(paths["draft"])))
+    older = policy.model_copy(update={"fingerprints": policy.fingerprints.model_copy(update=older)})
+    block = said["specexit"] | {"split_endings": ["\n"]}
+    for changes, what in (
+        ({}, None),
+        ({"max_position_embeddings": 65_536}, None),
+        ({"specexit": block}, "other boundaries"),
+        ({"rope_theta": 1e6}, "another computation"),
+    ):
+        file.write_text(json.dumps(said | changes))
+        doubt = f"config.json of the draft was changed since it was calibrated, and says {what}"
+        assert doubts_of(paths["draft"], policy) == ([] if what is None else [doubt])
+        assert doubts_of(paths["draft"], older) == []  # which does not say what it was calibrated with
+        if what != "another computation":
+            check_scores_of(paths["draft"], open_scores(paths["scores"]), paths["scores"])
+    refused(paths, r"parquet: .*draft/config\.json was changed since they .*: score the traces again", ScoreError)
 
 
 def test_where_the_target_is_not_there_it_is_said_what_the_certificate_does_not_name(setting, tmp_path, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from specexit.drafts.computation import config_hashes
 from specexit.drafts.directory import (
     FLOATS,
     DraftError,
@@ -16,6 +17,7 @@ from specexit.drafts.directory import (
     write_draft,
 )
 from specexit.drafts.inspect import describe
+from specexit.drafts.policy import PolicyFile, write_policy
 from specexit.drafts.rope import scaling_of
 from specexit.drafts.verified import geometry_sha256
 from specexit.method.signals import NAMES
@@ -146,6 +148,45 @@ def test_a_window_is_written_as_every_program_reads_it(tmp_path, write_random_dr
     assert read_config(full).sliding_window is None
     assert not WINDOW.keys() & read_config(full).model_dump().keys()
     assert geometry_sha256(read_config(full)) != geometry_sha256(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "block", "differ"),
+    [
+        ({"rope_theta": 1e6}, {}, {"computation"}),
+        ({"rope_scaling": LLAMA3}, {}, {"computation"}),
+        ({"rms_norm_eps": 1e-5}, {}, {"computation"}),
+        ({"norm_before_residual": True}, {}, {"computation"}),
+        ({"eagle_aux_hidden_state_layer_ids": [1, 2, 3]}, {}, {"computation"}),
+        (WINDOW, {}, {"computation"}),
+        ({}, {"split_endings": [".\n"]}, {"boundaries"}),
+        ({}, {"split_connectors": ["Wait"]}, {"boundaries"}),
+        ({}, {"think_end": "</thought>"}, {"boundaries"}),
+        ({"max_position_embeddings": 65_536, "torch_dtype": "bfloat16", "dtype": "bfloat16"}, {}, set()),
+        ({"rope_parameters": {"rope_theta": 10_000, "rope_type": "default"}, "rope_theta": None}, {}, set()),
+        ({}, {"split_endings": ["\n\n", "\n\n"], "target": "another", "exit_point": "stable"}, set()),
+    ],
+)
+def test_another_config_beside_the_same_weights_is_another_draft(draft, changes, block, differ):
+    """Its scores and certificates were taken for those of the weights, whatever the file had come to say."""
+    before = config_hashes(read_config(draft))
+    edit_config(draft, **changes, specexit=json.loads((draft / "config.json").read_text())["specexit"] | block)
+    after = config_hashes(read_config(draft))
+    assert {name for name in before if before[name] != after[name]} == differ
+
+
+def test_what_rewrites_a_config_leaves_its_hashes(draft, tmp_path):
+    edit_config(draft, rope_scaling=LLAMA3)
+    before = config_hashes(read_config(draft))
+    write_policy(draft, PolicyFile())
+    assert "policy" not in json.loads((draft / "config.json").read_text())["specexit"]
+    assert config_hashes(read_config(draft)) == before
+    edit_config(draft, rope_scaling={**LLAMA3, "factor": 8})  # as JavaScript writes 8.0
+    assert config_hashes(read_config(draft)) == before
+    write_draft(tmp_path / "copy", *read_draft(draft))
+    assert config_hashes(read_config(tmp_path / "copy")) == before
+    plain_copy(draft, tmp_path / "plain")
+    assert config_hashes(read_config(tmp_path / "plain")) == {"computation": before["computation"]}
 
 
 @pytest.mark.parametrize(

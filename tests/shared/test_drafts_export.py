@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, refuse_trained, write_prompts
+from specexit.drafts.computation import config_hashes
 from specexit.drafts.config import DraftError
 from specexit.drafts.directory import read_config, read_draft
 from specexit.drafts.export import export
@@ -214,7 +215,7 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
     folder = write_random_draft(tmp_path / "draft", "draft", model_type="qwen3", **SHAPE)
     found = Certificate(risk="accuracy_lost", epsilon=0.02, delta=0.1, n=500, errors=4, bound=0.0159, data_sha256="ab")
     point = OperatingPoint(name="careful", policy=Policy(thresholds={"validity": 0.97}), certificate=found)
-    marks = Fingerprints(draft=weights_hash(folder))
+    marks = Fingerprints(draft=weights_hash(folder), **config_hashes(read_config(folder)))
     write_policy(folder, PolicyFile(default="careful", points=(point,), fingerprints=marks))
     config, _, out = exported(folder, tmp_path, "speculators", target)
     assert config["architectures"] == ["SpecExitQwen3ForCausalLMEagle3"]
@@ -222,6 +223,7 @@ def test_an_export_for_speculators_keeps_what_exits_need(tmp_path, target, write
     assert read_config(out).specexit == read_config(folder).specexit
     # The same weights in another file: the certificate is of them.
     assert read_policy(out).fingerprints.draft == weights_hash(out) != weights_hash(folder)
+    assert marks.model_dump().items() >= config_hashes(read_config(out)).items()
     assert read_policy(out).points == read_policy(folder).points
     with pytest.raises(DraftError, match=r"layers\.0, as an export .* take the draft directory that it was made from"):
         describe(out)

@@ -17,6 +17,7 @@ from specexit.config import ConfigError
 from specexit.data.scores import ScoreError, read_scores
 from specexit.data.stream import TraceError
 from specexit.data.traces import WEIGHTS, write_traces
+from specexit.drafts.computation import config_hashes
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile, write_policy
@@ -208,6 +209,7 @@ def test_scores_are_the_signals_at_the_thinking_tokens_whatever_the_batch(paths,
     assert list(scores.signals) == [trace.id for trace in traces]
     assert scores.source == read_config(paths["draft"]).specexit.source
     assert scores.draft_blake3 == weights_hash(paths["draft"])
+    assert scores.computation_sha256 == config_hashes(read_config(paths["draft"]))["computation"]
     assert (paths["out"] / "run.yaml").exists()
 
     features = TargetFeatures(load_target_config("tiny-reasoner"), (1, 3, 4))
@@ -291,6 +293,15 @@ def test_scores_that_are_there_are_kept_and_those_of_something_else_are_refused(
     assert (paths["out"] / "scores.parquet").stat().st_mtime_ns == written
     with pytest.raises(ScoreError, match=r"holds scores with config\.batch_tokens 8192 \(now 64\): delete the folder"):
         score(ScoreConfig(**paths, batch_tokens=64))
+    file = paths["draft"] / "config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"max_position_embeddings": 65_536}))
+    assert score(ScoreConfig(**paths)) == 3
+    file.write_text(json.dumps(said | {"rope_theta": 1e6}))
+    other = r"inputs\.computation \w{12} \(now \w{12}\), as .*draft/config\.json was changed: delete the folder"
+    with pytest.raises(ScoreError, match=rf"scores: holds scores with {other}"):
+        score(ScoreConfig(**paths))
+    file.write_text(json.dumps(said))
     before, source = weights_hash(paths["draft"])[:12], read_config(paths["draft"]).specexit.source
     shutil.rmtree(paths["draft"])
     write_random_draft(paths["draft"], source, seed=1, **TINY)

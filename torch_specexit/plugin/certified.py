@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specexit.drafts.computation import config_hashes
+from specexit.drafts.config import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
@@ -27,6 +29,7 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
     tokenizer = folder_of(model.tokenizer, model.tokenizer_revision, "tokenizer.json") / "tokenizer.json"
     return {
         "draft": weights_hash(draft),
+        **config_hashes(read_config(draft, needs_policy=False)),
         "target": served_target(vllm_config),
         "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.exists() else None,
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -90,7 +90,8 @@ class Ablations(Config):
     """Of these traces, those whose right answer is not known: losses are of the others."""
     ablations: dict[str, Ablation]
     inputs: dict[str, str] = Field(default={})
-    """Hashes of ``traces``, of each ``scores.NAME``, and of the draft of the first of them (``draft.weights``)."""
+    """Hashes of ``traces``, of each ``scores.NAME``, and of the draft of the first of them (``draft.weights``,
+    ``draft.computation``)."""
 
     def remarks(self) -> list[str]:
         """What its numbers do not say."""
@@ -130,7 +131,7 @@ def ablate(config: AblateConfig) -> dict[str, Ablation]:
 def _inputs(config: AblateConfig) -> dict[str, str]:
     hashes = {f"scores.{name}": data_sha256(path) for name, path in config.scores.items()}
     first = open_scores(next(iter(config.scores.values())))
-    return {"traces": data_sha256(config.traces), "draft.weights": first.draft_blake3} | hashes
+    return {"traces": data_sha256(config.traces)} | first.draft_inputs | hashes
 
 
 def _found_before(config: AblateConfig, inputs: dict[str, str]) -> Ablations | None:

@@ -13,6 +13,7 @@ from specexit.config import read_yaml
 from specexit.data.scores import Scores, check_scores_of, read_scores
 from specexit.data.traces import data_sha256
 from specexit.differences import differences, fields_sha256, file_sha256
+from specexit.drafts.computation import config_hashes
 from specexit.drafts.directory import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import Serving, policy_sha256, read_policy
@@ -71,13 +72,16 @@ def others(there: Mapping[str, str], here: Mapping[str, str]) -> str:
 
 
 def draft_inputs(draft: Path, key: str = "draft") -> dict[str, str]:
-    """``KEY.weights`` and ``KEY.policy`` -> hash of a draft's weights, and of the policy that it is served with.
+    """``KEY.weights`` and ``KEY.policy`` -> hash of a draft's weights, and of the policy that it is served with; under
+    ``KEY.`` as well, those of `config_hashes`.
 
     Raises:
       DraftError, TensorError: it cannot be read.
     """
-    block = read_config(draft).specexit
-    return {f"{key}.weights": weights_hash(draft), f"{key}.policy": policy_sha256(block.policy) if block else "none"}
+    config = read_config(draft)
+    policy = policy_sha256(config.specexit.policy) if config.specexit else "none"
+    found = {"weights": weights_hash(draft), "policy": policy} | config_hashes(config)
+    return {f"{key}.{name}": value for name, value in found.items()}
 
 
 class Tolerance(NamedTuple):

@@ -247,7 +247,8 @@ def _read(
     # Not of the traces: labelled ones are another file of the same.
     if told := others(results.inputs, {key: found for key, found in inputs.items() if key.startswith("draft")}):
         raise ReplayError(
-            f"{config.bench}: measured with {told}, expected a draft with the weights and the policy that were measured"
+            f"{config.bench}: measured with {told}, expected a draft with the weights, the config and the policy that "
+            "were measured"
         )
     if not is_greedy(results.sampling):
         raise ReplayError(

@@ -1,7 +1,8 @@
 """Signal values of traces on disk: what a draft says at every thinking token, for `simulate` and `calibrate`.
 
 One Parquet row per trace. The file's metadata names the schema version, where the signals were read (``source``) and
-the hashes of the draft's and the target's weights, so that scores of other models cannot be taken for theirs.
+the hashes of the draft's and the target's weights and of the draft's computation, so that scores of other models
+cannot be taken for theirs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from specexit.data.scratch import Scratch
 from specexit.data.seen import Seen
 from specexit.data.stream import values_of
 from specexit.differences import SHOWN
+from specexit.drafts.computation import config_hashes
 from specexit.drafts.config import read_config
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
@@ -90,6 +92,8 @@ class Scores:
     path: Path = Path("scores")
     """The file, for messages."""
     key: Key = sample_key
+    computation_sha256: str | None = None
+    """Of the draft, see `specexit.drafts.computation`; None in older files."""
 
     def of(self, traces: Sequence[AnyTrace]) -> list[Float[np.ndarray, "think signals"]]:
         """Signals of the given traces, in their order.
@@ -149,6 +153,7 @@ class StoredScores:
       key: makes a trace's key, as files of this version have it.
       traces: whose values are given.
       data_sha256: of the trace files, see `specexit.data.traces.data_sha256`; None in older files.
+      computation_sha256: see `Scores`.
     """
 
     path: Path
@@ -159,6 +164,13 @@ class StoredScores:
     key: Key = sample_key
     traces: Sequence[AnyTrace] = ()
     data_sha256: str | None = None
+    computation_sha256: str | None = None
+
+    @property
+    def draft_inputs(self) -> dict[str, str]:
+        """Hashes of the draft that gave them, as far as they are known, by the keys of `specexit.bench.inputs`."""
+        known = {"draft.weights": self.draft_blake3, "draft.computation": self.computation_sha256}
+        return {key: value for key, value in known.items() if value is not None}
 
     def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
         """The same file, for the given traces.
@@ -233,6 +245,7 @@ class ScoreWriter:
       draft_blake3: of the draft's weights.
       target_sha256: of the target's, where it is known.
       data_sha256: of the trace files, see `specexit.data.traces.data_sha256`, where it is known.
+      computation_sha256: see `Scores`, where it is known.
     """
 
     GROUP = 64
@@ -245,16 +258,15 @@ class ScoreWriter:
         draft_blake3: str,
         target_sha256: str | None = None,
         data_sha256: str | None = None,
+        computation_sha256: str | None = None,
     ):
         metadata = {
             "specexit.scores": SCHEMA_VERSION,
             "specexit.source": source,
             "specexit.draft_blake3": draft_blake3,
         }
-        if target_sha256 is not None:
-            metadata["specexit.target_sha256"] = target_sha256
-        if data_sha256 is not None:
-            metadata["specexit.data_sha256"] = data_sha256
+        known = {"target": target_sha256, "data": data_sha256, "computation": computation_sha256}
+        metadata |= {f"specexit.{name}_sha256": value for name, value in known.items() if value is not None}
         self._source, self._schema = source, SCHEMA.with_metadata(metadata)
         self._file = PartsWriter(path, self._schema)
         self._keys: list[str] = []
@@ -289,7 +301,8 @@ def write_scores(path: Path, scores: Scores) -> None:
     """Write scores to a Parquet file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        with ScoreWriter(Path(folder) / path.name, scores.source, scores.draft_blake3, scores.target_sha256) as writer:
+        of = scores.source, scores.draft_blake3, scores.target_sha256, None, scores.computation_sha256
+        with ScoreWriter(Path(folder) / path.name, *of) as writer:
             for key, values in scores.signals.items():
                 writer.write(key, values)
         for part in parts_of(Path(folder) / path.name):
@@ -304,7 +317,8 @@ def read_scores(path: Path) -> Scores:
     """
     stored = open_scores(path)
     signals = dict(_read(stored.path))
-    return Scores(stored.source, stored.draft_blake3, signals, stored.target_sha256, stored.path, stored.key)
+    known = stored.target_sha256, stored.path, stored.key, stored.computation_sha256
+    return Scores(stored.source, stored.draft_blake3, signals, *known)
 
 
 def open_scores(path: Path) -> StoredScores:
@@ -331,6 +345,7 @@ def open_scores(path: Path) -> StoredScores:
         metadata.get("specexit.target_sha256"),
         sample_key if metadata["specexit.scores"] == SCHEMA_VERSION else _older_key,
         data_sha256=metadata.get("specexit.data_sha256"),
+        computation_sha256=metadata.get("specexit.computation_sha256"),
     )
 
 
@@ -397,14 +412,20 @@ def check_scores_of(draft: Path, scores: Scores | StoredScores, path: Path) -> N
       path: of their file, for the message.
 
     Raises:
-      ScoreError: they are another draft's, or of another source.
+      ScoreError: they are another draft's, of what its ``config.json`` said before an edit, or of another source.
       DraftError, TensorError: the draft cannot be read.
     """
-    ours, block = weights_hash(draft), read_config(draft, needs_policy=False).specexit
+    ours, config = weights_hash(draft), read_config(draft, needs_policy=False)
+    block, computed = config.specexit, config_hashes(config)["computation"]
     if scores.draft_blake3 != ours:
         raise ScoreError(
             f"{path}: scores come from a draft with hash {scores.draft_blake3[:SHOWN]}, but {draft} has "
             f"{ours[:SHOWN]}: expected scores of this draft, score the traces with it first"
+        )
+    if scores.computation_sha256 not in (None, computed):
+        raise ScoreError(
+            f"{path}: {draft / 'config.json'} was changed since they were made (computation {computed[:SHOWN]}, was "
+            f"{scores.computation_sha256[:SHOWN]}): score the traces again, or change it back"
         )
     if block is not None and scores.source != block.source:
         raise ScoreError(

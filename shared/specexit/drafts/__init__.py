@@ -5,8 +5,8 @@
 what lies in a stranger's folder.
 
 `policy` says when to exit, and `certified` whether its certificates hold for what is served; `fingerprints` tells
-targets apart. `hold` keeps what audits have found, and `locking` keeps two writers apart. `begun` says what a draft was
-before it was trained, `selection` which prompts chose its checkpoint.
+targets apart, and `computation` drafts of the same weights. `hold` keeps what audits have found, and `locking` keeps
+two writers apart. `begun` says what a draft was before it was trained, `selection` which prompts chose its checkpoint.
 
 `published` imports other projects' drafts, by their `vocabulary` and `layouts`; `export` and `card` write for other
 programs; `migrate` renews an older directory, `inspect` describes one. `verify` compares what both frameworks compute:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from specexit.buckets import BucketPath
+from specexit.drafts.computation import config_hashes
+from specexit.drafts.config import read_config
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import FILE, Certificate, Fingerprints, PolicyFile
 from specexit.drafts.tensors import weights_hash
@@ -27,6 +29,10 @@ CHECKPOINT_NAMES = {
 }
 """vLLM's name of a quantisation that it found in a checkpoint -> the checkpoint's own name, which calibrations record.
 What shares such a name differs in ``config.json`` or its weights, and so in the target's fingerprint."""
+
+EDITED = {"computation": "another computation", "boundaries": "other boundaries"}
+"""Fingerprint of a draft's ``config.json`` -> what that says where it differs. Older policy files have neither,
+and hold as they did."""
 
 
 def doubts(file: PolicyFile, served: Mapping[str, str | None], transition: str = "") -> list[str]:
@@ -46,11 +52,12 @@ def doubts(file: PolicyFile, served: Mapping[str, str | None], transition: str =
     """
     calibrated = file.fingerprints.model_dump()
     differing = [
-        f"{name} is {_short(served.get(name))}, calibrated with {_short(value)}"
+        _differs(name, served.get(name), value)
         for name, value in calibrated.items()
         if value is not None and _compared(name, served.get(name)) != _compared(name, value)
     ]
-    unknown = [name for name, value in calibrated.items() if value is None and served.get(name) is not None]
+    unsaid = [name for name, value in calibrated.items() if value is None and name not in EDITED]
+    unknown = [name for name in unsaid if served.get(name) is not None]
     if all(point.certificate is None for point in file.points):
         return differing
     if transition:
@@ -63,7 +70,7 @@ def doubts(file: PolicyFile, served: Mapping[str, str | None], transition: str =
 
 
 def doubts_of(folder: Path, file: PolicyFile, target: Path | None = None) -> list[str]:
-    """`doubts` as far as a draft directory can tell: by its weights and settings, and by its target.
+    """`doubts` as far as a draft directory can tell: by its weights, config and settings, and by its target.
 
     What a server alone knows, such as its dtype, is not compared.
 
@@ -73,12 +80,12 @@ def doubts_of(folder: Path, file: PolicyFile, target: Path | None = None) -> lis
       target: folder of its target's model; not compared where it is None, in a bucket or without weights.
 
     Raises:
-      TensorError: the draft's weights cannot be read.
+      DraftError, TensorError: the draft's config or its weights cannot be read.
     """
     if all(point.certificate is None for point in file.points):
         return []
     mark = None if target is None or isinstance(target, BucketPath) else target_fingerprint(target)
-    known = {"draft": weights_hash(folder)}
+    known = {"draft": weights_hash(folder)} | config_hashes(read_config(folder, needs_policy=False))
     if mark is not None:
         known["target"] = mark
     unsaid = dict.fromkeys(Fingerprints.model_fields.keys() - known.keys())
@@ -138,6 +145,12 @@ def in_percent(share: float) -> str:
 def confidence(delta: float) -> str:
     """The confidence ``1 - delta`` in percent, with all of its digits."""
     return f"{(100 - 100 * Decimal(repr(delta))).normalize():f}"
+
+
+def _differs(name: str, served: str | None, made: str) -> str:
+    if name in EDITED:
+        return f"config.json of the draft was changed since it was calibrated, and says {EDITED[name]}"
+    return f"{name} is {_short(served)}, calibrated with {_short(made)}"
 
 
 def _compared(name: str, value: str | None) -> str | None:

@@ -148,6 +148,10 @@ class Fingerprints(Config):
     draft: str | None = Field(
         default=None, description="BLAKE3 of the draft's weights, see `specexit.drafts.tensors.weights_hash`"
     )
+    computation: str | None = Field(
+        default=None, description="of the draft's config.json, see `specexit.drafts.computation`; null in older files"
+    )
+    boundaries: str | None = Field(default=None, description="of where that finds boundaries, likewise")
     target: str | None = Field(default=None, description="see `specexit.drafts.fingerprints.target_fingerprint`")
     tokenizer: str | None = Field(default=None, description="SHA-256 of the target's tokenizer.json")
     dtype: str | None = Field(default=None, description="of the target's weights as they were served")

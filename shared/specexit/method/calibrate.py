@@ -87,7 +87,8 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
         server runs the smoothing, or the draft's serving settings name a point that would be gone.
       OverlapError: the draft was trained on some of the prompts, or its checkpoint chosen on them.
     """
-    stored, block = read_policy(config.draft), read_config(config.draft).specexit
+    stored, draft = read_policy(config.draft), read_config(config.draft)
+    block = draft.specexit
     if block is None:
         raise DraftError(f"{config.draft / 'config.json'}: no specexit block, so this draft has no signals to judge by")
     check_served(config, block)
@@ -98,7 +99,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     target = target_of_file(config.traces, config.target, config.draft)
     check_target(config, target, block)
     told, wrote = types_written_with(config.traces, target), said_of(config.traces, WEIGHTS)
-    marks = fingerprints(target, scores, told, wrote)
+    marks = fingerprints(draft, target, scores, told, wrote)
     sampling, trial = one_sampling(traces, config.traces), one_trial(config, traces)
     refuse_trained(config.draft, traces, config.traces)
     refuse_selected(config.draft, stored.selection, traces, config.traces)

@@ -12,7 +12,8 @@ from specexit.data.engine import EngineTypes
 from specexit.data.outlines import Outlines
 from specexit.data.scores import StoredScores
 from specexit.data.traces import check_tokenizer, check_weights, tokenizer_sha256
-from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.computation import config_hashes
+from specexit.drafts.directory import DraftConfig, SpecExitBlock
 from specexit.drafts.fingerprints import quantization_served, target_fingerprint
 from specexit.drafts.policy import Fingerprints, OperatingPoint, PolicyError, PolicyFile, check_policy
 from specexit.method.certify import CertificateError
@@ -102,10 +103,13 @@ def one_trial(config: CalibrateConfig, traces: Outlines) -> dict[str, Any]:
     return found
 
 
-def fingerprints(target: TargetConfig, scores: StoredScores, told: EngineTypes, wrote: str | None) -> Fingerprints:
+def fingerprints(
+    draft: DraftConfig, target: TargetConfig, scores: StoredScores, told: EngineTypes, wrote: str | None
+) -> Fingerprints:
     """What the certificates are made with.
 
     Args:
+      draft: whose computation it is.
       target: as `check_target` found it to be that of the traces.
       scores: of the traces.
       told: types of the model that wrote the traces.
@@ -127,6 +131,7 @@ def fingerprints(target: TargetConfig, scores: StoredScores, told: EngineTypes, 
         )
     return Fingerprints(
         draft=scores.draft_blake3,
+        **config_hashes(draft),
         target=weights or scores.target_sha256,
         tokenizer=tokenizer,
         dtype=None if told.dtype == "auto" else told.dtype,  # "auto" is whatever vLLM makes of it

@@ -102,7 +102,8 @@ class Simulation(Part):
     left_out: dict[str, int] = Field(default={})
     """Reason -> traces that cannot judge."""
     inputs: dict[str, str] = Field(default={})
-    """``traces`` and ``draft.weights`` -> hash of what was replayed; empty in files of older versions."""
+    """``traces``, ``draft.weights`` and ``draft.computation`` -> hash of what was replayed; empty in files of older
+    versions, which may lack the last one."""
 
 
 def point_of(sums: Sums, policy: Policy | None, setting: str = "") -> Point:
@@ -394,7 +395,7 @@ def write_curves(config: SimulateConfig, console: Console) -> Simulation:
     config = config.model_copy(update={"early": early_of(scores.source, config.early)})
     blocks = _blocks(config, scores, probe, traces)
     simulation = run(blocks, traces, config, console, methods=methods, probe_early=probe_early)
-    inputs = {"traces": data_sha256(config.traces), "draft.weights": scores.draft_blake3}
+    inputs = {"traces": data_sha256(config.traces)} | scores.draft_inputs
     simulation = simulation.model_copy(update={"left_out": left_out, "inputs": inputs})
     write_text(config.out, json.dumps(simulation.model_dump(mode="json"), indent=1) + "\n")
     return simulation

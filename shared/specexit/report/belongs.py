@@ -30,8 +30,8 @@ class Measured:
         """The hashes of what a benchmark's folder was made from.
 
         Raises:
-          ReportError: the draft's weights or its policy are not those that were measured, so that its certificate would
-            be read as one of these numbers.
+          ReportError: the draft's weights, config or policy are not those that were measured, so that its certificate
+            would be read as one of these numbers.
           DraftError, TensorError, TraceError: a file cannot be read.
         """
         ours = draft_inputs(draft) if draft else {}

@@ -160,7 +160,7 @@ def test_what_is_promised_is_not_rounded(bench: Path, write_random_draft: Callab
     assert "with probability at least 99.9 %, the answer changes in at most 1.25 % of problems like these" in text
 
 
-@pytest.mark.parametrize("changed", ["weights", "policy"])
+@pytest.mark.parametrize("changed", ["weights", "policy", "computation", "boundaries"])
 def test_a_certificate_of_today_is_not_ascribed_to_what_another_draft_measured(
     bench: Path, write_random_draft: Callable[..., Path], changed: str
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_certificate_of_today_is_not_ascribed_to_what_another_draft_measured(
         bolder = OperatingPoint(name="default", policy=Policy(thresholds={"validity": 0.5}))
         write_policy(draft, PolicyFile(points=(bolder,)))
     else:
-        results = results.model_copy(update={"inputs": results.inputs | {"draft.weights": "0" * 64}})
+        results = results.model_copy(update={"inputs": results.inputs | {f"draft.{changed}": "0" * 64}})
         write_results(bench / "results.json", results)
     told = rf"results\.json: measured with inputs\.draft\.{changed} \w+ \(now \w+\), expected .*draft as it was"
     with pytest.raises(ReportError, match=told):
