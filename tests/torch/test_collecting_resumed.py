@@ -225,6 +225,32 @@ def test_a_chat_template_or_a_tokenizer_that_was_replaced_in_place_is_refused(
         assert ledger.todo() == list(range(1, 12))
 
 
+def test_the_files_of_an_older_folder_say_which_tokenizer_wrote_them(collected, tmp_path):
+    """Its manifest does not: the hash of the new one went into it, and every later command refused the folder."""
+    shutil.copytree(TARGET.folder, tmp_path / "model")
+    target = TARGET.model_copy(update={"name": "mine", "path": str(tmp_path / "model")})
+    asked = CollectConfig(target="mine", split="test", n=12, chunk=5, out=tmp_path / "out")
+    asks = all_asks(asked, target)
+    with Ledger(asked, target, asks) as ledger:
+        for number in range(5):
+            ledger.record(number, replace(collected[number], target="mine"))
+    manifest, tokenizer = tmp_path / "out" / "manifest.json", tmp_path / "model" / "tokenizer.json"
+    older = json.loads(manifest.read_text())
+    del older["tokenizer"]
+    manifest.write_text(json.dumps(older))
+    text = tokenizer.read_text()
+    tokenizer.write_text(f" {text}")
+    with (
+        pytest.raises(TraceError, match=r"traces-00000\.parquet: written with the tokenizer \w+\.\.\., expected \w+"),
+        Ledger(asked, target, asks),
+    ):
+        pass
+    assert json.loads(manifest.read_text()) == older
+    tokenizer.write_text(text)
+    with Ledger(asked, target, asks) as ledger:
+        assert ledger.todo() == list(range(5, 12))
+
+
 @pytest.mark.parametrize("full", ["write_traces", "put", "save_asked"])
 def test_a_disk_that_is_full_for_a_file_the_log_or_a_record_is_one_line(full, collected, tmp_path, monkeypatch):
     """Arrow has words of its own for it, and a run that goes on wrote before its first trace, with a traceback."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from specexit.config import Config, ConfigError
 from specexit.data.checks import TraceError
 from specexit.data.stream import MANIFEST
+from specexit.data.traces import check_tokenizer
 from specexit.errors import first_problem
 from specexit.schemas.target import TargetConfig
 from torch_specexit.collecting.summary import Counts
@@ -86,6 +87,7 @@ def same_model(out: Path, there: Manifest, target: TargetConfig, now: Mapping[st
 
     Raises:
       ConfigError: another model wrote what is there.
+      TraceError: another tokenizer did, as a file says that an older folder has, or a file cannot be read.
     """
     found = {name: getattr(there, name) for name in now}
     known = {name: sha256 for name, sha256 in now.items() if sha256 is not None}
@@ -95,6 +97,9 @@ def same_model(out: Path, there: Manifest, target: TargetConfig, now: Mapping[st
                 f"{out / MANIFEST}: {name} is {found[name][:12]}..., but that of {target.folder} is {sha256[:12]}...: "
                 f"its {FILES[name]} was replaced; put it back or take a new folder"
             )
+    if "tokenizer" in known and found["tokenizer"] is None:  # which most files name themselves
+        for file in sorted(out.glob("traces-*.parquet")):
+            check_tokenizer(file, target)
     unknown = [name for name in known if found[name] is None]
     if unknown and (there.files or there.traces is not None):
         Console(stderr=True).print(

@@ -204,7 +204,10 @@ CHECK = "def check(candidate):\n    assert candidate(3) == 9\n"
 METADATA = "\n\nMETADATA = {\n    'author': 'jt',\n    'dataset': 'test'\n}\n\n\n"
 TEST = "def test_square():\n    assert square(3) == 9\n"
 CASE = "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(square(3), 9)\n"
+DERIVED = CASE.replace("T(unittest.TestCase)", "Base(unittest.TestCase):\n    pass\nclass T(Base)")
 SUITE = "unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))"
+LISTED = "tests = []\ndef case(f):\n    tests.append(f)\n@case\ndef one():\n    assert square(3) == 9\n"
+BASES = "class Base:\n    pass\nclass One(Base):\n    def go(self):\n        assert square(3) == 9\n"
 UNUSED = "has a test that comes to its end whatever the program is"
 
 NO_TESTS = [
@@ -217,6 +220,14 @@ NO_TESTS = [
     ({"test": f"import random\nrandom.seed(0)\n{TEST}"}, UNUSED),
     ({"test": CASE}, UNUSED),
     ({"test": f"{CASE}if __name__ == '__main__':\n    unittest.main(exit=False)"}, UNUSED),  # which finds none there
+    ({"test": f"import pytest\n@pytest.mark.parametrize('x', [3])\n{TEST}"}, UNUSED),
+    ({"test": DERIVED}, UNUSED),
+    ({"test": LISTED}, UNUSED),
+    ({"test": BASES}, UNUSED),
+    ({"test": "class T:\n    def go(self):\n        return [square(x) for x in (3, -2)]"}, UNUSED),
+    ({"test": "total = 1\ntotal = total + 1\nassert total == 2"}, UNUSED),
+    ({"test": "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    print(error)"}, UNUSED),
+    ({"test": "squares = [x * x for x in range(3)]\nx = len(squares)"}, UNUSED),
     ({"test": "assert True"}, UNUSED),
     ({"test": "# assert square(3) == 9"}, UNUSED),
     ({"test": " "}, UNUSED),
@@ -248,6 +259,18 @@ TESTS = [
     {"test": f"{TEST}for name, test in [*globals().items()]:\n    name.startswith('test') and test()"},
     {"test": f"{CASE}assert {SUITE}.wasSuccessful()"},
     {"test": "class T:\n    assert square(3) == 9"},
+    {"test": "class T:\n    results = [square(x) for x in (3, -2)]\n    assert results == [9, 4]"},
+    # tests that nothing names, but what holds them
+    {"test": f"{LISTED}for test in tests:\n    test()"},
+    {"test": f"{LISTED}def run():\n    for test in tests:\n        test()\nrun()"},
+    {"test": f"{BASES}for case in Base.__subclasses__():\n    case().go()"},
+    {
+        "test": "class Tests(list):\n    def add(self, x):\n        return lambda f: self.append((f, x))\n"
+        "tests = Tests()\n@tests.add(3)\ndef one(x):\n    assert square(x) == 9\nfor test, x in tests:\n    test(x)"
+    },
+    # the program's name with another value
+    {"test": "import functools\nsquare = functools.cache(square)\nassert square(3) == 9"},
+    {"test": "given = square\ndef square(x):\n    return given(x)\nassert square(3) == 9"},
     {"test": "pass", "entry_point": "square", "prompt": CHECK},
     {"test": "class T:\n    def go(self):\n        y = (lambda: square(3))()\n        assert y == 9\nT().go()"},
 ]

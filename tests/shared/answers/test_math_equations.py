@@ -138,6 +138,10 @@ SAME = [
     ("f(-x)=-f(x)", "-f(x)=f(-x)"),
     ("f(a+b)=f(a)+f(b)", "f(a)+f(b)=f(a+b)"),
     ("f(x)+f(1-x)=1", "f(x)=1-f(1-x)"),
+    # what holds for all letters, or has none
+    ("AB=BA", "BA=AB"),
+    (r"\sin^2x+\cos^2x=1", r"1=\cos^2x+\sin^2x"),
+    ("5+7=12", "12=5+7"),
 ]
 
 DIFFERENT = [
@@ -251,6 +255,16 @@ DIFFERENT = [
     ("f(x+2)=f(x)", "f(x+1)=f(x)"),
     ("f(x+1)=f(x)+2", "f(x+1)=f(x)+3"),
     ("x^2=-1", "-2=x^2"),
+    # what holds for all letters, or has none
+    ("AB=BA", "AC=CA"),
+    ("AA^T=A^TA", "AB=BA"),
+    (r"\sin^2x+\cos^2x=1", r"1+\tan^2x=\sec^2x"),
+    ("(a+b)^2=a^2+2ab+b^2", "(a-b)^2=a^2-2ab+b^2"),
+    ("2+2=4", "3+3=6"),
+    ("5+7=12", "6+7=13"),
+    ("7^2+24^2=25^2", "3^2+4^2=5^2"),
+    ("0=1", "2=3"),
+    ("x+1=x", "x+2=x+1"),
 ]
 
 

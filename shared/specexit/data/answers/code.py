@@ -8,7 +8,7 @@ import json
 import re
 import symtable
 from codeop import compile_command
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -35,6 +35,9 @@ _TESTS_OWN = {"print", "len", "isinstance", "repr", "open", "super", "__name__",
 }
 """What tests use for themselves. A program may define others of Python's names, such as sum, and through globals or
 eval tests may come to any of its names."""
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
+"""Names of their symbol tables."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Checks:
     def flaw(self) -> str | None:
         """Why every program, or none, would pass; None where nothing is known that speaks against them."""
         try:
-            own, used = _names(self.test)
+            own, _ = _names(self.test)
+            asks = bool(self.entry_point) or _uses_a_program(self.test)
         except _UNREADABLE as error:
             return f"has a test that is no Python: {error}"
         try:
@@ -88,7 +92,7 @@ class Checks:
                     f"has entry_point {self.entry_point!r}, which check is called with, but its test defines no check: "
                     "leave entry_point out, or write the test as def check(candidate)"
                 )
-        elif not used - own - _TESTS_OWN:
+        elif not asks:
             return (
                 "has a test that comes to its end whatever the program is, as nothing of it is used when the test "
                 "runs: expected statements such as assert f(2) == 4, calls of the functions that hold them, or "
@@ -254,13 +258,94 @@ def _names(source: str) -> tuple[frozenset[str], frozenset[str]]:
     top = symtable.symtable(source, "test", "exec")
     own = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     used = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
-    idle = top.get_children()
-    for table in idle:
-        if table.get_type() == "class":  # its body runs where it stands
-            used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+    for table in top.get_children():
+        if table.get_type() == "class":
+            used |= _of_body(table)
+    return frozenset(own), _looked_up(top, used)
+
+
+def _of_body(table: symtable.SymbolTable) -> set[str]:
+    """Names that the body of a class looks up where it stands, be it in a comprehension or in another class."""
+    names = _globals(table)
+    for inner in table.get_children():
+        if inner.get_type() == "class" or inner.get_name().strip("<>") in _COMPREHENSIONS:
+            names |= _of_body(inner)
+    return names
+
+
+def _looked_up(top: symtable.SymbolTable, names: Set[str]) -> frozenset[str]:
+    """Names, and those that are looked up by the functions and classes of a source that are called so, or nothing."""
+    own = set(top.get_identifiers())
+    used, idle = set(names), top.get_children()
     while running := [table for table in idle if table.get_name() in used or table.get_name() not in own]:
         idle = [table for table in idle if table not in running]
         for table in running:  # grows, by what is defined in there
-            used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+            used |= _globals(table)
             running += table.get_children()
-    return frozenset(own), frozenset(used)
+    return frozenset(used)
+
+
+def _globals(table: symtable.SymbolTable) -> set[str]:
+    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+
+
+def _uses_a_program(source: str) -> bool:
+    """Whether a source looks up, when it runs, what itself and Python do not define."""
+    own, used = _names(source)
+    if used - own - _TESTS_OWN:
+        return True
+    # Both are rare: a test that only a list holds, and a program whose name the test gives another value.
+    tree, top = ast.parse(source), symtable.symtable(source, "test", "exec")
+    return bool((_looked_up(top, used | _registered(tree, top)) - own | _read_first(tree)) - _TESTS_OWN)
+
+
+def _registered(tree: ast.Module, top: symtable.SymbolTable) -> set[str]:
+    """Functions and classes that a decorator or a base class of the same source has put where the source then looks.
+    What is imported, such as pytest's decorators and a ``TestCase``, may put them where nothing does."""
+    nodes = _at_once(tree)
+    definitions = [node for node in nodes if isinstance(node, _DEFINITIONS)]
+    functions = {node.name: node for node in definitions if not isinstance(node, ast.ClassDef)}
+    made = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() and not symbol.is_imported()}
+    variables = made - {node.name for node in definitions}
+    sought = _looked_up(top, _read(nodes))
+    found: set[str] = set()
+    for node in definitions:
+        for holder in (*node.decorator_list, *getattr(node, "bases", ())):
+            name = re.split(r"\W", ast.unparse(holder))[0]
+            places = _read(ast.walk(functions[name])) & variables if name in functions else {name} & made
+            if places & sought:
+                found.add(node.name)
+    return found
+
+
+def _read_first(tree: ast.Module) -> set[str]:
+    """Names that a source reads before it gives them a value, as in ``f = cache(f)``: something else has to do so."""
+    found, given = set[str](), set[str]()
+    for statement in tree.body:
+        nodes = _at_once(statement)
+        # In any other statement the name may get its value in front of where it is read.
+        before = _at_once(statement.value) if isinstance(statement, ast.Assign) else nodes
+        found |= _read(before) - _given(before) - given
+        given |= _given(nodes)
+    return found
+
+
+def _at_once(node: ast.AST) -> list[ast.AST]:
+    """A node and those below it, but for what functions, classes and lambdas consist of."""
+    found, left = list[ast.AST](), [node]
+    while left:
+        found.append(node := left.pop())
+        if not isinstance(node, (*_DEFINITIONS, ast.Lambda)):
+            left += ast.iter_child_nodes(node)
+    return found
+
+
+def _read(nodes: Iterable[ast.AST]) -> set[str]:
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def _given(nodes: Sequence[ast.AST]) -> set[str]:
+    """Names that get a value, as a variable or a function, by an import, an exception or a pattern."""
+    variables = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    others = [getattr(node, field, None) for node in nodes for field in ("name", "asname", "rest")]
+    return variables | {name.partition(".")[0] for name in others if isinstance(name, str)}

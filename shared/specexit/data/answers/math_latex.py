@@ -21,7 +21,6 @@ _SYMBOLS = {
     "·": r"\cdot ",
     "÷": "/",
     "π": r"\pi ",
-    "√": r"\sqrt ",
     "∞": r"\infty ",
     "≈": r"\approx ",
     "≤": r"\le ",
@@ -75,6 +74,7 @@ _SPELLINGS = [
         rf"(\\[dtc]?frac) ?({LETTER})": r"\1{\2}",
         rf"(\\[dtc]?frac) ?(?:(\w)|\{{((?:[^{{}}]|\{{[^{{}}]*\}})*+)\}}) ?({LETTER})": r"\1{\2\3}{\4}",
         r"(√|\\sqrt ?\[\d+\]) ?(\d+(?:\.\d+)?)": r"\1{\2}",
+        "√": r"\\sqrt ",
         r"\\sqrt ?(\d+\.\d+|\d{2,})": r"\\sqrt{\1}",
         r"(\^|\\sqrt) ?(\\[dtc]?frac) ?(\d|\{[^{}]*\}) ?(\d|\{[^{}]*\})": r"\1{\2\3\4}",
         # Sizes of brackets and fractions.
@@ -120,10 +120,10 @@ def in_latex(text: str) -> str:
     """
     text = _SMALL_DIGITS.sub(_as_script, text)
     text = "".join(map(_as_mixed_number, text))
-    for pattern, latex in _SPELLINGS:
-        text = pattern.sub(latex, text)
     for symbol, latex in _SYMBOLS.items():
         text = text.replace(symbol, latex)
+    for pattern, latex in _SPELLINGS:
+        text = pattern.sub(latex, text)
     return text
 
 

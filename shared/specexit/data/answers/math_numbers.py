@@ -100,17 +100,22 @@ def _unsigned(text: str) -> Fraction | None:
     if hour := _HOUR.fullmatch(text):
         return Fraction(hour.group(1))
     if mixed := _MIXED.fullmatch(text):
-        whole, top, bottom = map(int, mixed.groups())
-        return whole + Fraction(top, bottom)
+        return _mixed(*map(int, mixed.groups()))
     if fraction := _FRACTION.fullmatch(text):
         whole, *parts = fraction.groups()
         top, bottom = (int(part) for part in parts if part)
-        return None if whole and top < 0 else int(whole or 0) + Fraction(top, bottom)
+        return _mixed(int(whole), top, bottom) if whole else Fraction(top, bottom)
     if power := _POWER.fullmatch(text):
         return Fraction(power.group(1)) * Fraction(10) ** int(power.group(2))
     if power := _POWER_OF_TEN.fullmatch(text):
         return Fraction(power.group(1) or 1) * Fraction(10) ** int(power.group(2) or power.group(3))
     return None
+
+
+def _mixed(whole: int, top: int, bottom: int) -> Fraction | None:
+    """A mixed number's value; None where its fraction is no part of one, as in 2 5/2: what stands in front is a factor,
+    or another number."""
+    return whole + Fraction(top, bottom) if 0 <= top < bottom else None
 
 
 def with_repeating_as_fractions(text: str) -> str:

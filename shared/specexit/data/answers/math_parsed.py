@@ -106,12 +106,16 @@ def _equal(a: str, b: str) -> bool:
 
 
 def _say_the_same(one: Any, other: Any) -> bool:
-    """Whether two equations differ by their order, or by terms on the other side."""
-    from sympy import Expr
+    """Whether two equations differ by their order, or by terms on the other side.
+
+    Of equations that hold whatever their letters are, and of those without letters, both sides have to be the other's.
+    """
+    from sympy import Expr, Integer
 
     if all(isinstance(side, Expr) for side in (*one.args, *other.args)):
         difference, its = one.lhs - one.rhs, other.lhs - other.rhs
-        return _verified(difference, its) or _verified(difference, -its)
+        if all(each.free_symbols and not _verified(each, Integer(0)) for each in (difference, its)):
+            return _verified(difference, its) or _verified(difference, -its)
     return any(_verified(one.lhs, left) and _verified(one.rhs, right) for left, right in (other.args, other.args[::-1]))
 
 

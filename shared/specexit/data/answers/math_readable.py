@@ -34,7 +34,8 @@ _FACTOR_OF = re.compile(
 )
 """A letter behind another one, or behind an index, is a factor, as in m_1g(a+b)."""
 _T = rf"(?:T|{WRAPPER}\{{T\}})"
-_LOG_OR_ANGLE = r"\\(?:ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
+_TRIGONOMETRIC = r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
+_LOG_OR_ANGLE = rf"(?:\\(?:ln|log)(?![A-Za-z])|{_TRIGONOMETRIC})"
 _FRACTION = r"\\frac ?(?:\d|\{[^{}]*\}) ?(?:\d|\{[^{}]*\})"
 _ROOT = r"\\sqrt ?(?:\[\d+\] ?)?(?:\d|\{[^{}]*\})"
 _SCRIPTS = r"(?:[_^](?:\w|\{[^{}]*\}))*"
@@ -58,11 +59,9 @@ _MISREAD = [
         rf"{_FIRST}(\d+) ?\\frac ?(?:(\d)|\{{(\d+)\}}) ?(?:(\d)|\{{(\d+)\}})": lambda found: _mixed(found),
         # It takes what a function is divided or multiplied by for a part of what it is of.
         rf"{_OF} ?(?=(?:/|\\cdot|\\times|\*) ?{_LOG_OR_ANGLE})": r"\1(\2)",
-        rf"{_OF} ?(?=(?:(?:\\cdot|\\times)(?![A-Za-z])|\*) ?\d+(?:\.\d+)?(?! ?[\w.^({{\\]))": lambda found: _varied(
-            found
-        ),
-        rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?(\d*(?P<its>[A-Za-z]|\\{GREEK})) ?(?=/ ?(?P=its)(?![A-Za-z_^]))": r"\1(\2)",
-        rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?(\d*{_NAME_OF_ANGLE}) ?(?=/(?! ?\d))": r"\1(\2)",
+        rf"{_OF} ?(?={_TIMES_NUMBER})": lambda found: _varied(found),
+        rf"({_LOG_OR_ANGLE}{_SCRIPTS}) ?(\d*(?P<its>[A-Za-z]|\\{GREEK})) ?(?=/ ?(?P=its)(?![A-Za-z_']))": r"\1(\2)",
+        rf"({_TRIGONOMETRIC}{_SCRIPTS}) ?(\d*(?P<its>{_NAME_OF_ANGLE})) ?(?=/(?! ?(?:\d|(?P=its)[_'])))": r"\1(\2)",
         # It takes these for the gamma function of what follows, or for Euler's constant.
         r"\\gamma(?![A-Za-z])": r"\\eth ",
         r"\\Gamma(?![A-Za-z]| ?\()": r"\\mho ",
@@ -120,9 +119,12 @@ def _varied(found: re.Match[str]) -> str:
 
 
 def _mixed(found: re.Match[str]) -> str:
-    """A mixed number as a sum; in front of a fraction of one or more, a number is a factor."""
+    r"""A mixed number as a sum; in front of a ``\frac`` of one or more, a number is a factor, and in front of such a
+    fraction with a slash it is another number."""
     whole, top, bottom = filter(None, found.groups())
-    return rf"({whole}+\frac{{{top}}}{{{bottom}}})" if int(top) < int(bottom) else found[0]
+    if int(top) < int(bottom):
+        return rf"({whole}+\frac{{{top}}}{{{bottom}}})"
+    return rf"{whole}\cdot\frac{{{top}}}{{{bottom}}}" if r"\frac" in found[0] else found[0]
 
 
 def in_radians(text: str) -> str:

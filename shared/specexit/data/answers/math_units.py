@@ -38,9 +38,13 @@ _PLAIN = re.compile(
 )
 """A quantity and what may be its unit; behind pi, an hr is a height and a radius."""
 _VARIABLE = re.compile(
-    rf"(?:\\{GREEK}|(?<![A-Za-z\\])(?<!\\hat\{{)(?<!\\vec\{{)[A-Za-df-z])(?!.*(?:[=<>]|\\(?:[lg]e|approx)(?![A-Za-z])))"
+    rf"(?:\\{GREEK}|(?<![A-Za-z\\])(?!sqrt\()[A-Za-df-z])(?!.*(?:[=<>]|\\(?:[lg]e|neq?|approx)(?![A-Za-z])))"
 )
-"""A variable, but no unit vector, no e, and not one that an equation or inequality says the value of."""
+"""A variable, but no e, and not one that an equation or inequality says the value of."""
+_UNIT_VECTOR = r"\\(?:hat ?\{(?:[ijknrxyz]|\\mathbf ?\{[ijknrxyz]\})\}|(?:vec|mathbf) ?\{[ijk]\})"
+_COMPONENT = rf"(?:\\frac|\\sqrt|[^A-Za-z()\\])*+(?:[ijk]|{_UNIT_VECTOR})"
+_UNIT_VECTORS = re.compile(rf"\((?=[^()]*\d){_COMPONENT}(?:[-+]{_COMPONENT})+\)|{_UNIT_VECTOR}")
+"""Unit vectors, or a sum of their multiples in brackets, where they need no sign that they are some."""
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|mod)\b")
@@ -193,8 +197,8 @@ def _cut(text: str) -> tuple[str, str]:
         head, space, words = found.groups()
         names = re.findall("[A-Za-z]+", words)
         # A single letter may be a variable, as it is behind others, and so may letters right behind a number.
-        lone = len(words.partition("^")[0]) == 1
-        listed = all(map(is_unit, names)) and not (lone and _VARIABLE.search(head))
+        lone = len(words.partition("^")[0]) == 1 and number(head) is None
+        listed = all(map(is_unit, names)) and not (lone and _VARIABLE.search(_UNIT_VECTORS.sub("", head)))
         is_number = _NUMBERS.fullmatch(head) or number(head) is not None or abbreviated(head) is not None
         if listed or (space and len(words) > 1 and is_number):
             return head, words
