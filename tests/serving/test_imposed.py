@@ -399,13 +399,23 @@ def test_no_word_to_one_draft_brings_back_what_was_lifted_from_another(
     assert start(draft).operation.rejected == []
 
 
-def test_the_folder_of_one_draft_may_be_named_for_all(draft, write_random_draft, tmp_path, monkeypatch):
-    """A word to that one deleted what was kept of the others."""
+@pytest.mark.parametrize("alike", [True, False], ids=["of the same words", "of other words"])
+@pytest.mark.parametrize("named", [True, False], ids=["by all", "by the others"])
+def test_the_folder_of_one_draft_may_be_named_for_all(named, alike, draft, write_random_draft, tmp_path, monkeypatch):
+    """A word to that one, or its start, deleted what was kept of the others."""
     monkeypatch.setenv(FOLDER, str(draft))
     other = write_random_draft(tmp_path / "other", "draft")
     write(other, points=[point("usual", 0.8, 0.03), point("careful", 0.9, 0.01), point("bold", 0.5, 0.1)])
+    write(draft, default="usual" if alike else "careful")
     audit(start(other), "usual")
-    start(draft).switch(mode="exit")
+    with monkeypatch.context() as owner:
+        if not named:
+            owner.delenv(FOLDER)
+        front = start(draft)
+        audit(front, "bold")
+        assert start(draft).operation.rejected == ["bold"]
+        front.switch(mode="exit")
+        assert start(draft).operation.rejected == []
     assert start(other).operation.rejected == ["usual"]
 
 

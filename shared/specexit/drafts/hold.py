@@ -45,6 +45,9 @@ class Imposed(Config):
     for_some: dict[str, str] = Field(
         default={}, description="claim -> name of another point: those who ask for it get a stricter one"
     )
+    shared: bool = Field(
+        default=False, description="whether servers of a folder for several drafts wrote it, and a claim may be of any"
+    )
 
     @property
     def under(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -56,7 +59,7 @@ class Imposed(Config):
         if other is None:
             return self
         both = {"for_all": other.for_all | self.for_all, "for_some": other.for_some | self.for_some}
-        return self.model_copy(update=both)
+        return self.model_copy(update=both | {"shared": self.shared or other.shared})
 
     @property
     def claims(self) -> frozenset[str]:

@@ -100,8 +100,8 @@ class Kept:
     """``hold.json`` of a server, which all of its API server processes write. Where that fails, they log it and go on.
 
     The folder may be that of other drafts as well. So what changes it is given the claims that are ``ours``: those of
-    points that this draft has had since the start. Others stay as they are. Where no folder is
-    named, it is the draft's own, and all claims are of this draft.
+    points that this draft has had since the start. Others stay as they are. Where no folder is named, and no server of
+    another draft has named this one, all claims are of this draft.
 
     Args:
       folder: of the draft.
@@ -149,7 +149,9 @@ class Kept:
 
     def own(self, imposed: Imposed, ours: frozenset[str]) -> Imposed:
         """What of something imposed is this draft's."""
-        return imposed.among(ours) if self._shared else imposed
+        if not (self._shared or imposed.shared):
+            return imposed
+        return imposed.among(ours).model_copy(update={"shared": True})
 
     def _without_own(self, found: Entries, imposed: Imposed, ours: frozenset[str]) -> Entries:
         """What is kept, but for what this draft has under the words and settings of something imposed."""
@@ -186,6 +188,7 @@ class Kept:
 
     def _write(self, found: Entries, wanted: Entries) -> None:
         if wanted and wanted != found:
-            write_text(self.path, HoldFile(entries=tuple(wanted.values())).model_dump_json(indent=2) + "\n")
+            file = HoldFile(entries=tuple(wanted.values()))
+            write_text(self.path, file.model_dump_json(indent=2, exclude_defaults=True) + "\n")
         elif found and not wanted:
             self.path.unlink(missing_ok=True)
