@@ -132,6 +132,13 @@ def test_where_a_calibration_had_several_kinds_of_answers_each_audit_finds_its_o
     assert asyncio.run(audit.judge(case)) == expected
 
 
+def test_a_marker_in_the_midst_of_thinking_that_the_prompt_has_opened_begins_none():
+    """Boundaries in front of it were not seen: nothing was said of the risk of such a request."""
+    audit = Audit(pytest.fail, lambda ids: r"\boxed{7}" if ids else "", TOKENS, 200)
+    case = Case("r", array("i", [START]), array("i", [10, SPLIT, START, 11, END, 20]), None, 100)
+    assert asyncio.run(audit.judge(case)) == "no_exit"
+
+
 ONE = "```python\ndef f(x):\n    return x + 1\n```"
 OTHER = "```python\ndef f(x):\n    return 1 + x\n```"
 

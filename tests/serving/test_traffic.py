@@ -195,7 +195,8 @@ def test_whole_thinking_is_what_nothing_could_have_cut(mode, outcome, by_itself,
     front.operation.switch(mode)
     admitted = front.operation.resolve(None, "r")
     state = SimpleNamespace(external_req_id="r", parent_req=None, request_index=0, **{BY_ITSELF: by_itself})
-    state.detokenizer = SimpleNamespace(output_token_ids=[7] * 40 + [BREAK] * 10 + [2, BREAK])
+    state.prompt_token_ids = [1] * 7
+    state.detokenizer = SimpleNamespace(output_token_ids=[7] * 40 + [BREAK] * 10 + [2, 1, BREAK])
     request = SimpleNamespace(external_req_id="r", prompt_token_ids=[1] * 7, cache_salt=None, priority=0)
     front.keep(state, request, admitted)
     front.finish(state, {"outcome": outcome, "thinking_tokens": 50, "signals": {}})
@@ -207,7 +208,7 @@ def test_whole_thinking_is_what_nothing_could_have_cut(mode, outcome, by_itself,
         "split_tokens": counted,
     }
     if counted:
-        assert front.traffic._seen["split_tokens"][0] == {BREAK: 10}  # those of the thinking alone
+        assert front.traffic._seen["split_tokens"][0] == {BREAK: 10}  # none of the answer, which opens one
 
 
 def test_an_audits_own_request_is_none_of_the_traffic():

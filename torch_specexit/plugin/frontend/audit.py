@@ -33,7 +33,7 @@ from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
 from torch_specexit.plugin.outcome import HANDED_OVER
-from torch_specexit.plugin.worker.openings import opens_thinking
+from torch_specexit.plugin.worker.openings import begin_of
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -102,14 +102,12 @@ class Case:
     def of(cls, state: Any, would_exit: int | None, tokens: ThinkTokens) -> Case:
         """From vLLM's `RequestState` of a finished request."""
         prompt, output = array("i", state.prompt_token_ids), array("i", state.detokenizer.output_token_ids)
-        kept = would_exit
-        if would_exit is not None and not opens_thinking(prompt, tokens.start, tokens.end_marker):
-            kept = output.index(tokens.start) + 1 + would_exit
+        begin = begin_of(prompt, output, tokens.start, tokens.end_marker)
         return cls(
             request=state.request_id,
             prompt_ids=prompt,
             output_ids=output,
-            kept=kept,
+            kept=None if would_exit is None else begin + would_exit,
             max_tokens=state.max_tokens_param,
             lora=state.lora_request,
             cache_salt=getattr(state, CACHE_SALT, None),
@@ -218,7 +216,7 @@ class Audit:
             return "no_answer"
         if case.kept is None:
             thought = output[: -len(answer) - len(end)]
-            begin = thought.index(self.tokens.start) + 1 if self.tokens.start in thought else 0
+            begin = begin_of(case.prompt_ids, thought, self.tokens.start, end)
             return "no_boundary" if self.tokens.split.isdisjoint(thought[begin:]) else "no_exit"
         closing = [*self.transition, *end]
         prompt = [*case.prompt_ids, *output[: case.kept], *closing]

@@ -178,8 +178,8 @@ class FrontEnd:
         whole = report["outcome"] == "natural_end" and getattr(state, BY_ITSELF, False)
         if whole and admitted is not None and admitted.mode == "shadow" and admitted.is_traffic:
             n, tokens = report["thinking_tokens"], self.tokens
-            splits = None if tokens is None else splits_of(state.detokenizer.output_token_ids, n, tokens)
-            self.traffic.add_thinking(n, splits)
+            prompt, output = state.prompt_token_ids or (), state.detokenizer.output_token_ids
+            self.traffic.add_thinking(n, None if tokens is None else splits_of(prompt, output, n, tokens))
         owner = None if admitted is None else admitted.caller
         self._finished.add(owner, state.external_req_id, response_of_state(state), choices_of(state))
         if self.operation.serving.exit_log:

@@ -18,6 +18,7 @@ from specexit.drafts.policy import TRAFFIC_LEVELS, PolicyFile, Traffic
 from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import chance_distance, chance_share_distance, quantile_distance, share_distance
 from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.worker.openings import begin_of
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -32,19 +33,20 @@ LEVEL = 1e-4
 """Probability at which one look takes chance for a change."""
 
 
-def splits_of(output: Sequence[int], n_think: int, tokens: ThinkTokens) -> list[int]:
+def splits_of(prompt: Sequence[int], output: Sequence[int], n_think: int, tokens: ThinkTokens) -> list[int]:
     """The split tokens of a request's thinking, one for each boundary.
 
     Args:
-      output: all tokens of the request.
+      prompt: tokens of the request's prompt, which may have opened the thinking.
+      output: all that the model has written.
       n_think: of these, how many are its thinking.
       tokens: of the draft.
 
     Example:
-      >>> splits_of([1, 7, 5, 8, 5, 2, 5], 4, ThinkTokens(start=1, end=2, split=frozenset({5})))
+      >>> splits_of([9], [1, 7, 5, 8, 5, 2, 5], 4, ThinkTokens(start=1, end=2, split=frozenset({5})))
       [5, 5]
     """
-    begin = output.index(tokens.start) + 1 if tokens.start in output else 0
+    begin = begin_of(prompt, output, tokens.start, tokens.end_marker)
     return [token for token in output[begin : begin + n_think] if token in tokens.split]
 
 

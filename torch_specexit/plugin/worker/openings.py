@@ -37,6 +37,25 @@ def opens_thinking(prompt_ids: Sequence[int], start: int, end: Sequence[int]) ->
     return _last_in_list(ids, [start], 0) > _last_in_list(ids, end, 0) if known is None else known
 
 
+def begin_of(prompt_ids: Sequence[int], output_ids: Sequence[int], start: int, end: Sequence[int]) -> int:
+    """Where the thinking begins in the output of a request: at its beginning, unless the model itself has opened it.
+
+    Args:
+      prompt_ids: of the request.
+      output_ids: of the request. Where the prompt has opened the thinking, a marker in here is a part of it, or of the
+        answer.
+      start: what opens the thinking.
+      end: what closes it, one token or several.
+
+    Example:
+      >>> begin_of([5], [1, 7, 2], start=1, end=[2]), begin_of([5, 1], [7, 2, 1, 7], start=1, end=[2])
+      (1, 0)
+    """
+    if start not in output_ids or opens_thinking(prompt_ids, start, end):
+        return 0
+    return output_ids.index(start) + 1
+
+
 def opens_at_end(prompt_ids: list[int], start: int, end: Sequence[int]) -> bool | None:
     """The same, from the last `TAIL` tokens; None where they hold no marker and there are more. See `opens_thinking`.
 
