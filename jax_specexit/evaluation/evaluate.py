@@ -32,10 +32,12 @@ from specexit.config import ConfigError, write_text
 from specexit.data.outlines import Outlines
 from specexit.data.overlap import refuse_trained
 from specexit.data.traces import (
+    WEIGHTS,
     LabelledTrace,
     check_tokenizer,
-    check_weights,
+    doubt_weights,
     read_outlines,
+    said_of,
     stream_labelled,
     target_of_file,
 )
@@ -73,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             "boundaries where the draft's are"
         )
     check_tokenizer(config.traces, target_config)
-    check_weights(config.traces, target_config)
+    doubt_weights(config.traces, said_of(config.traces, WEIGHTS), target_config)
     refuse_trained(config.run, known, config.traces)
     backend = started_backend()
     step, params = restore_params(config.run, config.which)

@@ -40,11 +40,13 @@ from specexit.data.overlap import refuse_trained
 from specexit.data.packed import PackMeta
 from specexit.data.sequences import TrainingSequence, assemble, best_fit, make_sequence
 from specexit.data.traces import (
+    WEIGHTS,
     LabelledTrace,
     check_tokenizer,
-    check_weights,
     data_sha256,
+    doubt_weights,
     read_outlines,
+    said_of,
     stream_labelled,
     target_of_file,
 )
@@ -96,7 +98,7 @@ class HeldOut:
         for folder in trained_on(config):
             refuse_trained(folder, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
-        check_weights(config.eval_traces, target_config)
+        doubt_weights(config.eval_traces, said_of(config.eval_traces, WEIGHTS), target_config)
         self.end = target_config.think_tokens().end
         self.config, self.dtype = config, target_config.dtype
         self.most, self.row = longest_evaluated(config, target_config), meta.length

@@ -352,12 +352,8 @@ def test_a_trace_that_is_longer_than_draft_or_target_is_refused(
             module.evaluate(config)
 
 
-@pytest.mark.parametrize(
-    ("key", "said"),
-    [(TOKENIZER, "written with the tokenizer 0{12}"), (WEIGHTS, "by weights with the fingerprint 0{12}")],
-)
-def test_traces_of_another_tokenizer_or_of_other_weights_judge_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes, said: str
+def test_traces_of_another_tokenizer_judge_no_run_and_those_of_other_weights_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     shape = shapes_of(recipe(), TARGET).draft
     (tmp_path / "config.json").write_text(json.dumps(TARGET.config))
@@ -367,9 +363,14 @@ def test_traces_of_another_tokenizer_or_of_other_weights_judge_no_run(
     monkeypatch.setattr(module, "read_start", lambda _: SimpleNamespace(shape=shape))
     for name in ("find_target", "target_of_file"):
         monkeypatch.setattr(module, name, lambda *_, **__: target)
-    write_traces(tmp_path / "traces.parquet", [trace(10, 50, 3)], said={key: "0" * 64})
     config = EvaluateConfig(run=tmp_path / "run", traces=tmp_path / "traces.parquet", out=tmp_path / "found.json")
-    with pytest.raises(TraceError, match=said):
+    write_traces(tmp_path / "traces.parquet", [trace(10, 50, 3)], said={WEIGHTS: "0" * 64})
+    monkeypatch.setattr(module, "refuse_trained", Mock(side_effect=InterruptedError))  # what comes next
+    with pytest.raises(InterruptedError):
+        module.evaluate(config)
+    assert "by weights with the fingerprint 000000000000..." in capsys.readouterr().err
+    write_traces(tmp_path / "traces.parquet", [trace(10, 50, 3)], said={TOKENIZER: "0" * 64})
+    with pytest.raises(TraceError, match=r"written with the tokenizer 0{12}"):
         module.evaluate(config)
 
 

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from specexit.config import Config, read_made
 from specexit.data.sequences import Example
-from specexit.data.traces import other_weights, tokenizer_sha256
+from specexit.data.traces import doubt_weights, tokenizer_sha256
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
 from specexit.schemas.target import TargetConfig, copy_beside, other_boundaries_beside
@@ -218,8 +218,7 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
     """Check that packed data belongs to a target.
 
     Raises:
-      PackError: it was packed for another target, with another tokenizer, with labels at other boundaries, or from
-        traces of other weights.
+      PackError: it was packed for another target, with another tokenizer, or with labels at other boundaries.
       ConfigError: its copy of the target cannot be read.
     """
     if meta.target != target.name:
@@ -230,8 +229,7 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
             f"{folder / 'meta.json'}: tokenizer_sha256 is {meta.tokenizer_sha256[:12]}..., "
             f"expected {ours[:12]}... of {target.folder / 'tokenizer.json'}"
         )
-    if (other := other_weights(meta.target_sha256, target)) is not None:
-        raise PackError(f"{folder / 'meta.json'}: packed from traces of weights {other}")
+    doubt_weights(folder / "meta.json", meta.target_sha256, target)
     if (other := other_boundaries_beside(folder, target)) is not None:
         copy = copy_beside(folder)
         raise PackError(f"{copy}: packed with {other} as target {target.name} says now: collect and pack again")

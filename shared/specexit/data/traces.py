@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 
 from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
@@ -307,6 +308,17 @@ def check_weights(path: Path, target: TargetConfig) -> None:
     """
     if (other := other_weights(said_of(path, WEIGHTS), target)) is not None:
         raise TraceError(f"{path}: written by weights {other}")
+
+
+def doubt_weights(path: Path, wrote: str | None, target: TargetConfig) -> None:
+    """Warn where weights other than the target's wrote what a draft learns or is judged on: those of a quantised copy
+    may, but what a model wrote that was replaced is another's text and answers."""
+    if (other := other_weights(wrote, target)) is not None:
+        Console(stderr=True).print(
+            f"warning: {path}: written by weights {other}. Where those are a quantised copy of these, go on",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def other_weights(wrote: str | None, target: TargetConfig) -> str | None:
