@@ -36,6 +36,11 @@ EXTRACTED = [
 ]
 
 SAME = [
+    ("Paris ✅", "Paris"),
+    ("**Yes** ✔", "yes"),
+    ("★ Paris", "Paris"),
+    ("✓ True", "true"),
+    ("12\ufffd", "12"),
     ("Paris", "paris"),
     ("The Eiffel Tower", "eiffel tower"),
     ("Paris.", "Paris"),
@@ -118,6 +123,10 @@ SAME = [
 ]
 
 DIFFERENT = [
+    ("A: ✓", "A: ✗"),
+    ("A ✓", "A ✗"),
+    ("★★★", "★★"),
+    ("✓", "✗"),
     ("Paris", "Rome"),
     ("3.5", "35"),
     ("-5", "5"),

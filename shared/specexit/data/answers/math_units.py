@@ -41,10 +41,8 @@ _VARIABLE = re.compile(
     rf"(?:\\{GREEK}|(?<![A-Za-z\\])(?!sqrt\()[A-Za-df-z])(?!.*(?:[=<>]|\\(?:[lg]e|neq?|approx)(?![A-Za-z])))"
 )
 """A variable, but no e, and not one that an equation or inequality says the value of."""
-_UNIT_VECTOR = r"\\(?:hat ?\{(?:[ijknrxyz]|\\mathbf ?\{[ijknrxyz]\})\}|(?:vec|mathbf) ?\{[ijk]\})"
-_COMPONENT = rf"(?:\\frac|\\sqrt|[^A-Za-z()\\])*+(?:[ijk]|{_UNIT_VECTOR})"
-_UNIT_VECTORS = re.compile(rf"\((?=[^()]*\d){_COMPONENT}(?:[-+]{_COMPONENT})+\)|{_UNIT_VECTOR}")
-"""Unit vectors, or a sum of their multiples in brackets, where they need no sign that they are some."""
+_UNIT_VECTOR = re.compile(r"\\(?:hat ?\{(?:[ijknrxyz]|\\mathbf ?\{[ijknrxyz]\})\}|(?:vec|mathbf) ?\{[ijk]\})")
+"""None without a sign that it is one: an i, j or k may be a number, and the m behind it a factor."""
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec(?!\Z)|csc|log|ln|exp|sqrt|pi|mod)\b")
@@ -198,7 +196,7 @@ def _cut(text: str) -> tuple[str, str]:
         names = re.findall("[A-Za-z]+", words)
         # A single letter may be a variable, as it is behind others, and so may letters right behind a number.
         lone = len(words.partition("^")[0]) == 1 and number(head) is None
-        listed = all(map(is_unit, names)) and not (lone and _VARIABLE.search(_UNIT_VECTORS.sub("", head)))
+        listed = all(map(is_unit, names)) and not (lone and _VARIABLE.search(_UNIT_VECTOR.sub("", head)))
         is_number = _NUMBERS.fullmatch(head) or number(head) is not None or abbreviated(head) is not None
         if listed or (space and len(words) > 1 and is_number):
             return head, words

@@ -30,6 +30,9 @@ _AMOUNT = re.compile(r"(?<!\S)(-?)([\d.]+) ([€£¥¢₩₹₽])(?!\S)")
 """A currency behind its number, in what has single spaces."""
 _FORGIVEN = "°©®"
 """Symbols that say nothing of their own."""
+_TICKS = "✅✔✓☑"
+_DECORATION = re.compile(rf"^[●•○■□▪▫◦◆★☆{_TICKS}]+ +(?=[^\W\d_])|(?<=[\w*]) *[🎉😊{_TICKS}\ufffc\ufffd]+$")
+"""A bullet before words, and a tick behind them. A cross says something."""
 _OF_FLAGS = "".join(map(chr, range(0xE0020, 0xE0080)))
 """Letters that nobody sees, behind a flag: England's, Scotland's and Wales' are one symbol."""
 _SIGNS = str.maketrans("−–’⁄♯", "--'/#")
@@ -122,7 +125,7 @@ def _one_form(text: str) -> str:
     text = _SUPERSCRIPT.sub(lambda found: "^" + unicodedata.normalize("NFKC", found.group()), text)
     text = _FRACTION_BEHIND.sub(" ", text)
     text = unicodedata.normalize("NFKC", text).casefold().translate(_SIGNS)
-    return re.sub(r"\s+", " ", text).strip()
+    return _DECORATION.sub("", re.sub(r"\s+", " ", text).strip())
 
 
 def _apart(char: str) -> str:
