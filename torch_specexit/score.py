@@ -23,12 +23,12 @@ from specexit.data.scores import ScoreError, ScoreWriter, open_scores, sample_ke
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
 from specexit.data.traces import (
     check_tokenizer,
-    check_weights,
     data_sha256,
     read_outlines,
     target_of_both,
     vocab_size_of,
 )
+from specexit.data.written_by import check_weights
 from specexit.differences import differences
 from specexit.drafts.computation import config_hashes
 from specexit.drafts.directory import DraftConfig, DraftError, check_target, read_config

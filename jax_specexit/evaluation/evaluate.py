@@ -35,12 +35,12 @@ from specexit.data.traces import (
     WEIGHTS,
     LabelledTrace,
     check_tokenizer,
-    doubt_weights,
     read_outlines,
     said_of,
     stream_labelled,
     target_of_file,
 )
+from specexit.data.written_by import doubt_weights
 from specexit.drafts.directory import DraftConfig, check_target
 from specexit.errors import InputError
 from specexit.schemas.evaluate import EvaluateConfig

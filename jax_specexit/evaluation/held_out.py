@@ -44,12 +44,12 @@ from specexit.data.traces import (
     LabelledTrace,
     check_tokenizer,
     data_sha256,
-    doubt_weights,
     read_outlines,
     said_of,
     stream_labelled,
     target_of_file,
 )
+from specexit.data.written_by import doubt_weights
 from specexit.drafts.policy import MOST_PROMPTS, Selection
 from specexit.method.labels import ExitKind
 from specexit.schemas.target import TargetConfig

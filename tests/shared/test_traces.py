@@ -28,7 +28,6 @@ from specexit.data.traces import (
     TraceError,
     check_collected,
     check_tokenizer,
-    check_weights,
     data_sha256,
     read_labelled,
     read_traces,
@@ -36,6 +35,7 @@ from specexit.data.traces import (
     tokenizer_sha256,
     write_traces,
 )
+from specexit.data.written_by import check_weights
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.schemas.target import load_target_config, save_target
 

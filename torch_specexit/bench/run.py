@@ -30,12 +30,12 @@ from specexit.data.overlap import refuse_calibrated, refuse_selected, refuse_sha
 from specexit.data.traces import (
     Trace,
     check_tokenizer,
-    check_weights,
     first_samples,
     read_outlines,
     read_traces,
     target_named_in,
 )
+from specexit.data.written_by import check_weights
 from specexit.drafts.directory import DraftConfig, check_target, plain_copy, read_config
 from specexit.drafts.policy import OperatingPoint, PolicyFile, read_policy, write_policy
 from specexit.errors import first_problem

@@ -24,7 +24,8 @@ from pydantic import Field
 
 from specexit.config import Config, read_made
 from specexit.data.sequences import Example
-from specexit.data.traces import doubt_weights, tokenizer_sha256
+from specexit.data.traces import tokenizer_sha256
+from specexit.data.written_by import doubt_weights
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
 from specexit.schemas.target import TargetConfig, copy_beside, other_boundaries_beside

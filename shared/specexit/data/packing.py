@@ -31,13 +31,13 @@ from specexit.data.stream import blocks, deserialised, in_parallel, read_batches
 from specexit.data.traces import (
     WEIGHTS,
     check_tokenizer,
-    check_weights,
     data_sha256,
     said_of,
     target_of_file,
     tokenizer_sha256,
     vocab_size_of,
 )
+from specexit.data.written_by import check_weights
 from specexit.method.signals import NAMES
 from specexit.outputs import new_folder, require_empty
 from specexit.schemas.pack import PackConfig

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from specexit.buckets import BucketPath, arrow_sink, arrow_source
 from specexit.config import ConfigError
@@ -28,7 +27,6 @@ from specexit.data.outlines import Outlines, outlines
 from specexit.data.parts import last_of
 from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
 from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
-from specexit.drafts.fingerprints import target_fingerprint
 from specexit.outputs import put
 from specexit.schemas.target import TargetConfig, copy_beside, find_target, other_boundaries_beside
 
@@ -296,42 +294,6 @@ def check_tokenizer(path: Path, target: TargetConfig) -> None:
                 f"{file}: written with the tokenizer {theirs[:12]}..., expected {ours[:12]}... of "
                 f"{target.folder / 'tokenizer.json'}"
             )
-
-
-def check_weights(path: Path, target: TargetConfig) -> None:
-    """Check that traces were written by the weights that the target has now: text, answers and labels are of no others.
-
-    Files that do not name their weights pass, and so do all where the target's are not at hand.
-
-    Raises:
-      TraceError: other weights wrote them, or several; or they cannot be read.
-    """
-    if (other := other_weights(said_of(path, WEIGHTS), target)) is not None:
-        raise TraceError(f"{path}: written by weights {other}")
-
-
-def doubt_weights(path: Path, wrote: str | None, target: TargetConfig) -> None:
-    """Warn where weights other than the target's wrote what a draft learns or is judged on: those of a quantised copy
-    may, but what a model wrote that was replaced is another's text and answers."""
-    if (other := other_weights(wrote, target)) is not None:
-        Console(stderr=True).print(
-            f"warning: {path}: written by weights {other}. Where those are a quantised copy of these, go on",
-            soft_wrap=True,
-            markup=False,
-        )
-
-
-def other_weights(wrote: str | None, target: TargetConfig) -> str | None:
-    """Words on the weights that wrote traces and those that the target has now; None where they are the same, or one
-    of the two is not known."""
-    ours = None if wrote is None or not target.folder.exists() else target_fingerprint(target.folder)
-    if wrote is None or ours in (None, wrote):
-        return None
-    return (
-        f"with the fingerprint {wrote[:12]}..., but those of target {target.name!r} in {target.folder} have "
-        f"{ours[:12]}...: collect again with these, or say target=FILE.yaml, a copy of the target whose path has the "
-        "others. A config.json that was edited, or weights saved anew, count as others"
-    )
 
 
 def said_of(path: Path, key: bytes) -> str | None:

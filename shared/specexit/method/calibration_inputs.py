@@ -11,7 +11,8 @@ from typing import Any
 from specexit.data.engine import EngineTypes
 from specexit.data.outlines import Outlines
 from specexit.data.scores import StoredScores
-from specexit.data.traces import check_tokenizer, check_weights, tokenizer_sha256
+from specexit.data.traces import check_tokenizer, tokenizer_sha256
+from specexit.data.written_by import check_weights
 from specexit.drafts.computation import config_hashes
 from specexit.drafts.directory import DraftConfig, SpecExitBlock
 from specexit.drafts.fingerprints import quantization_served, target_fingerprint
