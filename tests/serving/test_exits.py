@@ -56,6 +56,20 @@ def test_where_the_operators_margin_is_used_up_thinking_ends_at_any_token(margin
     assert [token for (token,) in text] == expected
 
 
+def behind_an_interrupt(serving, given):
+    """The text of a request whose client waits for a boundary, behind its second token, where none comes."""
+    draft: Any = Draft()
+    policy = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=3)
+    draft.block, draft.serving = SpecExitBlock(source="draft", target="t", policy=policy), serving
+    exits = Exits(draft, runner())
+    exits.prepare(given_step(["x"], [[5]]).none())
+    exits.track(scheduled(new("a", extra_args=given)))
+    text = text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2)))
+    exits.slots.interrupt("a", now=False)
+    text += text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2, 7)))
+    return [token for (token,) in text]
+
+
 @pytest.mark.parametrize(
     ("mode", "given", "expected"),
     [
@@ -67,17 +81,7 @@ def test_where_the_operators_margin_is_used_up_thinking_ends_at_any_token(margin
 )
 def test_a_client_that_waits_for_a_boundary_leaves_the_operators_margin_in_force(mode, given, expected):
     """Where no boundary came behind its interrupt, thinking went on for ever."""
-    draft: Any = Draft()
-    policy = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=3)
-    draft.block = SpecExitBlock(source="draft", target="t", policy=policy)
-    draft.serving = Serving(mode=mode, thinking_margin=2)
-    exits = Exits(draft, runner())
-    exits.prepare(given_step(["x"], [[5]]).none())
-    exits.track(scheduled(new("a", extra_args=given)))
-    text = text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2)))
-    exits.slots.interrupt("a", now=False)
-    text += text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2, 7)))
-    assert [token for (token,) in text] == expected
+    assert behind_an_interrupt(Serving(mode=mode, thinking_margin=2), given) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,17 +90,7 @@ def test_a_client_that_waits_for_a_boundary_leaves_the_operators_margin_in_force
 )
 def test_a_client_that_waits_for_a_boundary_waits_in_a_loop_that_ends_nothing(mode, given, expected):
     """In shadow mode, and with exits off, the guard against loops ended its thinking in mid-sentence."""
-    draft: Any = Draft()
-    policy = Policy(thresholds={"validity": 1.0}, max_thinking_tokens=3)
-    draft.block = SpecExitBlock(source="draft", target="t", policy=policy)
-    draft.serving = Serving(mode=mode, loop_period=1, loop_repeats=2)
-    exits = Exits(draft, runner())
-    exits.prepare(given_step(["x"], [[5]]).none())
-    exits.track(scheduled(new("a", extra_args=given)))
-    text = text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2)))
-    exits.slots.interrupt("a", now=False)
-    text += text_of(exits, *(given_step(["a"], [[5]], at=[at]) for at in range(2, 7)))
-    assert [token for (token,) in text] == expected
+    assert behind_an_interrupt(Serving(mode=mode, loop_period=1, loop_repeats=2), given) == expected
 
 
 def test_a_client_that_waits_for_a_boundary_waits_where_an_update_of_the_weights_has_ended_its_requests_exits():

@@ -281,6 +281,7 @@ async def _run(
         report({"judged": 1})
 
     async def keep_asking(failed: FailedPrompts) -> None:
+        """Trace one prompt after the other, until none is left or fewer are to be asked at once."""
         nonlocal at_work
         at_work += 1
         for number, ask in queue:
