@@ -21,6 +21,7 @@ from jax_specexit.model.cached import ends_of
 from jax_specexit.sharding import CONTEXT, ROWS
 from specexit.config import ConfigError
 from specexit.data.features import Features, check
+from specexit.data.overlap import FILE as PROMPTS
 from specexit.data.overlap import read_prompts
 from specexit.data.packed import PackError, PackMeta, Records, check_target, open_rows, read_example, read_meta
 from specexit.data.sequences import Example
@@ -35,13 +36,18 @@ def check_data(config: TrainConfig, target: TargetConfig) -> PackMeta:
 
     Raises:
       PackError: no shards there, truncated or damaged, too few rows, or packed for another target, tokenizer or size of
-        the vocabulary, or with labels at other boundaries.
+        the vocabulary, or with labels at other boundaries; or the list of its prompts is not with it.
       OverlapError: a list of prompts, which the run hands on, cannot be read.
       ConfigError: its rows have another length than the recipe says, or ``loss_chunk`` does not divide it.
     """
     meta = read_meta(config.data)
-    for folder in trained_on(config):
-        read_prompts(folder)
+    listed, *_ = [read_prompts(folder) for folder in trained_on(config)]  # the first is of its data
+    if meta.prompts is not None and (listed is None or len(listed) != meta.prompts):
+        has = "is missing" if listed is None else f"lists {len(listed)} prompts"
+        raise PackError(
+            f"{config.data / PROMPTS}: {has}, expected {meta.prompts} prompts as meta.json says: without them nobody "
+            "could tell later what was trained on; copy it along, or pack again"
+        )
     check_target(meta, config.data, target)
     counted, vocab = len(meta.token_counts), vocab_size_of(target)
     if counted != vocab:  # of other weights under the same name: JAX takes any id for one that there is

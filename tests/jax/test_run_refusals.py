@@ -28,7 +28,7 @@ from jax_specexit.training.run import MAY_CHANGE, MAY_MOVE, Start, save_start
 from jax_specexit.training.train import train
 from specexit.config import REPOSITORY, ConfigError, PassingError, load, save_run
 from specexit.data.features import read_manifest
-from specexit.data.overlap import OverlapError
+from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.packed import PackError, open_rows, read_meta
 from specexit.data.traces import read_labelled, write_traces
 from specexit.drafts.config import DraftError
@@ -114,6 +114,23 @@ def test_a_damaged_list_of_prompts_is_refused(recipe: TrainConfig, packed: Path,
     with pytest.raises(OverlapError, match=r"prompts\.npy: cannot be read as the hashes of prompts"):
         train(changed(recipe, data=data))
     assert not recipe.out.exists()
+
+
+@pytest.mark.parametrize(("prompts", "has"), [(None, "is missing"), ([1], "lists 1 prompts")])
+def test_rows_without_the_list_of_their_prompts_are_refused(
+    recipe: TrainConfig, packed: Path, tmp_path: Path, prompts: list[int] | None, has: str
+) -> None:
+    """As a copy of `meta.json` and the shards alone: nothing could tell what the draft was trained on."""
+    data = copy_of(packed, tmp_path)
+    (data / "prompts.npy").unlink()
+    if prompts:
+        write_prompts(data, prompts)
+    with pytest.raises(PackError, match=rf"prompts\.npy: {has}, expected \d+ prompts as meta\.json says: .*copy it"):
+        train(changed(recipe, data=data))
+    assert not recipe.out.exists()
+    meta = json.loads((data / "meta.json").read_text())
+    (data / "meta.json").write_text(json.dumps({key: meta[key] for key in meta if key != "prompts"}))  # an older one
+    assert check_data(changed(recipe, data=data), load_target_config(recipe.target)).prompts is None
 
 
 def test_another_tokenizer_is_refused(recipe: TrainConfig, small_target: Path, tmp_path: Path) -> None:

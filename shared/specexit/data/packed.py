@@ -46,6 +46,9 @@ class PackMeta(Config):
     length: int = Field(gt=0, description="tokens in an example")
     shards: dict[str, int] = Field(description="file name -> size in bytes")
     traces: int = Field(gt=0, description="traces in the examples")
+    prompts: int | None = Field(
+        default=None, gt=0, description="different prompts of these, as prompts.npy lists them; None in older data"
+    )
     dropped: int = Field(ge=0, description="traces that are in no example, as their prompt alone fills one")
     cut: int = Field(default=0, ge=0, description="traces of which an example holds the beginning only")
     tokens: int = Field(default=0, ge=0, description="of all traces")

@@ -132,6 +132,7 @@ def _meta(config: PackConfig, target: TargetConfig, length: int, shards: dict[st
         length=length,
         shards=shards,
         traces=tally.traces,
+        prompts=len(tally.prompts),
         dropped=tally.dropped,
         cut=tally.cut,
         tokens=tally.used + tally.tokens_cut + tally.tokens_dropped,
