@@ -43,7 +43,7 @@ from tests.serving.benching import (
     write_inputs,
     write_random_draft,
 )
-from torch_specexit.bench import conditions
+from torch_specexit.bench import conditions, run
 from torch_specexit.bench.run import as_traced, bench, longest_response, plan_methods, read_problems, trials_of
 from torch_specexit.plugin.compat.checks import check_draft
 
@@ -334,6 +334,25 @@ def test_problems_that_a_draft_was_trained_on_are_refused(inputs: Path, tmp_path
     with pytest.raises(OverlapError, match=r"1 of 4 prompts were trained on according to .*prompts\.npy"):
         bench(config(inputs, out=tmp_path / "new", **{which: tmp_path / "draft"}))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("which", ["draft", "draft_fc"])
+def test_a_draft_that_does_not_list_its_prompts_is_remarked_on(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], which: str
+) -> None:
+    """Copied without its list, it was measured on the prompts that it was trained on, without a word."""
+    monkeypatch.setattr(run, "finished", lambda *_: object())  # as of a benchmark that is there
+    monkeypatch.setattr(run, "result_tables", lambda _: ())
+    drafts = {name: tmp_path / name for name in ("draft", "draft_fc")}
+    for name, draft in drafts.items():
+        write_random_draft(draft, source="fc" if name == "draft_fc" else "draft")
+        write_prompts(draft, [1])
+    remark = "does not list what it was trained on (no prompts.npy): nobody can tell"
+    bench(config(inputs, **drafts))
+    assert remark not in " ".join(capsys.readouterr().out.split())
+    (drafts[which] / "prompts.npy").unlink()
+    bench(config(inputs, **drafts))
+    assert " ".join(capsys.readouterr().out.split()).count(remark) == 1
 
 
 @pytest.mark.parametrize("which", ["draft", "draft_fc"])

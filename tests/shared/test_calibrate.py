@@ -394,6 +394,18 @@ def test_prompts_that_the_draft_was_trained_on_are_refused(setting):
     refused(paths, r"3 of 400 prompts were trained on .*draft/prompts\.npy", OverlapError)
 
 
+def test_a_draft_that_does_not_list_its_prompts_is_remarked_on(setting, capsys):
+    """Copied without its list, it was certified on the prompts that it was trained on, without a word."""
+    paths = setting(np.full(N, 0.9), [True] * N)
+    remark = "does not list what it was trained on (no prompts.npy): nobody can tell"
+    write_prompts(paths["draft"], [1])
+    calibrate(CalibrateConfig(**paths))
+    assert remark not in " ".join(capsys.readouterr().out.split())
+    (paths["draft"] / "prompts.npy").unlink()
+    calibrate(CalibrateConfig(**paths))
+    assert remark in " ".join(capsys.readouterr().out.split())
+
+
 def test_prompts_that_chose_the_checkpoint_are_refused(setting, make_trace):
     paths = setting(np.full(N, 0.9), [True] * N)
     chosen = tuple(make_trace(prompt_ids=[1, i]).prompt_hash[:16] for i in (7, 8, 5000))

@@ -26,7 +26,7 @@ from specexit.bench.process import BenchError, BenchProcess
 from specexit.bench.requests import Run, write_requests
 from specexit.bench.results import BASELINE, DEFINITIONS, Results, result_tables, write_results
 from specexit.config import Config, save_run, versions
-from specexit.data.overlap import refuse_calibrated, refuse_selected, refuse_shared, refuse_trained
+from specexit.data.overlap import refuse_calibrated, refuse_selected, refuse_shared, refuse_trained, unlisted
 from specexit.data.traces import (
     Trace,
     check_tokenizer,
@@ -82,8 +82,9 @@ def bench(config: BenchConfig) -> Results:
     traces = read_problems(config)
     config = as_traced(config, traces)
     asked = asked_of(config, inputs_served(config, target))
+    remarks = [one for draft in filter(None, (config.draft, config.draft_fc)) for one in unlisted(draft)]
     if (results := finished(config.out, asked)) is not None:
-        return shown(results, f"{config.out}: measured already, with the same config, versions and inputs")
+        return shown(results, f"{config.out}: measured already, with the same config, versions and inputs", *remarks)
     require_empty(config.out)
     with alone_at(config.out):
         with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
@@ -97,7 +98,7 @@ def bench(config: BenchConfig) -> Results:
             given = config.model_dump(include={"traces", "target", "draft", "scores"})
             report(ReportConfig(bench=folder, out=folder / "report.html", simulation=simulation, **given))
         journal.remove()
-    return shown(results)
+    return shown(results, *remarks)
 
 
 def refuse_other_target(path: Path, target: TargetConfig) -> None:

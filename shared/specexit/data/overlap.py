@@ -119,6 +119,16 @@ def refuse_trained(folder: Path, traces: Sequence[AnyTrace] | Outlines, where: P
         )
 
 
+def unlisted(draft: Path) -> list[str]:
+    """A remark where a draft has no list of prompts, so that `refuse_trained` refuses nothing; empty where it has."""
+    if (draft / FILE).exists():
+        return []
+    return [
+        f"{draft}: does not list what it was trained on (no {FILE}): nobody can tell whether these prompts were among "
+        "it, on which it would look better"
+    ]
+
+
 def refuse_selected(
     folder: Path, selection: Selection | None, traces: Sequence[AnyTrace] | Outlines, where: Path
 ) -> None:

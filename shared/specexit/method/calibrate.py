@@ -19,7 +19,7 @@ from rich.console import Console
 
 from specexit.config import write_text
 from specexit.data.engine import types_written_with
-from specexit.data.overlap import refuse_selected, refuse_trained
+from specexit.data.overlap import refuse_selected, refuse_trained, unlisted
 from specexit.data.scores import check_scores_of, open_scores
 from specexit.data.traces import WEIGHTS, data_sha256, read_outlines, said_of, target_of_file
 from specexit.drafts.certified import confidence, in_percent, judged_otherwise
@@ -127,7 +127,7 @@ def calibrate(config: CalibrateConfig) -> PolicyFile:
     }
     event = Event(when=now, what=made, data_sha256=data)
     console = Console(markup=False)
-    for remark in [*remarks, *_unknown(marks, target)]:
+    for remark in [*remarks, *_unknown(marks, target), *unlisted(config.draft)]:
         console.print(remark)
     if sample.unjudged:
         fate = "left out" if config.unjudged == "refuse" else "counted as errors"
