@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from rich.console import Console
 from specexit.config import read_yaml, save_run
 from specexit.data.checks import once
 from specexit.data.rows import Trace
-from specexit.data.scores import ScoreError, ScoreWriter, open_scores, sample_key
+from specexit.data.scores import ScoreError, ScoreWriter, StoredScores, open_scores, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
 from specexit.data.traces import (
     check_tokenizer,
@@ -123,7 +124,7 @@ def _scored(config: ScoreConfig, draft: str, target: str | None, data: str, comp
     """How many traces have these very scores in ``out``; None where there are no scores yet."""
     if not (config.out / "scores.parquet").exists():
         return None
-    there, traces = open_scores(config.out), read_outlines(config.traces)
+    there, traces = _opened(config.out), read_outlines(config.traces)
     was = there.computation_sha256  # None in older scores, which are kept
     old = {"draft": there.draft_blake3, "target": there.target_sha256, "traces": there.data_sha256, "computation": was}
     new = {"draft": draft, "target": target, "traces": data, "computation": was and computation}
@@ -136,6 +137,20 @@ def _scored(config: ScoreConfig, draft: str, target: str | None, data: str, comp
     there.check(traces)
     Console(stderr=True).print(f"{config.out}: there already, with the same config, draft, target and traces")
     return len(traces)
+
+
+def _opened(out: Path) -> StoredScores:
+    """The scores in an output folder.
+
+    Raises:
+      ScoreError: they cannot be used; that is mended by no second run of the same command.
+    """
+    try:
+        return open_scores(out)
+    except ScoreError as error:
+        raise ScoreError(
+            f"{out}: holds scores that cannot be used: delete the folder to score anew, or give another out ({error})"
+        ) from error
 
 
 def _check_finite(config: ScoreConfig, key: str, signals: Float[np.ndarray, "_think signals"]) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from specexit import tiny
 from specexit.config import ConfigError
-from specexit.data.scores import ScoreError, read_scores
+from specexit.data.scores import SCHEMA, ScoreError, read_scores
 from specexit.data.stream import TraceError
 from specexit.data.traces import WEIGHTS, write_traces
 from specexit.drafts.computation import config_hashes
@@ -308,6 +309,16 @@ def test_scores_that_are_there_are_kept_and_those_of_something_else_are_refused(
     with pytest.raises(ScoreError, match=rf"scores: holds scores with inputs\.draft {before} \(now [0-9a-f]{{12}}\): "):
         score(ScoreConfig(**paths))
     assert (paths["out"] / "scores.parquet").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("metadata", [{}, {"specexit.scores": "3", "specexit.source": "draft"}])
+def test_scores_that_cannot_be_used_any_more_are_to_be_deleted(paths, metadata):
+    """Of an older version, say: it said to score again, and so did the same command then."""
+    paths["out"].mkdir()
+    pq.write_table(SCHEMA.with_metadata(metadata).empty_table(), paths["out"] / "scores.parquet")
+    told = r"scores: holds scores that cannot be used: delete the folder to score anew, or give another out \(.*: "
+    with pytest.raises(ScoreError, match=told):
+        score(ScoreConfig(**paths))
 
 
 def test_an_output_folder_that_holds_something_is_refused(paths):
