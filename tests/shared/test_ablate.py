@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -270,6 +271,20 @@ def test_what_has_been_trained_is_kept(training, paths):
     assert asked == []
     ablate(asking.model_copy(update={"out": paths / "again"}))
     assert {name for name, _ in asked} == {"train"}  # which finds its run finished
+
+
+def test_what_was_made_from_a_run_that_is_gone_is_no_answer_of_a_new_one(training, paths):
+    """Whoever deleted the run alone, for another recipe, was given the old draft's numbers under the new config."""
+    asking, asked = training
+    ablate(asking)
+    asked.clear()
+    shutil.rmtree(paths / "drafts" / "weight-1" / "run")
+    with pytest.raises(ConfigError, match=r"weight-1/draft: was made from .*/run, which is gone: delete .*weight-1 as"):
+        ablate(asking.model_copy(update={"out": paths / "again"}))
+    assert asked == []
+    shutil.rmtree(paths / "drafts" / "weight-1")
+    ablate(asking.model_copy(update={"out": paths / "again"}))
+    assert [name for name, _ in asked if name != "train"] == ["evaluate", "convert", "score"]
 
 
 def test_what_was_said_of_other_traces_or_fewer_is_asked_again(training, paths, traces):

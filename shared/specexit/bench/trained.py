@@ -43,11 +43,13 @@ def train_alternatives(config: TrainedConfig, traces: Path) -> dict[str, dict[st
       Question -> alternative -> what it has left.
 
     Raises:
-      ConfigError: an alternative is no recipe, or a command failed, whose own message stands above, or was preempted.
+      ConfigError: an alternative is no recipe, a run is gone and what was made from it is not, or a command failed,
+        whose own message stands above, or was preempted.
     """
     path, folders = find("recipes", config.recipe), _folders(config)
     for alternative, folder in folders.items():
         load(TrainConfig, path, [*_overrides(config, alternative), f"out={folder / 'run'}"])
+        _refuse_left(folder)
     drafts = {
         alternative: _draft(config, path, alternative, alternative.traces or traces, folder)
         for alternative, folder in folders.items()
@@ -88,6 +90,19 @@ def _draft(config: TrainedConfig, recipe: Path, alternative: Alternative, traces
     if not scores.exists():
         _command("score", [f"draft={draft}", f"traces={traces}", f"out={scores}"])
     return TrainedDraft(traces, scores, json.loads(evaluation.read_text())["acceptance_length"])
+
+
+def _refuse_left(folder: Path) -> None:
+    """Refuse a folder whose run is gone, as the one trained in its place is none that its numbers would be of.
+
+    Raises:
+      ConfigError: it is such a folder.
+    """
+    left = sorted(path for name in ("draft", "evaluation-*", "scores-*") for path in folder.glob(name))
+    if left and not (folder / "run").exists():
+        raise ConfigError(
+            f"{left[0]}: was made from {folder / 'run'}, which is gone: delete {folder} as a whole to train anew"
+        )
 
 
 def _command(name: str, arguments: Sequence[str]) -> None:
