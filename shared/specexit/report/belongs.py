@@ -5,6 +5,7 @@ Files of older versions carry none, and then nothing is compared.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from specexit.bench.inputs import draft_inputs, others
 from specexit.bench.results import Results
 from specexit.data.traces import data_sha256
 from specexit.differences import file_sha256
+from specexit.drafts.begun import FILE
+from specexit.drafts.config import MAX_CONFIG, DraftError
+from specexit.drafts.files import read_object
+from specexit.errors import cut
 from specexit.report.shown import ReportError
 
 
@@ -59,3 +64,19 @@ class Measured:
         """A sentence where ``what`` is of other traces than the responses; none where it is not, or that is unknown."""
         if inputs and inputs["traces"] not in self.traces:
             yield f"{what} are of another file of traces than the benchmark."
+
+
+def other_run(draft: Path, run: Path) -> str | None:
+    """A sentence where a draft's ``convert.json`` names another run folder, of which this one may be a copy; else None.
+
+    Raises:
+      DraftError: the file cannot be read.
+    """
+    record = draft / FILE
+    named = read_object(record, MAX_CONFIG, DraftError).get("run") if record.exists() else None
+    if not isinstance(named, str):  # made from no run, or published, without the folders of that machine
+        return None
+    told, parts = Path(named).parts, Path(os.path.abspath(str(run))).parts
+    if parts[len(parts) - len(told) :] == told:  # as `convert` was given it, perhaps from another working directory
+        return None
+    return f"The draft was made from the run {cut(named)}: nobody has checked that {run} is a copy of it."

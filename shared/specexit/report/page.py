@@ -27,7 +27,7 @@ from specexit.errors import first_problem
 from specexit.method.simulate import Simulation, remarks
 from specexit.report import pareto
 from specexit.report.ablations import Ablated, ablated
-from specexit.report.belongs import Measured
+from specexit.report.belongs import Measured, other_run
 from specexit.report.checks import checks, tests
 from specexit.report.figures import Figure, Table, latencies, thresholds
 from specexit.report.readme import write_images, write_table
@@ -73,6 +73,8 @@ class Page:
     """What is to be said of all of them."""
     shown: tuple[Shown, ...]
     trained: Run | None
+    elsewhere: str | None
+    """What is to be said where the draft names another run folder."""
     tests: Table | None
     checks: tuple[tuple[str, str], ...]
     note: str | None
@@ -160,6 +162,7 @@ def _page(config: ReportConfig, bench: Path, traces: Path, trained: Run | None) 
         ablated=(*measured.remark("They", found.inputs), *(f"{one}." for one in found.remarks())) if found else (),
         shown=show_traces(config, bench, traces, results, draft, measured),
         trained=trained,
+        elsewhere=other_run(config.draft, trained.folder) if config.draft and trained else None,
         tests=tests(results),
         checks=tuple(checks(results, replay, _full_size(config.full_size, measured))),
         note=note_on(results.target),

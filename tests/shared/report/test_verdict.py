@@ -1,5 +1,6 @@
 """What the report claims: what was tested, of the draft that it was measured on."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -279,3 +280,18 @@ def test_a_run_of_another_target_is_no_part_of_the_page(bench: Path) -> None:
         ReportError, match=r"train: trained a draft for 'tiny-mixed', but .*json is of 'tiny-reasoner': expected"
     ):
         report(config(bench, run=run))
+
+
+@pytest.mark.parametrize(
+    ("named", "said"), [(None, False), ("bench/train", False), ("bench/other", True), ("gs://pods/train", True)]
+)
+def test_a_run_that_the_draft_does_not_name_is_remarked_on(
+    bench: Path, write_random_draft: Callable[..., Path], named: str | None, said: bool
+) -> None:
+    """Its curves were the draft's, whatever run it was; a copy, or one that was moved, is no error."""
+    draft = write_random_draft(bench / "draft", "draft")
+    run = write_run(bench / "train", [{"step": 10, "token_loss": [3.0], "top1": [0.1], "signal_loss": {}}])
+    (draft / "convert.json").write_text(json.dumps({"run": named}))
+    report(config(bench, draft=draft, run=run))
+    remark = f"The draft was made from the run {named}: nobody has checked that {run} is a copy of it."
+    assert (remark in (bench / "report.html").read_text()) == said
