@@ -12,6 +12,7 @@ import pytest
 from specexit.bench.inputs import tolerance_of
 from specexit.bench.methods import NAMES
 from specexit.bench.process import BenchError
+from specexit.bench.results import Results
 from specexit.config import find, load
 from specexit.data.outlines import outlines
 from specexit.data.overlap import OverlapError, write_prompts
@@ -341,7 +342,7 @@ def test_a_draft_that_does_not_list_its_prompts_is_remarked_on(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], which: str
 ) -> None:
     """Copied without its list, it was measured on the prompts that it was trained on, without a word."""
-    monkeypatch.setattr(run, "finished", lambda *_: object())  # as of a benchmark that is there
+    monkeypatch.setattr(run, "finished", lambda *_: Results.model_construct())  # as of a benchmark that is there
     monkeypatch.setattr(run, "result_tables", lambda _: ())
     drafts = {name: tmp_path / name for name in ("draft", "draft_fc")}
     for name, draft in drafts.items():
