@@ -7,6 +7,7 @@ without letting go of Python.
 import logging
 import sys
 from http import HTTPStatus
+from http.server import HTTPServer
 
 from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import buckets, objects
@@ -38,6 +39,7 @@ def main() -> None:
             response["x-goog-generation"] = found["generation"]
 
     server.Router.handle, objects.download = guarded, with_generation
+    HTTPServer.request_queue_size = 128  # of connections not yet accepted; 5 are fewer than come at once
     logging.disable()
     started = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="open")
     buckets.create_bucket("locked", started._storage)

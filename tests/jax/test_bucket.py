@@ -3,6 +3,7 @@
 About a minute of CPU time: a very small draft is trained twice, and compiled once.
 """
 
+import asyncio
 import errno
 import json
 import os
@@ -29,10 +30,10 @@ from jax_specexit.training.nonfinite import NonFiniteStop, NotFiniteError
 from jax_specexit.training.profiling import Profiler
 from jax_specexit.training.train import train
 from jax_specexit.weights import _Ranged, load_target
-from specexit import cli
+from specexit import buckets, cli
 from specexit.buckets import BucketError, BucketPath, upload
 from specexit.config import ConfigError, load, write_text
-from specexit.data.packed import read_meta
+from specexit.data.packed import PackError, read_meta
 from specexit.data.packing import pack
 from specexit.drafts.directory import read_draft
 from specexit.drafts.fingerprints import target_fingerprint
@@ -57,7 +58,44 @@ def test_a_targets_fingerprint_reads_its_blocks_alone(
     folder = load_target_config(str(small_target)).folder
     upload(folder, bucket / "model")
     monkeypatch.setattr(BucketPath, "open", refused)
+    filesystem = type(buckets.filesystem())
+    going, most, cat = 0, 0, filesystem._cat_file
+
+    async def watched(self: Any, *asked: Any, **how: Any) -> bytes:
+        nonlocal going, most
+        going, most = going + 1, max(most, going + 1)
+        try:
+            await asyncio.sleep(0.001)
+            return await cat(self, *asked, **how)
+        finally:
+            going -= 1
+
+    monkeypatch.setattr(filesystem, "_cat_file", watched)
     assert target_fingerprint(bucket / "model") == target_fingerprint(folder)
+    assert most == buckets.AT_ONCE, "side by side: one behind the other, 150 files are ten minutes"
+
+
+def test_the_shards_of_packed_data_are_looked_at_together(
+    bucket: BucketPath, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them was asked for twice, minutes at some thousand, while the other hosts waited."""
+    upload(packed, bucket / "packed")
+    more = {f"more-{i}": 3 for i in range(20)}
+    for name in more:
+        (bucket / "packed" / name).write_bytes(b"abc")
+    fields = json.loads((packed / "meta.json").read_text())
+    write_text(bucket / "packed" / "meta.json", json.dumps(fields | {"shards": fields["shards"] | more}))
+    filesystem, calls = type(buckets.filesystem()), []
+    call = filesystem._call
+    monkeypatch.setattr(filesystem, "_call", lambda self, *what, **how: calls.append(what) or call(self, *what, **how))
+    assert len(read_meta(bucket / "packed").shards) > 20
+    assert len(calls) < 5, "the file, and a listing"
+    (bucket / "packed" / "more-7").write_bytes(b"ab")
+    with pytest.raises(PackError, match=r"packed/more-7: has 2 bytes, expected 3 bytes"):
+        read_meta(bucket / "packed")
+    (bucket / "packed" / "more-7").unlink()
+    with pytest.raises(PackError, match=r"packed/more-7: is missing, expected 3 bytes"):
+        read_meta(bucket / "packed")
 
 
 def test_a_metric_line_that_a_bucket_refuses_goes_with_the_next(

@@ -14,7 +14,7 @@ import resource
 import sys
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from specexit.buckets import BucketPath
 from specexit.config import Config, read_made
 from specexit.data.sequences import Example
 from specexit.data.traces import tokenizer_sha256
@@ -210,12 +211,18 @@ def read_meta(folder: Path) -> PackMeta:
     meta = read_made(PackMeta, path, FORMAT_VERSION, "pack", PackError)
     if meta.signals != NAMES:
         raise PackError(f"{path}: signals are {', '.join(meta.signals)}, expected {', '.join(NAMES)}: pack again")
+    # Each host of a pod asks before it joins the others: of each of thousands of shards, that would take minutes.
+    there = folder.sizes() if isinstance(folder, BucketPath) else _sizes(folder, meta.shards)
     for name, size in meta.shards.items():
-        found = (folder / name).stat().st_size if (folder / name).exists() else None
-        if found != size:
+        if (found := there.get(name)) != size:
             state = "is missing" if found is None else f"has {found} bytes"
             raise PackError(f"{folder / name}: {state}, expected {size} bytes as meta.json says")
     return meta
+
+
+def _sizes(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """Name and bytes of those files of a folder on disk that are there."""
+    return {name: (folder / name).stat().st_size for name in names if (folder / name).exists()}
 
 
 def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:

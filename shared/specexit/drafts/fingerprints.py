@@ -44,7 +44,7 @@ def target_fingerprint(folder: Path) -> str | None:
 def _blocks(path: Path, size: int) -> Iterator[bytes]:
     places = [i * max(0, size - BLOCK) // BLOCKS for i in range(BLOCKS + 1)]
     if isinstance(path, BucketPath):  # an open object would fetch megabytes behind each of them
-        yield from (path.read_range(at, min(at + BLOCK, size)) for at in places)
+        yield from path.read_ranges([(at, min(at + BLOCK, size)) for at in places])
         return
     with path.open("rb") as file:
         for at in places:
