@@ -85,7 +85,8 @@ DEFINITIONS = {
     "each slice of the problems begins with nothing in progress, and comes in at the same moments for all methods. "
     "Against eagle3: seconds of its responses / those of the method, both summed over the same problems",
     "p_loss": "P-value of the hypothesis that accuracy is a point or more below eagle3's (by problem; score test, "
-    "exact where none gains): small is proof of a loss below a point; overlapping intervals are not",
+    "exact where none gains and each loses all or nothing): small is proof of a loss below a point; overlapping "
+    "intervals are not",
     "specexit_faster": "P-value of specexit answering sooner than the method, by batch size, of single responses' "
     "seconds, Holm-corrected over all methods and batch sizes: at batch 1 a sign-flip test, paired by problem; above "
     "it a paired t test of the slices (of the logarithms of their mean seconds), as the responses of a slice wait for "
