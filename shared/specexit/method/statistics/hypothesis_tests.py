@@ -166,6 +166,5 @@ def _beyond(losses: Float[np.ndarray, " prompts"], margin: float) -> float:
         return binomial_tail(int(losses.sum()), len(losses), margin)
     variance = float(losses.var()) + short  # a share `short` of the prompts loses a whole point under the hypothesis
     score = 0.5 * math.erfc(short / math.sqrt(2 * variance / len(losses)))
-    return max(
-        score, binomial_tail(0, len(losses), short)
-    )  # the normal tail alone is too thin where few prompts differ
+    # Where few prompts differ, the normal tail alone is too thin.
+    return max(score, binomial_tail(0, len(losses), short))
