@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 import yaml
 from pydantic import ValidationError
+from rich.console import Console
 
 from specexit.bench.process import BenchError, BenchProcess
 from specexit.config import REPOSITORY
 from specexit.data.traces import TraceError, write_traces
 from specexit.drafts.policy import PolicyFile, Serving, write_policy
+from specexit.method.statistics import cluster_bootstrap
 from specexit.outputs import Ended
 from specexit.schemas.bench_serving import BenchServingConfig
 from tests.marks import SLOW
 from tests.serving.benching import TARGET, generated_traces, write_random_draft
 from torch_specexit.bench import serving as module
 from torch_specexit.bench.conditions import refuse_held_back
-from torch_specexit.bench.serving import ENGINES, METHODS, WARM_UP_TOKENS, Turns, _take_turns, bench_serving, gather
+from torch_specexit.bench.serving import (
+    ENGINES,
+    METHODS,
+    WARM_UP_TOKENS,
+    Turns,
+    _take_turns,
+    bench_serving,
+    gather,
+    table,
+)
 
 
 def config(folder, draft) -> BenchServingConfig:
@@ -61,12 +73,14 @@ def test_it_measures_the_same_texts_with_and_without_exits(drafts, tmp_path):
 
 def turns(**changes) -> Turns:
     """Two turns of two tokens each."""
-    return Turns(**{"seconds": [1.0, 1.0], "tokens": [2, 2], "token_ids": [[5, 6], [7, 8]], "n_drafts": 4} | changes)
+    two = {"pairs": [0, 0], "seconds": [1.0, 1.0], "tokens": [2, 2], "token_ids": [[5, 6], [7, 8]], "n_drafts": 4}
+    return Turns(**two | changes)
 
 
 def test_a_text_that_differs_is_an_error_in_float32_on_a_cpu_and_counted_elsewhere(tmp_path, monkeypatch):
     """On a GPU other shapes round otherwise; tokens per second then come from what each method has written."""
     monkeypatch.setattr(module, "count_operations", lambda *, interpreted: {})
+    monkeypatch.setattr(module, "cluster_bootstrap", partial(cluster_bootstrap, resamples=200))
     ours = turns(seconds=[0.5, 0.5], tokens=[2, 1], token_ids=[[5, 6], [7]], n_drafts=5)
     measured = {8: {"eagle3": turns(), "specexit": ours, "shadow": turns(n_drafts=8)}}
     with pytest.raises(BenchError, match="specexit, batch 8: 1 texts differ, expected plain EAGLE-3's of both"):
@@ -79,6 +93,32 @@ def test_a_text_that_differs_is_an_error_in_float32_on_a_cpu_and_counted_elsewhe
     assert result["hardware"]["accelerator"] == "some GPU"
     rounded = gather(config(tmp_path, tmp_path), TARGET.model_copy(update={"dtype": "bfloat16"}), measured, None)
     assert (rounded["texts_that_differ"], rounded["dtype"]) == ({"8": 1}, "bfloat16")
+
+
+def test_an_interval_is_of_pairs_of_processes_as_the_turns_of_one_share_how_fast_they_are(tmp_path, monkeypatch):
+    """Two pairs of 16 turns each, one of them 5 % slower throughout: nothing is known to 2 %, as 32 turns had it."""
+    monkeypatch.setattr(module, "count_operations", lambda *, interpreted: {})
+    monkeypatch.setattr(module, "cluster_bootstrap", partial(cluster_bootstrap, resamples=200))
+    same = {"seconds": [1.0] * 32, "tokens": [100] * 32, "token_ids": [[5]] * 32}
+
+    def measured(pairs: list[int]) -> dict:
+        ours = {**same, "tokens": [100] * 16 + [95] * 16, "pairs": pairs}
+        taken = {"eagle3": turns(**same, pairs=pairs), "specexit": turns(**ours), "shadow": turns(**ours)}
+        return gather(config(tmp_path, tmp_path), TARGET, {1: taken}, "some GPU")
+
+    def shown(result: dict) -> str:
+        console = Console(width=200)
+        with console.capture() as said:
+            console.print(table(result))
+        return said.get()
+
+    two, one = measured([0] * 16 + [1] * 16), measured([0] * 32)
+    for of in (two, two["shadow"]):
+        assert of["ratio_to_eagle3"]["1"] == pytest.approx([0.975, 0.95, 1.0])
+    assert shown(two).count("0.975 (0.950..1.000)") == 2
+    for of in (one, one["shadow"]):
+        assert of["ratio_to_eagle3"]["1"] == [0.975] * 3
+    assert shown(one).count("0.975 (no interval)") == 2
 
 
 def test_it_runs_at_a_real_targets_size_and_at_both_batches_that_it_is_judged_at():
@@ -120,6 +160,7 @@ def test_pairs_of_engines_share_the_groups_of_prompts_and_who_begins_alternates(
             assert [job["prompts"] for job in jobs] == theirs
         groups += [job["prompts"] for job in jobs]
         assert [len(of.seconds) for of in taken.values()] == [2, 2, 2]
+        assert [of.pairs for of in taken.values()] == [[pair, pair]] * 3
     wanted = [[traces[(3 * i + j) % 6].prompt_ids for j in range(3)] for i in (0, 2, 1, 3)]
     assert groups == wanted
 

@@ -60,7 +60,8 @@ DEFINITIONS = {
     "accuracy_delta": "accuracy minus that of eagle3 on the same problems",
     "thinking_cut": "1 - thinking tokens / those of eagle3, both summed over the same problems",
     "total_cut": "the same of all generated tokens",
-    "speedup": "seconds of eagle3 / seconds of the method, both summed over the same problems",
+    "speedup": "seconds of eagle3 / seconds of the method, both summed over the same problems; of the engine processes "
+    "of this run: another start of the same program may be a few percent faster or slower, which no interval knows",
     "tasks": "the same on the problems of one task, those of none together (no task); speedup there is of single "
     "responses' seconds, from when each problem came in, and not of a slice's, which no task has to itself; 2,000 "
     "resamples",
@@ -85,11 +86,13 @@ DEFINITIONS = {
     "each slice of the problems begins with nothing in progress, and comes in at the same moments for all methods. "
     "Against eagle3: seconds of its responses / those of the method, both summed over the same problems",
     "p_loss": "P-value of the hypothesis that accuracy is a point or more below eagle3's (by problem; score test, "
-    "exact where none gains): small is proof of a loss below a point; overlapping intervals are not",
+    "exact where none gains and each loses all or nothing): small is proof of a loss below a point; overlapping "
+    "intervals are not",
     "specexit_faster": "P-value of specexit answering sooner than the method, by batch size, of single responses' "
     "seconds, Holm-corrected over all methods and batch sizes: at batch 1 a sign-flip test, paired by problem; above "
     "it a paired t test of the slices (of the logarithms of their mean seconds), as the responses of a slice wait for "
-    "each other; none of a single slice",
+    "each other; none of a single slice. Of these processes, as speedup: where methods that share none differ by a few "
+    "percent, a small P-value does not say that the method is what is faster",
     "oracle": "ends each trace at the earliest step boundary whose trial answer is that of the full trace, known only "
     "in hindsight; pooled thinking tokens of the same problems' recorded traces, which may be sampled otherwise",
     "for_good": "the oracle's cut where it ends a trace only at a boundary from which on all trial answers are that of "

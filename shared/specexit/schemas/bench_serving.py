@@ -27,7 +27,9 @@ class BenchServingConfig(Config):
         description="turns of each method at the largest batch; up to four times as many at smaller ones",
     )
     pairs: int = Field(
-        default=8, gt=0, description="pairs of engine processes that share the turns, one after the other"
+        default=8,
+        gt=0,
+        description="pairs of engine processes that share the turns, one after the other; intervals are over them",
     )
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     max_new_tokens: int = Field(

@@ -132,7 +132,8 @@ def equivalence(
     variance from the sample, and claims far too much where only a handful of prompts differ: with none of 30 different
     it would be certain of everything. Where no prompt gains and each loses either all or nothing, the number of losers
     is binomial, and its exact tail is the P-value: with no loser at all it takes 299 prompts to rule out a loss of one
-    point, and the score test would do so with 271.
+    point, and the score test would do so with 271. Elsewhere the P-value is at least the chance that none of the
+    further share is among the prompts: no fraction of a point that is lost is stronger proof than nothing lost.
 
     Args:
       losses: theirs minus ours for each row, within [-1, 1]: 1 is a right answer lost.
@@ -164,4 +165,6 @@ def _beyond(losses: Float[np.ndarray, " prompts"], margin: float) -> float:
     if np.isin(losses, (0, 1)).all():
         return binomial_tail(int(losses.sum()), len(losses), margin)
     variance = float(losses.var()) + short  # a share `short` of the prompts loses a whole point under the hypothesis
-    return 0.5 * math.erfc(short / math.sqrt(2 * variance / len(losses)))
+    score = 0.5 * math.erfc(short / math.sqrt(2 * variance / len(losses)))
+    # Where few prompts differ, the normal tail alone is too thin.
+    return max(score, binomial_tail(0, len(losses), short))
