@@ -60,6 +60,12 @@ EXTRACTED = [
     ("The answer is A (or B).", None),
     ("The answer is A – or B.", None),
     ("The answer is A + B.", None),
+    (r"\boxed{(A)(C)}", None),
+    (r"\boxed{(A) (C)}", None),
+    ("The answer is (A)(C).", None),
+    ("The answer is A; C.", None),
+    ('{"answer": "(A)(C)"}', None),
+    ("The answer is A; B is too cold.", "A"),
     ("The answer is B (orange).", "B"),
     ("I first thought the answer is B, but the answer is A or C.", None),
     ("The answer is A, I think.", "A"),
@@ -131,6 +137,11 @@ EXTRACTED = [
     ("The answer is B。", "B"),
     ("The answer is B，because it is hot。", "B"),
     ("The answer is A、B。", None),
+    (r"\boxed{（A）（C）}", None),
+    (r"\boxed{（A）和（C）}", None),
+    (r"\boxed{（A）；（C）}", None),
+    ("The answer is（A）（B）", None),
+    ("The answer is A；B", None),
     # with the option's text in brackets
     (r"\boxed{B \text{ (42 km)}}", "B"),
     ("It is hot.\n\nB (42 km)", "B"),
@@ -154,7 +165,14 @@ EXTRACTED = [
 ]
 
 SAME = [("B", "(b)"), ("B. 42 km", "B"), ("Option C", "C"), ("(D)", "D."), ("the sun", "The Sun."), ("Ａ", "（a）")]
-DIFFERENT = [("A", "B"), ("B. 42 km", "A"), ("A, B", "A"), ("", "A"), ("the sun", "the moon")]
+DIFFERENT = [
+    ("A", "B"),
+    ("B. 42 km", "A"),
+    ("A, B", "A"),
+    ("", "A"),
+    ("the sun", "the moon"),
+    ("（A）（C）", "（A）（D）"),
+]
 
 
 @pytest.mark.parametrize(("text", "letter"), EXTRACTED)

@@ -207,6 +207,14 @@ CASE = "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n     
 DERIVED = CASE.replace("T(unittest.TestCase)", "Base(unittest.TestCase):\n    pass\nclass T(Base)")
 SUITE = "unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))"
 LISTED = "tests = []\ndef case(f):\n    tests.append(f)\n@case\ndef one():\n    assert square(3) == 9\n"
+WRAPPED = "    def wrapper(*given):\n        {}\n        return f(*given)\n    return wrapper\n"
+SEEDED = "import random\nSEED = 0\nrandom.seed(SEED)\ndef seeded(f):\n" + WRAPPED.format("random.seed(SEED)")
+TIMED = "import signal\nTIMEOUT = 3\ndef timed(f):\n" + WRAPPED.format("signal.alarm(TIMEOUT)")
+LATER = "results = []\ndef later(f):\n" + WRAPPED.format("results.append(f())")
+POINT = (
+    "class Point:\n    def __init__(self, x):\n        self.x = x\n"
+    "class P3(Point):\n    def norm(self):\n        return square(self.x)\n"
+)
 BASES = "class Base:\n    pass\nclass One(Base):\n    def go(self):\n        assert square(3) == 9\n"
 UNUSED = "has a test that comes to its end whatever the program is"
 
@@ -224,6 +232,12 @@ NO_TESTS = [
     ({"test": DERIVED}, UNUSED),
     ({"test": LISTED}, UNUSED),
     ({"test": BASES}, UNUSED),
+    # a decorator or a base class that is used, but registers nothing
+    ({"test": f"{SEEDED}@seeded\n{TEST}"}, UNUSED),
+    ({"test": f"{TIMED}@timed\n{TEST}print(TIMEOUT)"}, UNUSED),
+    ({"test": f"{LATER}@later\n{TEST}for result in results:\n    print(result)"}, UNUSED),
+    ({"test": f"{DERIVED}print(Base.__name__)"}, UNUSED),
+    ({"test": f"{POINT}p = Point(3)\nassert p.x == 3"}, UNUSED),
     ({"test": "class T:\n    def go(self):\n        return [square(x) for x in (3, -2)]"}, UNUSED),
     ({"test": "total = 1\ntotal = total + 1\nassert total == 2"}, UNUSED),
     ({"test": "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    print(error)"}, UNUSED),
@@ -236,6 +250,11 @@ NO_TESTS = [
         {"test": "assert square(3) == 9", "entry_point": "square"},
         "has entry_point 'square', .* its test defines no check: ",
     ),
+    (
+        {"test": "def check(candidate):\n    pass", "entry_point": "square"},
+        "has entry_point 'square', .* call does nothing",
+    ),
+    ({"test": f"async {CHECK}", "entry_point": "square"}, "has entry_point 'square', .* expected .*, not async"),
     ({"test": CHECK, "entry_point": "a square"}, "has entry_point 'a square', expected the name of what"),
     ({"test": CHECK, "entry_point": " "}, "has entry_point ' ', expected the name of what"),
     ({"test": "assert square(3) == 9)"}, r"has a test that is no Python: unmatched '\)' \(test, line 1\)"),
@@ -264,6 +283,16 @@ TESTS = [
     {"test": f"{LISTED}for test in tests:\n    test()"},
     {"test": f"{LISTED}def run():\n    for test in tests:\n        test()\nrun()"},
     {"test": f"{BASES}for case in Base.__subclasses__():\n    case().go()"},
+    {"test": f"tests = {{}}\ndef case(f):\n    tests[f.__name__] = f\n@case\n{TEST}for f in tests.values():\n    f()"},
+    {"test": f"def now(f):\n    f()\n    return f\n@now\n{TEST}"},
+    {"test": BASES.replace("    pass", "    def __init_subclass__(cls):\n        cls().go()")},
+    {
+        "test": BASES.replace(
+            "class Base:\n    pass",
+            "cases = []\nclass Base:\n    def __init_subclass__(cls):\n        cases.append(cls)",
+        )
+        + "for case in cases:\n    case().go()"
+    },
     {
         "test": "class Tests(list):\n    def add(self, x):\n        return lambda f: self.append((f, x))\n"
         "tests = Tests()\n@tests.add(3)\ndef one(x):\n    assert square(x) == 9\nfor test, x in tests:\n    test(x)"

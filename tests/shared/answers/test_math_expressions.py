@@ -239,6 +239,7 @@ SAME = [
     ("1.5e8 m", r"1.5\times10^8"),
     (r"(3\hat{i}+4\hat{j}) m/s", r"3\hat{i}+4\hat{j}"),
     (r"10\hat{i} m", r"10\hat i"),
+    (r"3\mathbf{i}+4\mathbf{j} m", r"3\mathbf{i}+4\mathbf{j}"),
     ("1.5E8 m", r"1.5\times10^8"),
     ("2.5E-3 s", "0.0025"),
     ("(2i+3j)g", "2ig+3jg"),

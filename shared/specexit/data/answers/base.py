@@ -154,18 +154,25 @@ _ASCII: dict[int, str | None] = {
 }
 """Of full width all but ～, which is of a range, and in LaTeX a space. Nothing is left of joiners, marks of the
 direction of writing, and hyphens that are seen at the end of a line alone."""
+_THOUSANDS = re.compile("(?<=[０-９])，(?=[０-９]{3}(?![０-９]))")
+_LISTED = re.compile(r"(?<=\d)[、。](?=\d)")
+"""Signs between two numbers that separate no thousands and begin no decimals."""
 
 
 def in_ascii(text: str) -> str:
     """A text with the digits of any script, and what is of full width beside Chinese and Japanese, in ASCII; without
     characters that nobody sees.
 
-    A comma and a stop bring their space along: the one separates no thousands, the other begins no decimals.
+    A comma and a stop bring their space along: the one separates thousands only if its digits, too, are of full width,
+    the other begins no decimals.
 
     Example:
-      >>> in_ascii("（Ａ）。"), in_ascii("1，234、５"), in_ascii("٣٫٥"), in_ascii("co\\u00adoperate")
-      ('(A). ', '1, 234, 5', '3.5', 'cooperate')
+      >>> in_ascii("（Ａ）。"), in_ascii("1，234、５"), in_ascii("１，２３４"), in_ascii("٣٫٥")
+      ('(A). ', '1, 234 , 5', '1,234', '3.5')
+      >>> in_ascii("co\\u00adoperate")
+      'cooperate'
     """
     if text.isascii():
         return text
+    text = _LISTED.sub(" , ", _THOUSANDS.sub(",", text))  # with a space in front, none of thousands
     return re.sub(r"\d", lambda found: str(int(found[0])), text.translate(_ASCII))

@@ -44,7 +44,8 @@ _FIRST = re.compile(
     rf"|[{_SMALL}](?=[)\]]|[.:]?\s*$|[.:]\s))"
 )
 _ANOTHER = re.compile(
-    rf"[)\]\"']*(?:\s*[,&/+]|\s*(?:[-–—(]\s*)?\b(?:and|or)\b)(?:\s*(?:and|or)\b)?\s*[(\[\"']*"
+    rf"[)\]\"']*(?:\s*[,;&/+|和与與或及]|\s*(?=[(\[][{_LETTERS}][)\]])|\s*(?:[-–—(]\s*)?\b(?:and|or)\b)"
+    r"(?:\s*(?:and|or)\b)?\s*[(\[\"']*"
     rf"[{_LETTERS}{_SMALL}](?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)"
 )
 _RIGHT = re.compile(

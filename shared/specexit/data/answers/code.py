@@ -35,7 +35,7 @@ _TESTS_OWN = {"print", "len", "isinstance", "repr", "open", "super", "__name__",
 }
 """What tests use for themselves. A program may define others of Python's names, such as sum, and through globals or
 eval tests may come to any of its names."""
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
 """Names of their symbol tables."""
 
@@ -91,6 +91,11 @@ class Checks:
                 return (
                     f"has entry_point {self.entry_point!r}, which check is called with, but its test defines no check: "
                     "leave entry_point out, or write the test as def check(candidate)"
+                )
+            if _checks_nothing(self.test):
+                return (
+                    f"has entry_point {self.entry_point!r}, which check is called with, but that call does nothing: "
+                    "expected def check(candidate), not async, with statements such as assert candidate(2) == 4"
                 )
         elif not asks:
             return (
@@ -299,23 +304,81 @@ def _uses_a_program(source: str) -> bool:
     return bool((_looked_up(top, used | _registered(tree, top)) - own | _read_first(tree)) - _TESTS_OWN)
 
 
+@lru_cache(maxsize=1 << 14)
+def _checks_nothing(source: str) -> bool:
+    """Whether each ``check`` that a source defines looks up nothing but Python's own, or one has to be awaited."""
+    tables = symtable.symtable(source, "test", "exec").get_children()
+    checks = [table for table in tables if (table.get_type(), table.get_name()) == ("function", "check")]
+    idle = not any(
+        table.get_children()
+        or {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()} - _TESTS_OWN
+        for table in checks
+    )
+    return bool(checks) and (idle or re.search(r"^async\s+def\s+check\b", source, re.M) is not None)
+
+
 def _registered(tree: ast.Module, top: symtable.SymbolTable) -> set[str]:
-    """Functions and classes that a decorator or a base class of the same source has put where the source then looks.
-    What is imported, such as pytest's decorators and a ``TestCase``, may put them where nothing does."""
+    """Functions and classes that a decorator or a base class of the same source calls, or puts where the source then
+    looks, and classes whose base is asked for its subclasses.
+
+    What is imported, such as pytest's decorators and a ``TestCase``, may put them where nothing does.
+    """
     nodes = _at_once(tree)
-    definitions = [node for node in nodes if isinstance(node, _DEFINITIONS)]
-    functions = {node.name: node for node in definitions if not isinstance(node, ast.ClassDef)}
+    definitions = [node for node in nodes if isinstance(node, _Definition)]
     made = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() and not symbol.is_imported()}
-    variables = made - {node.name for node in definitions}
-    sought = _looked_up(top, _read(nodes))
+    sought = _looked_up(top, _read(nodes)) & made
+    variables = sought - {node.name for node in definitions}
+    every = list(ast.walk(tree))
+    everywhere = [node for node in every if isinstance(node, _Definition)]
+    asked = {ast.unparse(n.value) for n in every if isinstance(n, ast.Attribute) and n.attr == "__subclasses__"}
     found: set[str] = set()
     for node in definitions:
-        for holder in (*node.decorator_list, *getattr(node, "bases", ())):
-            name = re.split(r"\W", ast.unparse(holder))[0]
-            places = _read(ast.walk(functions[name])) & variables if name in functions else {name} & made
-            if places & sought:
+        bases = node.bases if isinstance(node, ast.ClassDef) else []
+        if any(ast.unparse(base) in asked & sought for base in bases):
+            found.add(node.name)
+        for holder in (*node.decorator_list, *bases):
+            owner = re.split(r"\W", ast.unparse(holder))[0]
+            places = variables | {"self", "cls"} if owner in sought else variables
+            if any(_takes(taker, places) for taker in _takers(everywhere, holder)):
                 found.add(node.name)
     return found
+
+
+def _takers(definitions: Sequence[_Definition], holder: ast.expr) -> list[ast.FunctionDef | ast.Lambda]:
+    """The functions of a source that a decorator or a base class hands a definition to; none where it is unclear."""
+    name = ast.unparse(holder.func if isinstance(holder, ast.Call) else holder).rpartition(".")[2]
+    named = [node for node in definitions if node.name == name]
+    if len(named) != 1:
+        return []
+    inner = [part for statement in named[0].body for part in _at_once(statement)]
+    if isinstance(named[0], ast.ClassDef):
+        return [part for part in inner if isinstance(part, ast.FunctionDef) and part.name == "__init_subclass__"]
+    if isinstance(holder, ast.Call):  # what it returns is called with the definition
+        return [part for part in inner if isinstance(part, ast.FunctionDef | ast.Lambda)]
+    return [node for node in named if isinstance(node, ast.FunctionDef)]
+
+
+def _takes(taker: ast.FunctionDef | ast.Lambda, places: Set[str]) -> bool:
+    """Whether a function calls what it is given, or hands it to one of some places or assigns it there.
+
+    What stands in a function within it, such as a wrapper, may never run.
+    """
+    given = [argument.arg for argument in taker.args.args if argument.arg != "self"][:1]
+    body = taker.body if isinstance(taker, ast.FunctionDef) else [taker.body]
+    for node in (node for part in body for node in _at_once(part)):
+        if isinstance(node, ast.Call):
+            if ast.unparse(node.func) in given:
+                return True
+            values, targets = node.args, [node.func]
+        elif isinstance(node, ast.Assign):
+            values, targets = [node.value], node.targets
+        else:
+            continue
+        values = [member for value in values for member in getattr(value, "elts", [value])]
+        named = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+        if places & named and any(ast.unparse(value) in given for value in values):
+            return True
+    return False
 
 
 def _read_first(tree: ast.Module) -> set[str]:
@@ -335,7 +398,7 @@ def _at_once(node: ast.AST) -> list[ast.AST]:
     found, left = list[ast.AST](), [node]
     while left:
         found.append(node := left.pop())
-        if not isinstance(node, (*_DEFINITIONS, ast.Lambda)):
+        if not isinstance(node, _Definition | ast.Lambda):
             left += ast.iter_child_nodes(node)
     return found
 

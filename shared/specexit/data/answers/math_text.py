@@ -131,7 +131,8 @@ def _ungrouped_list(text: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """Without a text command around no letter, around a constant or around all, and without "the answer is"."""
-    text = re.sub(rf"{WRAPPER}\{{([^A-Za-z{{}}]*|[ei])\}}", r"\1", text).strip()
+    # A bold i is a unit vector.
+    text = re.sub(rf"(?!\\mathbf ?\{{i\}}){WRAPPER}\{{([^A-Za-z{{}}]*|[ei])\}}", r"\1", text).strip()
     if whole := re.fullmatch(rf"{WRAPPER}\{{([^{{}}]*)\}}", text):
         text = whole.group(1).strip()
     lead = _LEAD.match(text)
