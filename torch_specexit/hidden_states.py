@@ -35,6 +35,7 @@ from specexit.data.packed import PackMeta, Records, check_target, open_rows, rea
 from specexit.data.sequences import Example
 from specexit.data.stream import shown
 from specexit.data.teacher import check_fields, check_teacher
+from specexit.data.written_by import doubt_weights
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.outputs import removed_at_the_end
 from specexit.schemas.features import FeaturesConfig
@@ -63,6 +64,7 @@ def features(config: FeaturesConfig) -> Manifest:
     meta = read_meta(config.data)
     target = find_target(config.target, config.data, name=meta.target)
     check_target(meta, config.data, target)
+    doubt_weights(config.data / "meta.json", meta.target_sha256, target)
     records = open_rows(config.data, meta)
     manifest = begin(config.out, wanted(config, meta, target))
     waiting = [i for i, name in enumerate(manifest.names) if name not in manifest.shards]

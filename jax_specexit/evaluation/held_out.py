@@ -49,7 +49,6 @@ from specexit.data.traces import (
     stream_labelled,
     target_of_file,
 )
-from specexit.data.written_by import doubt_weights
 from specexit.drafts.policy import MOST_PROMPTS, Selection
 from specexit.method.labels import ExitKind
 from specexit.schemas.target import TargetConfig
@@ -86,7 +85,7 @@ class HeldOut:
       meta: of the training data: its length and kind of exit point are used here, too.
 
     Raises:
-      TraceError: the traces cannot be read, or were written with another tokenizer or by other weights.
+      TraceError: the traces cannot be read, or were written with another tokenizer, or by several models.
       ConfigError: they are another target's, of more than `MOST_PROMPTS` prompts, or all too long.
       OverlapError: some are of prompts that are trained on, or that the draft in ``init_from`` was trained on.
     """
@@ -98,7 +97,8 @@ class HeldOut:
         for folder in trained_on(config):
             refuse_trained(folder, traces, config.eval_traces)
         check_tokenizer(config.eval_traces, target_config)
-        doubt_weights(config.eval_traces, said_of(config.eval_traces, WEIGHTS), target_config)
+        self.wrote = said_of(config.eval_traces, WEIGHTS)
+        """Fingerprint of the weights that wrote them; None where they do not say."""
         self.end = target_config.think_tokens().end
         self.config, self.dtype = config, target_config.dtype
         self.most, self.row = longest_evaluated(config, target_config), meta.length

@@ -33,6 +33,7 @@ from jax_specexit.training.step import Frozen, Step, TrainState, make_step
 from jax_specexit.training.watch import Watch, steps_of
 from specexit.config import save_run
 from specexit.data.overlap import join_prompts
+from specexit.data.written_by import doubt_weights
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.train import TrainConfig
 from specexit.status import Status
@@ -70,6 +71,10 @@ def train(config: TrainConfig) -> None:
     mesh = _mesh(config)
     rows = first_rows(config.data, meta, features=features)
     fixed, draft, target = start(config, target_config, meta, rows, mesh, before)
+    if is_first():  # only here, as a look of each process at weights in a bucket is thousands of requests
+        doubt_weights(config.data / "meta.json", meta.target_sha256, target_config, fixed.target_sha256)
+        if held_out is not None and config.eval_traces is not None:
+            doubt_weights(config.eval_traces, held_out.wrote, target_config, fixed.target_sha256)
     if selection is not None:
         fixed = fixed._replace(selection=selection)
     step = make_step(config, draft, target, mesh)

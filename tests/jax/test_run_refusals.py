@@ -30,7 +30,7 @@ from specexit.config import REPOSITORY, ConfigError, PassingError, load, save_ru
 from specexit.data.features import read_manifest
 from specexit.data.overlap import OverlapError, write_prompts
 from specexit.data.packed import PackError, open_rows, read_meta
-from specexit.data.traces import read_labelled, write_traces
+from specexit.data.traces import WEIGHTS, read_labelled, write_traces
 from specexit.drafts.config import DraftError
 from specexit.errors import InputError, lasts
 from specexit.schemas.target import load_target_config
@@ -94,6 +94,33 @@ def test_the_weights_of_the_target_are_looked_through_once(
     with pytest.raises(LookupError, match="loading"):
         train(recipe)
     assert looked.call_count == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_process_says_that_other_weights_wrote_the_texts_and_looks_at_no_weights_for_it(
+    recipe: TrainConfig,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    first: bool,
+) -> None:
+    """Each host of a pod said it, and looked through the bucket once more for either of data and held-out traces."""
+    data, traces = copy_of(packed, tmp_path), tmp_path / "held-out.parquet"
+    meta = json.loads((data / "meta.json").read_text()) | {"target_sha256": "0" * 64}
+    (data / "meta.json").write_text(json.dumps(meta))
+    write_traces(traces, read_labelled(packed.parent / "traces.parquet"), said={WEIGHTS: "0" * 64})
+    looked = Mock(side_effect=AssertionError("the fingerprint is at hand"))
+    monkeypatch.setattr("specexit.data.written_by.target_fingerprint", looked)
+    fixed = Mock(target_sha256="1" * 64)
+    monkeypatch.setattr("jax_specexit.training.train.start", lambda *_: (fixed, Mock(), Mock()))
+    monkeypatch.setattr("jax_specexit.training.train.make_step", Mock(side_effect=LookupError("the step")))
+    monkeypatch.setattr("jax_specexit.training.train.is_first", lambda: first)
+    with pytest.raises(LookupError, match="the step"):
+        train(changed(recipe, data=data, eval_traces=traces, evaluate_n=4))
+    said = capsys.readouterr().err
+    for path in (data / "meta.json", traces):
+        assert said.count(f"warning: {path}: written by weights with the fingerprint 000000000000") == first
 
 
 def test_a_shard_that_is_gone_since_the_start_is_named(packed: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from specexit.bench.methods import find_method
 from specexit.bench.process import BenchError
 from specexit.bench.requests import Request, Run
 from specexit.bench.results import read_results
-from specexit.data.traces import Trace, TraceError, write_traces
+from specexit.config import ConfigError
+from specexit.data.traces import WEIGHTS, Trace, TraceError, write_traces
 from specexit.drafts.directory import read_config
+from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import OperatingPoint, PolicyFile, write_policy
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
@@ -144,6 +147,30 @@ def test_traces_of_another_target_than_the_small_one_are_refused(
         bench_full_size(config)
     assert asked == []
     assert not config.models.exists()
+
+
+def test_the_weights_that_wrote_the_traces_can_be_named(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that were saved anew were refused with the words "say target=FILE.yaml", which was no key here."""
+    stand_in_for_engines(monkeypatch, set())
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
+    target = load_target_config("tiny-reasoner")
+    shutil.copytree(target.folder, tmp_path / "again")
+    with (tmp_path / "again" / "config.json").open("a") as file:
+        file.write("\n")
+    wrote = target_fingerprint(tmp_path / "again")
+    assert wrote is not None
+    write_traces(config.traces, generated_traces(N), said={WEIGHTS: wrote})
+    with pytest.raises(TraceError, match=r"written by weights .* or say target=FILE\.yaml"):
+        bench_full_size(config)
+    save_target(tmp_path, target.model_copy(update={"path": str(tmp_path / "again")}))
+    named = config.model_copy(update={"target": str(tmp_path / "target.yaml"), "n_exact": 0})
+    shape = bench_full_size(named).shape
+    assert shape is not None
+    assert shape["of"]["target"] == wrote
+    with pytest.raises(ConfigError, match=r"target=tiny-mixed is 'tiny-mixed', but .* belongs to 'tiny-reasoner'"):
+        bench_full_size(config.model_copy(update={"target": "tiny-mixed"}))
 
 
 def test_a_notice_leaves_nothing_of_the_engines_behind(

@@ -215,7 +215,7 @@ def test_no_more_requests_at_once_than_allowed(tmp_path):
     ("wrong", "message"),
     [
         ({"model": "qwen3-4b"}, "serves qwen3-4b, expected .*tiny-reasoner.*say model=NAME"),
-        ({"wrong_tokens": True}, r"its tokenizer reads 'What is 3 \+ 4.*expected \["),
+        ({"wrong_tokens": True}, r"its tokenizer reads 'What is 3 \+ 4.*token 1 is .*, expected 'What' \["),
     ],
 )
 def test_a_server_that_is_not_the_targets(tmp_path, wrong, message):

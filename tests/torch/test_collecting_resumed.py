@@ -187,7 +187,7 @@ def test_files_name_the_weights_and_types_that_wrote_them_also_where_servers_fin
     """What a server has loaded, nobody knows; a row that was in the log before is of the folder's weights."""
     asked, own = config(server, tmp_path / "asked"), {"endpoints": None, "engine": {"extra": {"dtype": "half"}}}
     wrote = target_fingerprint(TARGET.folder)
-    both, ours = (config(server, tmp_path / name, **own) for name in ("both", "ours"))
+    both, ours = (config(server, tmp_path / name, **own, n=n) for name, n in (("both", 11), ("ours", 12)))
     with Ledger(both, TARGET, all_asks(both, TARGET)) as ledger:
         ledger.record(0, collected[0])
     both = both.model_copy(update={"endpoints": asked.endpoints})
@@ -196,6 +196,12 @@ def test_files_name_the_weights_and_types_that_wrote_them_also_where_servers_fin
             for number in ledger.todo():
                 ledger.record(number, collected[number])
         assert (said_of(run.out, WEIGHTS), said_of(run.out, TYPES)) == said
+    more = both.model_copy(update={"n": 12})  # the last file grows
+    with Ledger(more, TARGET, all_asks(more, TARGET)) as ledger:
+        assert ledger.todo() == [11]
+        ledger.record(11, collected[11])
+    files = sorted(more.out.glob("traces-*.parquet"))
+    assert [said_of(file, WEIGHTS) for file in files] == [wrote, None, None]  # servers alone wrote the others
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,23 @@ def test_what_no_vllm_server_answers(answers, message):
         ask(**answers)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda ids: [*ids[:-1], ids[0]], r"token {n} is 'What' \[\d+\], expected '.*' \[\d+\] of "),
+        (lambda ids: ids[:-1], r"token {n} is '' \[\], expected '.*' \[\d+\] of "),
+        (lambda ids: [*ids[:-1], -1], r"token {n} is '' \[-1\], expected '.*' \[\d+\] of "),
+        (lambda _: None, r"carry no prompt_token_ids, expected a vLLM server of 0\.10\.2"),
+    ],
+)
+def test_a_tokenizer_that_differs_late_is_told_by_its_first_other_token(change, told):
+    """The first ids, which were shown, are the same."""
+    ids = TOKENIZER.encode(PROBE)
+    choice = {"token_ids": [1], "prompt_token_ids": change(ids)}
+    with pytest.raises(CollectError, match=told.format(n=len(ids))):
+        ask(probed={"model": "tiny-reasoner", "choices": [choice]})
+
+
 @pytest.mark.parametrize("logprobs", [[-0.0, 1e-6], [-9999.0, -0.1]])
 def test_probabilities_of_0_and_1_are_probabilities(logprobs):
     """Of which vLLM writes the first as -9999, and rounding may put the second above 1."""

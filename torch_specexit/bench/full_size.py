@@ -32,7 +32,7 @@ from specexit.schemas.bench import BenchConfig
 from specexit.schemas.bench_full_size import BenchFullSizeConfig
 from specexit.schemas.sampling import SamplingConfig
 from specexit.schemas.stand_in import StandInConfig
-from specexit.schemas.target import TargetConfig, load_target_config, target_reference
+from specexit.schemas.target import TargetConfig, find_target, load_target_config, target_reference
 from specexit.stand_in import Shape, stand_in
 from specexit.stand_in.files import parameters
 from specexit.stand_in.write import read_shape
@@ -58,7 +58,7 @@ def bench_full_size(config: BenchFullSizeConfig) -> Results:
       BenchError: an engine fails, the traces are another target's or too few, or another benchmark was interrupted
         here, or measures here; or, on a CPU, a text in float32 is not that of a small target in float32: nothing is
         measured then.
-      StandInError, DraftError, ConfigError: the stand-in cannot be made.
+      StandInError, DraftError, ConfigError: the stand-in cannot be made, or the target given is not the draft's.
       TraceError: the traces are of another tokenizer or other weights than the small target's, or cannot be read.
       FileExistsError: something else lies in its place.
     """
@@ -84,8 +84,8 @@ def _measure_all(config: BenchFullSizeConfig) -> tuple[Results, dict[str, Any]]:
     """Measure and write; returns the results, and the ``shape`` in them."""
     places = config.draft, config.traces
     name = read_config(config.draft).target_name or target_named_in(config.traces)
-    small = target_reference(None, *places, name=name)
-    refuse_other_target(config.traces, load_target_config(small))
+    small = target_reference(config.target, *places, name=name)
+    refuse_other_target(config.traces, find_target(small, *places, name=name))
     exact = write_stand_in(config, small, "float32") if config.n_exact else None
     target, draft = write_stand_in(config, small, "bfloat16")
     runs = {"small": _measure(config, "small", small, config.draft)[0]}

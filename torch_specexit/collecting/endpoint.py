@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from specexit.errors import first_problem, printable, shown
-from specexit.method.splits import PROBE, FastTokenizer
+from specexit.method.splits import PROBE, FastTokenizer, first_difference
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.url import without_passwords
@@ -192,11 +192,15 @@ class Endpoint:
                 f"expected requests: off-only in its serving settings, or a server without the draft ({error})"
             ) from error
         ours = tokenizer.encode(PROBE)
+        if theirs is None:
+            raise BadAnswer(
+                f"{self.name}: its completions carry no prompt_token_ids, expected a vLLM server of 0.10.2 or newer"
+            )
         if theirs != ours:
-            read, here = str(theirs), misread_by_transformers(target)
+            here = misread_by_transformers(target)
             why = "" if here is None else f"; so does transformers here: {here}, and for the server, too"
             raise CollectError(
-                f"{self.name}: its tokenizer reads {PROBE[:14]!r}... as {read[:60]}, expected {str(ours)[:60]} "
+                f"{self.name}: its tokenizer reads {shown(PROBE, 24)} as {first_difference(tokenizer, theirs, ours)} "
                 f"of {target.folder}{why}"
             )
 

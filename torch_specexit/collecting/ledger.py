@@ -22,7 +22,7 @@ from specexit.config import ConfigError, write_text
 from specexit.data.engine import TYPES, types_in_metadata
 from specexit.data.rows import FAILED, Trace
 from specexit.data.stream import MANIFEST
-from specexit.data.traces import WEIGHTS, TraceError, read_traces, tokenizer_sha256, write_traces
+from specexit.data.traces import WEIGHTS, TraceError, read_traces, said_of, tokenizer_sha256, write_traces
 from specexit.differences import file_sha256
 from specexit.drafts.fingerprints import target_fingerprint
 from specexit.errors import InputError
@@ -73,6 +73,8 @@ class Ledger:
         """Files of these chunks that were in the manifest at the start; nobody else enters any."""
         self._weights: str | None = None
         """Hash of the weights that the manifest names, as of the last entry."""
+        self._resumed: set[str] = set()
+        """Files of chunks with rows that an engine of one's own may have written in an earlier run."""
         self._locks: list[IO[str]] = []
 
     @property
@@ -193,6 +195,7 @@ class Ledger:
                 if number in self.place and self._missing(number):
                     self._check(log, number, trace)
                     self.rows[number] = trace
+                    self._resumed.add(self.place[number][0].file)
         # Read behind the logs: a shard that finishes enters its files before its log is gone.
         self._check_enough(max([there, *(self._behind(name, entry) for name, entry in read_files(self.out).items())]))
         self._enter({})
@@ -218,6 +221,8 @@ class Ledger:
             self.done.add(chunk.file)
             return
         traces = read_traces(path)
+        if said_of(path, WEIGHTS) is not None:
+            self._resumed.add(chunk.file)
         self._check_enough(chunk.start + len(traces))
         for i, trace in enumerate(traces):
             self._check(path, chunk.start + i, trace)
@@ -258,8 +263,9 @@ class Ledger:
         path = self.out / chunk.file
         if chunk.file in self._entered:  # of another content, which a kill before the next entry would leave
             self._enter({chunk.file: None})
-        # Rows of an earlier run are among them: of its weights, which the manifest names, though servers finish them.
-        write_traces(path, traces, self.tokenizer, {WEIGHTS: self._weights, TYPES: self.types})
+        # Rows of an earlier run are of its weights, which the manifest names, though servers finish their file.
+        ours = not self.config.endpoints or chunk.file in self._resumed
+        write_traces(path, traces, self.tokenizer, {WEIGHTS: self._weights if ours else None, TYPES: self.types})
         counts = sum(map(count, traces), Counts())
         entry = Finished(sha256=file_sha256(path), asks=asks_sha256(chunk.asks), counts=counts)
         self._enter({chunk.file: entry})

@@ -26,7 +26,6 @@ from specexit.buckets import BucketPath
 from specexit.config import Config, read_made
 from specexit.data.sequences import Example
 from specexit.data.traces import tokenizer_sha256
-from specexit.data.written_by import doubt_weights
 from specexit.errors import InputError
 from specexit.method.signals import NAMES
 from specexit.schemas.target import TargetConfig, copy_beside, other_boundaries_beside
@@ -240,7 +239,6 @@ def check_target(meta: PackMeta, folder: Path, target: TargetConfig) -> None:
             f"{folder / 'meta.json'}: tokenizer_sha256 is {meta.tokenizer_sha256[:12]}..., "
             f"expected {ours[:12]}... of {target.folder / 'tokenizer.json'}"
         )
-    doubt_weights(folder / "meta.json", meta.target_sha256, target)
     if (other := other_boundaries_beside(folder, target)) is not None:
         copy = copy_beside(folder)
         raise PackError(f"{copy}: packed with {other} as target {target.name} says now: collect and pack again")

@@ -79,8 +79,21 @@ def _older_key(id: str, sample: int) -> str:
 Key = Callable[[str, int], str]
 
 
+class _OfADraft:
+    """What scores say of the draft that gave them."""
+
+    draft_blake3: str
+    computation_sha256: str | None
+
+    @property
+    def draft_inputs(self) -> dict[str, str]:
+        """Hashes of the draft that gave them, as far as they are known, by the keys of `specexit.bench.inputs`."""
+        known = {"draft.weights": self.draft_blake3, "draft.computation": self.computation_sha256}
+        return {key: value for key, value in known.items() if value is not None}
+
+
 @dataclass(frozen=True)
-class Scores:
+class Scores(_OfADraft):
     """Signal values of traces, by each trace's `key_of`."""
 
     source: str
@@ -136,7 +149,7 @@ class Places(Container[str]):
 
 
 @dataclass(frozen=True)
-class StoredScores:
+class StoredScores(_OfADraft):
     """Signal values of traces that stay on the disk: whenever they are asked for, they are read a few at a time, in the
     file's order.
 
@@ -165,12 +178,6 @@ class StoredScores:
     traces: Sequence[AnyTrace] = ()
     data_sha256: str | None = None
     computation_sha256: str | None = None
-
-    @property
-    def draft_inputs(self) -> dict[str, str]:
-        """Hashes of the draft that gave them, as far as they are known, by the keys of `specexit.bench.inputs`."""
-        known = {"draft.weights": self.draft_blake3, "draft.computation": self.computation_sha256}
-        return {key: value for key, value in known.items() if value is not None}
 
     def of(self, traces: Sequence[AnyTrace]) -> StoredScores:
         """The same file, for the given traces.

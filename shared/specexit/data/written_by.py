@@ -24,10 +24,17 @@ def check_weights(path: Path, target: TargetConfig) -> None:
         raise TraceError(f"{path}: written by weights {other}")
 
 
-def doubt_weights(path: Path, wrote: str | None, target: TargetConfig) -> None:
+def doubt_weights(path: Path, wrote: str | None, target: TargetConfig, ours: str | None = None) -> None:
     """Warn where weights other than the target's wrote what a draft learns or is judged on: those of a quantised copy
-    may, but what a model wrote that was replaced is another's text and answers."""
-    if (other := other_weights(wrote, target)) is not None:
+    may, but what a model wrote that was replaced is another's text and answers.
+
+    Args:
+      path: what they wrote.
+      wrote: their fingerprint, where it is known.
+      target: the target.
+      ours: fingerprint of its weights; by default it is looked for, which in a bucket takes many requests.
+    """
+    if (other := other_weights(wrote, target, ours)) is not None:
         Console(stderr=True).print(
             f"warning: {path}: written by weights {other}. Where those are a quantised copy of these, go on",
             soft_wrap=True,
@@ -35,10 +42,11 @@ def doubt_weights(path: Path, wrote: str | None, target: TargetConfig) -> None:
         )
 
 
-def other_weights(wrote: str | None, target: TargetConfig) -> str | None:
+def other_weights(wrote: str | None, target: TargetConfig, ours: str | None = None) -> str | None:
     """Words on the weights that wrote traces and those that the target has now; None where they are the same, or one
-    of the two is not known."""
-    ours = None if wrote is None or not target.folder.exists() else target_fingerprint(target.folder)
+    of the two is not known. See `doubt_weights`."""
+    if ours is None and wrote is not None and target.folder.exists():
+        ours = target_fingerprint(target.folder)
     if wrote is None or ours in (None, wrote):
         return None
     return (

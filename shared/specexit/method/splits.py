@@ -331,10 +331,23 @@ def misread(tokenizer: Tokenizer, files: FastTokenizer, *markers: str) -> str | 
     for text in (PROBE, *(f"{marker}\n{PROBE}" for marker in markers)):
         theirs, ours = list(tokenizer.encode(text, add_special_tokens=False)), files.encode(text)
         if theirs != ours:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours))
-            )
-            read, expected = (f"{shown(files.decode(ids), 24)} {ids}" for ids in (theirs[at:][:1], ours[at:][:1]))
-            whole = shown(files.decode(theirs), 24)
-            return f"reads {shown(text, 24)} as {whole}, whose token {at + 1} is {read}, expected {expected}"
+            return f"reads {shown(text, 24)} as {first_difference(files, theirs, ours)}"
     return None
+
+
+def first_difference(files: FastTokenizer, theirs: list[int], ours: list[int]) -> str:
+    """The first token by which two readings of one text differ, in words; the whole ids can be alike for long.
+
+    Args:
+      files: writes the ids out, but for those that it does not have.
+      theirs: of what reads the text differently.
+      ours: what is expected.
+    """
+    at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
+    known = range(len(files))
+
+    def text(ids: list[int]) -> str:
+        return shown(files.decode([token for token in ids if token in known]), 24)
+
+    read, expected = (f"{text(ids)} {ids}" for ids in (theirs[at:][:1], ours[at:][:1]))
+    return f"{text(theirs)}, whose token {at + 1} is {read}, expected {expected}"

@@ -271,7 +271,7 @@ def _target(config: ReportConfig, bench: Path, traces: Path, results: Results) -
 
 def _scores(path: Path, draft: Path | None, measured: Measured) -> Scores:
     scores = read_scores_of(path, draft) if draft else read_scores(path)
-    measured.refuse(path, {"draft.weights": scores.draft_blake3})
+    measured.refuse(path, scores.draft_inputs)
     return scores
 
 

@@ -20,6 +20,9 @@ class BenchFullSizeConfig(Config):
     """
 
     shape: str = Field(default="qwen3-0.6b", description="whose sizes: see stand-in")
+    target: str | None = Field(
+        default=None, description="name or YAML file of the small target; by default the one that the draft names"
+    )
     draft: Path = Field(description="draft directory of the small target")
     traces: Path = Field(description="traces of its test split")
     models: Path = Field(description="folder for the stand-ins, which are kept; 0.6 billion parameters are 3.9 GB")

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,16 +261,20 @@ def test_curves_of_other_traces_than_the_responses_are_said_to_be(bench: Path, t
 
 def test_scores_of_another_draft_are_no_part_of_the_page(bench: Path, trace: Trace) -> None:
     """Without draft= nothing was compared, and another draft's signals were drawn along the served exits."""
-    inputs = {"draft.weights": "a" * 64}
+    inputs = {"draft.weights": "a" * 64, "draft.computation": "a" * 64}
     write_results(bench / "results.json", read_results(bench / "results.json").model_copy(update={"inputs": inputs}))
     signals = {"a": np.full((len(trace.think_ids), 4), 0.5, np.float32)}
-    write_scores(bench / "scores.parquet", Scores("draft", "a" * 64, signals))
-    report(config(bench, scores=bench / "scores.parquet"))
-    write_scores(bench / "scores.parquet", Scores("draft", "b" * 64, signals))
-    with pytest.raises(
-        ReportError, match=r"scores\.parquet: made from inputs\.draft\.weights b+ \(now a+\), expected what this"
-    ):
+    ours = Scores("draft", "a" * 64, signals, computation_sha256="a" * 64)
+    for good in (ours, replace(ours, computation_sha256=None)):  # the second of an older version
+        write_scores(bench / "scores.parquet", good)
         report(config(bench, scores=bench / "scores.parquet"))
+    changed = {"weights": "draft_blake3", "computation": "computation_sha256"}
+    for told, field in changed.items():
+        write_scores(bench / "scores.parquet", replace(ours, **{field: "b" * 64}))
+        with pytest.raises(
+            ReportError, match=rf"scores\.parquet: made from inputs\.draft\.{told} b+ \(now a+\), expected what this"
+        ):
+            report(config(bench, scores=bench / "scores.parquet"))
 
 
 def test_a_run_of_another_target_is_no_part_of_the_page(bench: Path) -> None:
