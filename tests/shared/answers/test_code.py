@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 import tracemalloc
+import warnings
 
 import pytest
 
@@ -320,6 +321,20 @@ def test_forms_of_tests(fields):
 def test_a_program_may_take_a_name_of_pythons():
     """MBPP has a task whose program is called sum, and the whole file was refused."""
     assert kind("code").why_no_reference(json.dumps({"test": "assert sum(10,15) == 6"})) is None
+
+
+@pytest.mark.parametrize("filter_", ["error", "always"])
+def test_what_python_warns_of_in_a_program_is_not_told_and_changes_no_verdict(filter_):
+    """By thousands of models' programs, as ``<unknown>:1``; and where a warning is an error, they were no programs."""
+    one, other = 'x = 1if y else "\\d"', 'x = (1 if y else "\\\\d")'
+    future = "from __future__ import annotations"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter(filter_)
+        assert kind("code").plainly_same(one, other)
+        assert kind("code").why_no_reference(one) is None
+        assert Checks(f"{one}\nassert f(x) is 1", prompt=one).flaw() is None
+        assert Checks("", prompt=one).around(future).startswith(future)
+    assert told == []
 
 
 @pytest.mark.parametrize("reference", ["42", "1/2", "A", "yes", "(x, y)", "# nothing", '"text"', "{}"])
