@@ -77,6 +77,29 @@ def test_a_datasets_folder(tmp_path):
         read_prompts(tmp_path / "one")
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"_data_files": [{"filename": 5}]}, "filename is 5, expected the name of a file in its folder"),
+        (
+            {"_data_files": [{"filename": "../p.arrow"}]},
+            r"filename is '\.\./p.arrow', expected the name of a file in its",
+        ),
+        (
+            {"_data_files": [{"filename": "/etc/passwd"}]},
+            "filename is '/etc/passwd', expected the name of a file in its",
+        ),
+        ({"_data_files": [{"filename": ".."}]}, "cannot be read as an Arrow stream"),
+        ({"_data_files": 5}, "cannot be read, expected the state of a datasets folder"),
+        ("[" * 100_000, "cannot be read, expected the state of a datasets folder"),
+    ],
+)
+def test_a_datasets_folder_whose_state_is_broken(tmp_path, state, message):
+    (tmp_path / "state.json").write_text(state if isinstance(state, str) else json.dumps(state))
+    with pytest.raises(PromptError, match=message):
+        read_prompts(tmp_path)
+
+
 def test_a_folder_of_files_of_rows(tmp_path):
     for i, row in enumerate(ROWS):
         write_parquet(tmp_path / "hub" / "data" / f"test-{i:05d}-of-00002.parquet", [row])

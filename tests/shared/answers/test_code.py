@@ -5,6 +5,8 @@ import platform
 import re
 import socket
 import sys
+import tracemalloc
+import warnings
 
 import pytest
 
@@ -122,6 +124,7 @@ ESCAPES = [
         id="os.execv",
     ),
     "import multiprocessing\nmultiprocessing.Process(target=print).start()",
+    "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0))",
 ]
 
 
@@ -188,6 +191,28 @@ def test_there_is_a_sandbox():
 def test_memory_is_limited():
     assert sandbox.run("import mmap\nmmap.mmap(-1, 1 << 30)")
     assert not sandbox.run("import mmap\nmmap.mmap(-1, 3 << 30)")
+
+
+def test_what_a_program_says_does_not_fill_our_memory():
+    out = "import os, sys\nout = sys._getframe(1).f_locals['out']\n"
+    flood = f"{out}for _ in range(1 << 9):\n    os.write(out, bytes(1 << 16))"
+    tracemalloc.start()
+    try:
+        assert not sandbox.run(flood)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_program_is_apart_from_our_terminal_but_ends_with_us():
+    """An interrupt from the terminal no longer reaches it, nor does it end when that closes."""
+    signalled = "import ctypes\nsent = ctypes.c_int()\nctypes.CDLL(None).prctl(2, ctypes.byref(sent))\n"
+    assert sandbox.run(f"{signalled}import os\nassert os.getsid(0) == os.getpid()\nassert sent.value == 9")
+
+
+def test_a_program_may_ask_for_its_own_limits():
+    """As threads do, for the size of their stacks."""
+    assert sandbox.run("import resource\nassert resource.prlimit(0, resource.RLIMIT_CORE) == (0, 0)")
 
 
 def test_what_can_be_a_reference():
@@ -325,6 +350,20 @@ def test_forms_of_tests(fields):
 def test_a_program_may_take_a_name_of_pythons():
     """MBPP has a task whose program is called sum, and the whole file was refused."""
     assert kind("code").why_no_reference(json.dumps({"test": "assert sum(10,15) == 6"})) is None
+
+
+@pytest.mark.parametrize("filter_", ["error", "always"])
+def test_what_python_warns_of_in_a_program_is_not_told_and_changes_no_verdict(filter_):
+    """By thousands of models' programs, as ``<unknown>:1``; and where a warning is an error, they were no programs."""
+    one, other = 'x = 1if y else "\\d"', 'x = (1 if y else "\\\\d")'
+    future = "from __future__ import annotations"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter(filter_)
+        assert kind("code").plainly_same(one, other)
+        assert kind("code").why_no_reference(one) is None
+        assert Checks(f"{one}\nassert f(x) is 1", prompt=one).flaw() is None
+        assert Checks("", prompt=one).around(future).startswith(future)
+    assert told == []
 
 
 @pytest.mark.parametrize("reference", ["42", "1/2", "A", "yes", "(x, y)", "# nothing", '"text"', "{}"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import sys
 import pytest
 
 from specexit.data.answers import AnswerError, extract_answer, kind, same_answer
+from specexit.data.answers.function import FUNCTIONS
+from specexit.data.prompts import PromptError, read_prompts
 
 SOURCE = '''
 import os
@@ -79,6 +82,14 @@ class Odd:
 number = 5
 '''
 
+NAMED = [
+    *[
+        f"function:judged_by_me:{name}"
+        for name in [*re.findall(r"^(?:def|class) (\w+)", SOURCE, re.M), "number", "absent"]
+    ],
+    *["function:no_such_module:f", "function:judged_badly:f", "function:judged_here:anagram"],
+]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def module(tmp_path_factory):
@@ -89,6 +100,7 @@ def module(tmp_path_factory):
 
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(str(folder))
+    patch.setenv(FUNCTIONS, " ".join(["function:", *NAMED]))
     apart._close()  # the next one gets this path
     yield folder
     apart._close()
@@ -97,6 +109,7 @@ def module(tmp_path_factory):
 
 ANAGRAM, CONTAINED = "function:judged_by_me:anagram", "function:judged_by_me:contained"
 LAST = "function:judged_by_me:Last"
+STRANGER = "function:stranger:f"
 
 CASES = [
     *[(ANAGRAM, a, b, True) for a, b in [("silent", "listen"), ("Dormitory", "dirty room"), ("", " "), ("ab", "BA")]],
@@ -229,3 +242,21 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch, source
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(AnswerError, match=f"answer kind 'function:judged_badly:f': {message}"):
         kind("function:judged_badly:f")
+
+
+def test_a_file_alone_makes_no_command_import_a_function(tmp_path, monkeypatch):
+    """Whoever wrote the file would choose what is called, with texts of theirs: ``os.system``, or ``timeit.timeit``."""
+    (tmp_path / "stranger.py").write_text("def f(a, b): return True\n")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "q", "reference": "1", "answer_kind": STRANGER}))
+    monkeypatch.syspath_prepend(tmp_path)
+    said = f"answer kind '{STRANGER}': the environment variable {FUNCTIONS} does not name it, .*; if you trust"
+    for named in ("", "math stranger:f", f"function:stranger {STRANGER}.g"):
+        monkeypatch.setenv(FUNCTIONS, named)
+        with pytest.raises(PromptError, match=rf"prompts\.jsonl, line 1: {said}"):
+            read_prompts(tmp_path / "prompts.jsonl")
+        with pytest.raises(AnswerError, match=said):  # as of a trace
+            same_answer("1", "2", STRANGER)
+    assert "stranger" not in sys.modules
+    monkeypatch.setenv(FUNCTIONS, f"{ANAGRAM} {STRANGER}")
+    assert [prompt.answer_kind for prompt in read_prompts(tmp_path / "prompts.jsonl")] == [STRANGER]
+    assert "stranger" in sys.modules

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from specexit.config import ConfigError
 from specexit.data.answers import KINDS
+from specexit.data.answers.function import FUNCTIONS, to_be_called
 from specexit.drafts.certified import doubts
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.hold import Imposed, nothing_said
@@ -36,11 +37,6 @@ from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.settings import draft_config
 
 logger = logging.getLogger("vllm.specexit")
-
-FUNCTIONS = "SPECEXIT_ANSWER_FUNCTIONS"
-"""Environment variable: the answer kinds ``function:module:name`` that audits may call, separated by spaces. Neither a
-setting nor a field of `policy.json`: those may be a stranger's, and the function gets what clients have had written."""
-
 
 IN_THE_CACHE = (
     "specexit: the draft %s lies in the cache of the Hub (%s), and with it policy.json and hold.json: what an operator "
@@ -193,7 +189,7 @@ def _audit_of(engine: Any, opening: Opening, front: FrontEnd) -> Audit | None:
         front.operation.audits = False
         return None
 
-    if os.environ.get(FUNCTIONS):
+    if to_be_called():
         look_in_working_folder()  # where the functions of a calibration may lie
 
     def kinds() -> tuple[str, ...]:
@@ -222,7 +218,7 @@ def _kinds_of(file: PolicyFile) -> tuple[str, ...]:
 
 
 def _not_to_be_called(kinds: Iterable[str]) -> list[str]:
-    return sorted({*kinds} - {*KINDS, *os.environ.get(FUNCTIONS, "").split()})
+    return sorted({*kinds} - {*KINDS, *to_be_called()})
 
 
 def _metrics_of(engine: Any) -> ExitMetrics | None:

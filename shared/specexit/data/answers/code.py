@@ -7,8 +7,11 @@ import builtins
 import json
 import re
 import symtable
+import threading
+import warnings
 from codeop import compile_command
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -38,6 +41,16 @@ eval tests may come to any of its names."""
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
 """Names of their symbol tables."""
+_silence = threading.RLock()
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without Python's warnings of ``1if x``: nobody here could mend it, and where a warning is an error (``-W error``)
+    it would change a verdict. One thread at a time, as the filters of warnings are the whole process's."""
+    with _silence, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class Checks:
         whole = "\n\n".join(part for part in parts if part) + "\n"
         return _futures_first(whole) if "__future__" in whole else whole
 
+    @_unwarned()
     def flaw(self) -> str | None:
         """Why every program, or none, would pass; None where nothing is known that speaks against them."""
         try:
@@ -203,6 +217,7 @@ def passes(program: str, tests: Checks) -> bool:
     return run(tests.around(program))
 
 
+@_unwarned()
 def _futures_first(source: str) -> str:
     """A source with its ``from __future__`` imports at the top, the only place where Python takes them.
 
@@ -228,6 +243,7 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
+@_unwarned()
 def _tree(source: str) -> str | None:
     try:
         return ast.dump(ast.parse(source))
@@ -235,6 +251,7 @@ def _tree(source: str) -> str | None:
         return None
 
 
+@_unwarned()
 def _does_something(source: str) -> bool:
     """Whether a source is Python with a statement, or at least a call."""
     try:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from specexit.data.answers.base import AnswerError, AnswerKind, last_box
 
 PREFIX = "function:"
+
+FUNCTIONS = "SPECEXIT_ANSWER_FUNCTIONS"
+"""Environment variable: the answer kinds ``function:module:name`` that may be called, separated by spaces. No file says
+so: prompts, traces and `policy.json` may be a stranger's, and the function gets what they or clients have written."""
+
+
+def to_be_called() -> list[str]:
+    """The answer kinds whose functions may be called: those that `FUNCTIONS` names."""
+    return os.environ.get(FUNCTIONS, "").split()
 
 
 class Function(AnswerKind):
@@ -21,10 +31,15 @@ class Function(AnswerKind):
     quick.
 
     Raises:
-      AnswerError: there is no such function, or its module cannot be imported.
+      AnswerError: `FUNCTIONS` does not name it, there is no such function, or its module cannot be imported.
     """
 
     def __init__(self, name: str):
+        if name not in to_be_called():
+            raise AnswerError(
+                f"answer kind {name!r:.200}: the environment variable {FUNCTIONS} does not name it, and prompts "
+                "or traces may be a stranger's; if you trust this function, say the kind there (several between spaces)"
+            )
         self.name = name
         self._found = _load(name)
 

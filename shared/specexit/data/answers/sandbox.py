@@ -45,20 +45,23 @@ def _run(source: str, seconds: float) -> bool:
     child = Path(__file__).with_name("sandbox_child.py")
     passed = secrets.token_hex(16)
     task = json.dumps({"source": source, "passed": passed, "seconds": seconds, "memory": MEMORY})
-    with tempfile.TemporaryDirectory() as empty:
+    # What a program writes to a pipe nothing limits, and it would all come to lie in our memory.
+    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryFile() as said:
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-B", str(child)],
                 input=task.encode("utf-8", "surrogatepass"),
-                stdout=subprocess.PIPE,
+                stdout=said,
                 stderr=subprocess.DEVNULL,
                 timeout=PATIENCE * seconds,
                 cwd=empty,
                 env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # without our terminal
             )
         except subprocess.TimeoutExpired:
             return False
-    return done.returncode == 0 and done.stdout.strip() == passed.encode()
+        said.seek(0)
+        return done.returncode == 0 and said.read() == passed.encode()
 
 
 _ESCAPES = """

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import struct
 import sys
 import types
@@ -34,7 +35,7 @@ DENIED = (
         258, 267
     ),  # mkdirat, mknodat, fchownat, futimesat, newfstatat (allowed below), unlinkat, renameat, linkat, ...
     *(268, 272, 280, 285, 288, 298, 299, 302),  # fchmodat, unshare, utimensat, fallocate, accept4, perf_event_open,
-    # recvmmsg, prlimit64 (allowed below)
+    # recvmmsg, prlimit64 (allowed below for itself)
     *(303, 304, 307, 308, 310, 311, 316, 317, 319),  # name_to_handle_at, open_by_handle_at, sendmmsg, setns,
     # process_vm_readv, process_vm_writev, renameat2, seccomp, memfd_create
     *(321, 322, 323, 424, 425, 426, 427),  # bpf, execveat, userfaultfd, pidfd_send_signal, io_uring
@@ -51,9 +52,9 @@ DENIED = (
     ),  # open_tree, move_mount, fsopen ... fspick, pidfd_open, pidfd_getfd,
     # fchmodat2
 )
-ALLOWED = (262, 302)  # newfstatat, prlimit64: what a running interpreter asks for
+ALLOWED = (262,)  # newfstatat: what a running interpreter asks for
 MISSING = (435, 437)  # clone3, openat2: their flags lie behind a pointer, so libraries are to take the older call
-OPEN, OPENAT, CLONE = 2, 257, 56
+OPEN, OPENAT, CLONE, PRLIMIT64 = 2, 257, 56, 302
 
 LOAD, JUMP_EQUAL, JUMP_GREATER, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 KILL, ALLOW, ERROR = 0x80000000, 0x7FFF0000, 0x00050000
@@ -77,6 +78,7 @@ def filter_program() -> bytes:
     program += on(OPEN, op(LOAD, argument(1)), op(JUMP_ANY_BIT, WRITING, 0, 1), deny, allow)
     program += on(OPENAT, op(LOAD, argument(2)), op(JUMP_ANY_BIT, WRITING, 0, 1), deny, allow)
     program += on(CLONE, op(LOAD, argument(0)), op(JUMP_ANY_BIT, CLONE_THREAD, 1, 0), deny, allow)
+    program += on(PRLIMIT64, op(LOAD, argument(0)), op(JUMP_EQUAL, 0, 0, 1), allow, deny)  # 0 is the caller itself
     for number in MISSING:
         program += on(number, op(RETURN, ERROR | ENOSYS))
     for number in sorted(set(DENIED) - set(ALLOWED)):
@@ -84,12 +86,13 @@ def filter_program() -> bytes:
     return b"".join([*program, allow])
 
 
-def limit(seconds: float, memory: int) -> None:
-    """Bound time, memory and files, and give up system calls; there is no way back."""
+def limit(seconds: float, memory: int, said: int) -> None:
+    """Bound time, memory and files, of which the open one takes ``said`` bytes; end with the parent; and give up system
+    calls. There is no way back."""
     for what, value in (
         (resource.RLIMIT_CPU, int(seconds) + 1),
         (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, said),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
@@ -98,7 +101,8 @@ def limit(seconds: float, memory: int) -> None:
     code = ctypes.create_string_buffer(program, len(program))
     loaded = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)
-    no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
+    death_signal, no_new_privileges, set_seccomp, filter_mode = 1, 38, 22, 2
+    libc.prctl(death_signal, signal.SIGKILL, 0, 0, 0)  # no terminal interrupts a session of its own
     if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, loaded, 0, 0):
         sys.exit(f"seccomp: {os.strerror(ctypes.get_errno())}")
 
@@ -112,7 +116,7 @@ def main() -> None:
     out = os.dup(1)
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY)):
         os.dup2(os.open(os.devnull, flags), descriptor)
-    limit(task["seconds"], task["memory"])
+    limit(task["seconds"], task["memory"], len(task["passed"]))
     program = sys.modules["program"] = types.ModuleType("program")  # dataclasses look for their module there
     exec(compile(task["source"], "program", "exec"), program.__dict__)
     os.write(out, task["passed"].encode())

@@ -159,9 +159,11 @@ def _folder(folder: Path) -> Iterator[LocatedRow]:
     if (state := folder / "state.json").exists():
         try:
             names = [entry["filename"] for entry in json.loads(_text(state))["_data_files"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise PromptError(f"{state}: cannot be read, expected the state of a datasets folder: {error}") from error
         for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise PromptError(f"{state}: filename is {name!r:.200}, expected the name of a file in its folder")
             if not (folder / name).exists():
                 raise PromptError(f"{folder / name}: is missing, state.json names it")
             yield from _arrow(folder / name)
