@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from specexit.config import ConfigError
 from specexit.drafts.files import parse_json
 from specexit.drafts.fingerprints import QUANTISED_BY, quantization_of
+from specexit.drafts.rope import check_attn_factor
 from specexit.drafts.target_weights import check_all_plain, target_files
 from specexit.drafts.tensors import INDEX
 from specexit.errors import cut, printable, shown
 from specexit.schemas.target import TargetConfig
+from specexit.trainable import rope_of
 
 
 def place(device: str | None, dtype: str | None, target: TargetConfig) -> tuple[str, str]:
@@ -42,7 +44,7 @@ def check_rotary(target: TargetConfig) -> None:
 
     Raises:
       ConfigError: its RoPE is ``longrope``, and it is served beyond its original context; or see
-        `TargetConfig.long_behind`.
+        `TargetConfig.long_behind` and `check_attn_factor`.
     """
     short = target.long_behind()
     if short is not None and target.max_model_len > short:
@@ -51,6 +53,10 @@ def check_rotary(target: TargetConfig) -> None:
             f"{target.name} says max_model_len={target.max_model_len}: vLLM then has the long factors in every text, "
             f"and transformers in those of more than {short} tokens alone; expected a max_model_len of at most {short}"
         )
+    try:
+        check_attn_factor(rope_of(target.hf_config()))
+    except ValueError as error:
+        raise ConfigError(f"{target.config_place}: {error}") from error
 
 
 def _check_read_as_served(target: TargetConfig) -> None:

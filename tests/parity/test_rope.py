@@ -1,5 +1,7 @@
 """Rotary frequencies against transformers': at thousands of tokens the last place of a frequency is seen."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,7 @@ def test_frequencies_are_rounded_where_the_field_rounds_them(kind: str, dim: int
     [
         {},
         {"attention_factor": 1.3},
+        {"attention_factor": 1.0, "attn_factor": 1 / (0.1 * math.log(32) + 1)},  # one factor, as two readers have it
         {"mscale": 1.0, "mscale_all_dim": 1.0},
         {"mscale": 0.707, "mscale_all_dim": 0.9},
         {"mscale": 1.0, "mscale_all_dim": 0.0},

@@ -119,7 +119,9 @@ def test_fields_of_other_tools_are_ignored(draft):
     assert read_config(draft) == before
 
 
-@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, LLAMA3])
+@pytest.mark.parametrize(
+    "scaling", [{"rope_type": "default"}, {"rope_type": "default", "partial_rotary_factor": 1.0}, LLAMA3]
+)
 def test_a_rope_is_read_where_transformers_5_saves_it(draft, scaling):
     """It takes both older keys out: the draft was computed with a theta of 10,000 here, and with its own in vLLM."""
     before, path = read_config(draft), draft / "config.json"

@@ -112,7 +112,7 @@ DYNAMIC = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "
             "rope_scaling is of type 'dynamic', and is passed over",
         ),
         ("safeailab", {}, {}, 1e4, None),
-        ("safeailab", {"rope_theta": 1e6}, {}, 1e6, "rope_theta is 1000000.0, and is kept; the authors' trainer"),
+        ("safeailab", {"rope_theta": 1e6}, {}, 1e6, "rope_theta is 1000000.0, and is kept; SafeAILab's trainer"),
     ],
 )
 def test_the_theta_that_a_draft_was_trained_with_is_taken_or_doubted(

@@ -20,7 +20,17 @@ from tests.torch.pretend import TARGET, THINK, TOKENIZER, config
 from torch_specexit.chat import load_chat_tokenizer, prompt_ids
 from torch_specexit.collecting import collect
 from torch_specexit.collecting.tracer import check_lengths
-from torch_specexit.collecting.work import CollectError, all_asks, check_positions, check_target, longest
+from torch_specexit.collecting.work import (
+    CollectError,
+    all_asks,
+    check_positions,
+    check_target,
+    longest,
+    why_no_features,
+)
+
+R1_0528 = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "attn_factor": 0.878248856}
+"""Of DeepSeek-R1-0528-Qwen3-8B."""
 
 
 @pytest.mark.parametrize(
@@ -36,6 +46,12 @@ from torch_specexit.collecting.work import CollectError, all_asks, check_positio
         ({"use_sliding_window": True}, "use_sliding_window is True, only False is implemented"),
         ({"attention_bias": True}, "attention_bias is true, which is implemented for Qwen2 only"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope', expected one of"),
+        (
+            {"rope_parameters": R1_0528},
+            "attn_factor is 0.878249, which transformers and vLLM 0.32 pass over (they multiply rotated queries and "
+            "keys by 1.13863), and older vLLM multiplies in (by 1): expected none, for the first, or "
+            '"attention_factor": 1.0 beside it, for the second',
+        ),
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', expected keys and values"),
         ({"rope_parameters": [4.0]}, "rope_parameters is [4.0], expected keys and values"),
     ],
@@ -80,6 +96,28 @@ def test_a_config_without_what_every_reader_of_the_traces_asks_for(tmp_path, ser
     with pytest.raises(ConfigError, match=r"config\.json: no value for vocab_size, expected the model's own"):
         collect(config(server, tmp_path / "out", target=target, any_architecture=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_features_will_refuse_is_said_before_traces_are_made(tmp_path):
+    """It was said behind days of traces, of a config.json that was there from the beginning."""
+    older = {"num_hidden_layers": None, "num_layers": 4, "rms_norm_eps": None, "layer_norm_epsilon": 1e-6}
+    target = load_target_config(_with_config(tmp_path, {"architectures": ["ExaoneForCausalLM"]}))
+    assert why_no_features(target) is None
+    path = tmp_path / "model" / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | older))
+    assert re.search(r"config\.json: no value for num_hidden_layers, rms_norm_eps, expected", why_no_features(target))
+    path.write_text(json.dumps(fields | {"final_logit_softcapping": 30.0}))
+    assert re.search(r"config\.json: final_logit_softcapping is 30\.0, expected", why_no_features(target))
+
+
+def test_such_a_target_is_warned_of_and_collected_from_all_the_same(tmp_path, server, capsys):
+    fields = {"architectures": ["GraniteForCausalLM"], "logits_scaling": 8.0}
+    target = _with_config(tmp_path, fields)
+    collect(config(server, tmp_path / "out", target=target, any_architecture=True))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"warning: {tmp_path}/model/config.json: logits_scaling is 8.0, expected" in said
+    assert "plain and unscaled: `specexit features` will refuse these traces" in said
 
 
 @pytest.mark.parametrize("key", ["think_start", "think_end"])

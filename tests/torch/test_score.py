@@ -194,6 +194,20 @@ def test_longrope_beyond_the_original_context_is_refused(rope, tmp_path):
     check_rotary(long.model_copy(update={"max_model_len": 512}))
 
 
+def test_a_factor_that_only_older_vllm_reads_is_refused(tmp_path):
+    """transformers passes it over, so that served signals would be those of another computation."""
+    target = load_target_config("tiny-reasoner").model_copy(update={"path": str(tmp_path)})
+    fields = load_target_config("tiny-reasoner").hf_config()
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attn_factor": 0.878248856}
+    for beside in ({}, {"attention_factor": 1.3}):
+        (tmp_path / "config.json").write_text(json.dumps(fields | {"rope_parameters": rope | beside}))
+        with pytest.raises(ConfigError, match=r"config\.json: attn_factor is 0\.878249, which transformers and vLLM 0"):
+            check_rotary(target)
+    for agreed in ({"attention_factor": 1.0}, {"attn_factor": 1.0}):
+        (tmp_path / "config.json").write_text(json.dumps(fields | {"rope_parameters": rope | agreed}))
+        check_rotary(target)
+
+
 def test_longrope_whose_original_context_is_no_number_is_said_by_file(tmp_path):
     """It was a traceback."""
     target = load_target_config("tiny-reasoner")

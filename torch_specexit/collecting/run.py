@@ -17,7 +17,7 @@ from torch_specexit.collecting.parts import check_apart
 from torch_specexit.collecting.progress import Bar
 from torch_specexit.collecting.summary import check_early, finish
 from torch_specexit.collecting.tracer import check_lengths
-from torch_specexit.collecting.work import Ask, CollectError, all_asks, check_target, sampling_of
+from torch_specexit.collecting.work import Ask, CollectError, all_asks, check_target, sampling_of, why_no_features
 
 FIRST = 100
 """Traces, in whole chunks, after which a run looks at what it gets; fewer say too little."""
@@ -53,7 +53,10 @@ def collect(config: CollectConfig) -> None:
         check_lengths(config, target, found)
     if not config.endpoints:  # servers are asked what they read
         check_read(target, config.engine.extra)
-    for doubt in doubts(target):
+    doubted = doubts(target)
+    if config.any_architecture and (why := why_no_features(target)) is not None:
+        doubted.append(f"{why}: `specexit features` will refuse these traces")
+    for doubt in doubted:
         Console(stderr=True, soft_wrap=True).print(f"warning: {doubt}", style="yellow", markup=False, highlight=False)
     check_apart(dict(zip(config.parts, asks, strict=False)))  # none where there are no parts
     with ExitStack() as stack:

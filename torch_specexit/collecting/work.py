@@ -13,10 +13,11 @@ from typing import Any
 from specexit.config import ConfigError
 from specexit.data.answers import kind
 from specexit.data.prompts import Prompt, PromptError, read_prompts, split_prompts
+from specexit.data.teacher import check_fields
 from specexit.errors import InputError
 from specexit.schemas.collect import CollectConfig
 from specexit.schemas.sampling import is_greedy
-from specexit.schemas.target import ModelCardSampling, TargetConfig, TrialConfig
+from specexit.schemas.target import FOR_DRAFTS, ModelCardSampling, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
 from specexit.trainable import ARCHITECTURES, architecture, unimplemented
 from torch_specexit.engine import chosen_length
@@ -205,8 +206,18 @@ def _check_trainable(target: TargetConfig) -> None:
     if why is not None:
         raise ConfigError(
             f"target {target.name}: {why}; any_architecture=true collects all the same, to train from `specexit "
-            "features`, or for other uses"
+            "features` where vLLM can draft for it with EAGLE-3, or for other uses"
         )
+
+
+def why_no_features(target: TargetConfig) -> str | None:
+    """What `specexit features` refuses by the target's ``config.json``; None where it asks for nothing else there."""
+    try:
+        target.needed(*FOR_DRAFTS)
+        check_fields(target.hf_config(), target.config_place)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def check_positions(config: CollectConfig, target: TargetConfig) -> None:

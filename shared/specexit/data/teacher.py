@@ -42,7 +42,9 @@ def check_fields(fields: Mapping[str, Any], path: Path | str) -> None:
         raise InputError(f"{path}: {what}, expected a target whose embedding and logits are plain and unscaled")
     missing = [name for name in ("vocab_size", "hidden_size", "rms_norm_eps") if fields.get(name) is None]
     if missing:
-        raise InputError(f"{path}: no value for {', '.join(missing)}, expected a target with a final RMSNorm")
+        raise InputError(
+            f"{path}: no value for {', '.join(missing)}, expected a target with a final RMSNorm, and these very names"
+        )
 
 
 def is_tied(fields: Mapping[str, Any], folder: Path) -> bool:

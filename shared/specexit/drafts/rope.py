@@ -66,6 +66,11 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
         raise ValueError(f"rope_type is {shown(kind)}, but type says otherwise")
     if not isinstance(kind, str) or kind not in FIELDS:
         raise ValueError(f"rope_type is {shown(kind)}, expected one of {', '.join(FIELDS)}")
+    if rope.get("partial_rotary_factor") == 1:  # transformers 5 saves it so: whole heads are rotated, as without it
+        del rope["partial_rotary_factor"]
+    if kind == "yarn":
+        check_attn_factor(rope | {"rope_type": kind})
+        rope.pop("attn_factor", None)
     scales = {key: rope.pop(key) for key in ("mscale", "mscale_all_dim") if kind == "yarn" and key in rope}
     for key, value in rope.items():
         if key not in FIELDS[kind]:
@@ -89,6 +94,37 @@ def scaling_of(fields_of_config: Mapping[str, Any] | None) -> RopeScaling | None
             f"{scaling.low_freq_factor:g}"
         )
     return _sharpened(scaling, **scales) if scales else scaling
+
+
+def check_attn_factor(rope: Mapping[str, Any]) -> None:
+    """Refuse an ``attn_factor`` of ``yarn`` with which releases of vLLM do not multiply rotated queries and keys alike.
+
+    Older ones multiply it into the factor that follows from ``factor``. vLLM 0.32 and transformers pass it over and
+    take ``attention_factor``, which older vLLM passes over. Nothing in a config.json tells which of them a model was
+    trained with, and some release would serve another computation than the one that is taught, scored and certified:
+    so neither is chosen here. The two keys beside each other say one factor to all readers, if they agree.
+
+    Args:
+      rope: as a config states it, of any ``rope_type``, other fields included.
+
+    Raises:
+      ValueError: they do not agree, or one of them is no number.
+    """
+    if (rope.get("rope_type") or rope.get("type")) != "yarn" or rope.get("attn_factor") is None:
+        return
+    for key in ("attn_factor", "factor", "attention_factor"):
+        value = rope.get(key)
+        if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise ValueError(f"{key} is {value!r}, expected a number above 0")
+    plain = _sharpness(rope.get("factor") or 1.0)
+    now, before = rope.get("attention_factor") or plain, plain * rope["attn_factor"]
+    if not math.isclose(now, before, rel_tol=1e-5):
+        raise ValueError(
+            f"attn_factor is {rope['attn_factor']:g}, which transformers and vLLM 0.32 pass over (they multiply "
+            f"rotated queries and keys by {now:g}), and older vLLM multiplies in (by {before:g}): expected none, for "
+            f'the first, or "attention_factor": {float(f"{before:.6g}")} beside it, for the second, before any trace '
+            "is collected"
+        )
 
 
 def by_older_names(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,6 @@ from specexit.drafts.layouts.layout import Fields, Layout, architecture, decoder
 def _fields(keys: Keys) -> Fields:
     keys.ignore("architectures", "model_type", "num_hidden_layers", "layer_types", "attn_implementation")
     keys.ignore("embd_pdrop", "resid_pdrop", "sliding_window")
-    rope = keys.rest.get("rope_parameters")
-    if isinstance(rope, dict) and rope.get("partial_rotary_factor") == 1:
-        keys.rest["rope_parameters"] = {key: value for key, value in rope.items() if key != "partial_rotary_factor"}
     decoder = decoder_fields(keys)
     if decoder["rope_scaling"] is None:  # else transformers takes it for the scaling's own
         keys.ignore("original_max_position_embeddings")

@@ -17,7 +17,7 @@ def _fields(keys: Keys) -> Fields:
     fields = llama_fields(keys)
     if fields["rope_theta"] != 10_000:
         keys.note(
-            f"rope_theta is {shown(fields['rope_theta'])}, and is kept; the authors' trainer rotates with 10000 "
+            f"rope_theta is {shown(fields['rope_theta'])}, and is kept; SafeAILab's trainer rotates with 10000 "
             "whatever the config says: `specexit verify` tells which of the two it was trained with"
         )
     return fields
