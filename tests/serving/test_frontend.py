@@ -215,10 +215,10 @@ def test_a_server_that_is_not_ready_says_why_once_and_not_at_each_probe(caplog):
     (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "check_health")
     check_health = hook.wrap(lambda self: asyncio.sleep(0))
     engine = SimpleNamespace(output_processor=SimpleNamespace(**{KEY: front}))
-    for point in ("untested", "careful", "untested"):
-        front.switch(point=point)
+    for name in ("untested", "careful", "untested"):
+        front.switch(point=name)
         for _ in range(3):
-            with nullcontext() if point == "careful" else pytest.raises(EngineDeadError):
+            with nullcontext() if name == "careful" else pytest.raises(EngineDeadError):
                 asyncio.run(check_health(engine))
     said = "specexit.required is true, and exits are not served as certified: point untested has no certificate"
     assert caplog.messages.count(said) == 2
