@@ -23,6 +23,7 @@ from torch_specexit.plugin.frontend.arguments import (
 )
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.outcome import Record
+from torch_specexit.plugin.worker import asked
 from torch_specexit.plugin.worker.asked import request_policy_or_default
 from torch_specexit.plugin.worker.rule import BEFORE, OVER, THINKING, Admission
 
@@ -106,12 +107,26 @@ def test_what_a_request_says_goes_before_the_servers_mode_unless_that_is_off(giv
         ),
     ],
 )
-def test_a_bad_argument_is_named_and_the_worker_goes_on_with_the_default(arguments, message, caplog):
+def test_a_bad_argument_is_named_and_the_worker_goes_on_with_the_default(arguments, message, caplog, monkeypatch):
+    monkeypatch.setattr(asked, "_misunderstood", set())
     with pytest.raises(ArgumentError, match="extra_args: " + message):
         request_policy(arguments, BLOCK)
     with caplog.at_level(logging.WARNING, logger="vllm.specexit"):
         assert request_policy_or_default(arguments, BLOCK, ANY, "r7") == RequestPolicy(DEFAULT)
     assert "r7" in caplog.text
+
+
+def test_a_worker_logs_what_it_cannot_understand_once_for_each_argument(caplog, monkeypatch):
+    """Behind a front end without plug-ins each request wrote a line, with an id as long as its client liked."""
+    monkeypatch.setattr(asked, "_misunderstood", set())
+    for i in range(10):
+        for arguments in ({"specexit_patience": -i - 1}, {f"specexit_{i}": 1}):
+            assert request_policy_or_default(arguments, BLOCK, ANY, f"r{i}\n" * 1000) == RequestPolicy(DEFAULT)
+    assert ["specexit_patience is -1" in line or "unknown key 'specexit_0'" in line for line in caplog.messages] == [
+        True,
+        True,
+    ]
+    assert all(len(line) < 1000 and "\n" not in line for line in caplog.messages)
 
 
 HUGE = 1 << 31

@@ -208,6 +208,22 @@ def test_a_server_without_requests_is_ready_again_once_the_drafts_weights_are_wh
         lost.pop(0)
 
 
+def test_a_server_that_is_not_ready_says_why_once_and_not_at_each_probe(caplog):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    front = server.FrontEnd(operation(required=True), Activity())
+    (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "check_health")
+    check_health = hook.wrap(lambda self: asyncio.sleep(0))
+    engine = SimpleNamespace(output_processor=SimpleNamespace(**{KEY: front}))
+    for name in ("untested", "careful", "untested"):
+        front.switch(point=name)
+        for _ in range(3):
+            with nullcontext() if name == "careful" else pytest.raises(EngineDeadError):
+                asyncio.run(check_health(engine))
+    said = "specexit.required is true, and exits are not served as certified: point untested has no certificate"
+    assert caplog.messages.count(said) == 2
+
+
 def test_a_server_that_must_have_certified_exits_is_ready_with_a_certified_point_alone():
     """A point without a certificate, switched to or read from the file, used to leave it ready and without a doubt."""
     front = server.FrontEnd(operation(required=True), Activity())

@@ -86,17 +86,21 @@ def _generate(original: Method) -> Method:
 
 
 def _check_health(original: Method) -> Method:
+    logged: str | None = None  # probes come every few seconds
+
     async def check_health(self: Any) -> None:
         await original(self)
         front: FrontEnd | None = getattr(self.output_processor, KEY, None)
         if front is None:
             return
         await front.look_at_weights(self)
-        problem = front.problem()
-        if problem is not None:
+        nonlocal logged
+        before, logged = logged, front.problem()
+        if logged is not None:
             from vllm.v1.engine.exceptions import EngineDeadError
 
-            logger.error("specexit.required is true, and exits are not served as certified: %s", problem)
+            if logged != before:
+                logger.error("specexit.required is true, and exits are not served as certified: %s", logged)
             raise EngineDeadError  # what the server answers with 503
 
     return check_health

@@ -14,10 +14,12 @@ from typing import Any
 
 from specexit.config import Config
 from specexit.drafts.directory import Mode, Serving, SpecExitBlock
+from specexit.errors import shown
 from specexit.method.decision import Policy
 from torch_specexit.plugin.frontend.arguments import (
     OFFLINE,
     RESOLVED,
+    RequestArguments,
     RequestPolicy,
     check_splits,
     parse,
@@ -27,6 +29,9 @@ from torch_specexit.plugin.frontend.arguments import (
 from torch_specexit.plugin.frontend.permissions import RISK, SAYS, not_permitted
 
 logger = logging.getLogger("vllm.specexit")
+
+_misunderstood: set[tuple[str, str | None]] = set()
+"""Kinds of errors that have been logged, and the argument that each is about; None for one that there is not."""
 
 
 class Resolved(Config):
@@ -64,7 +69,7 @@ def request_policy_or_default(
             _say_once(RISK, "there are no operating points to choose from")
         return request_policy(given, block)
     except Exception as error:
-        logger.warning("request %s: %s; the draft's defaults are used", request, error)
+        _say_first(error, request)
         return RequestPolicy(block.policy)
 
 
@@ -78,6 +83,20 @@ def _permitted(given: Mapping[str, Any], block: SpecExitBlock, serving: Serving)
     arguments = arguments.model_copy(update=dict.fromkeys(ignored))
     policy = policy_of(arguments, block.policy, keep_thresholds=True)
     return RequestPolicy(policy, arguments.specexit_splits, arguments.specexit, arguments.specexit_mode)
+
+
+def _say_first(error: Exception, request: str) -> None:
+    """Log an error with the request that is the first to have one of its kind: what clients send comes here unchecked,
+    and must not fill the log."""
+    parameter = getattr(error, "parameter", None)
+    kind = type(error).__name__, parameter if parameter in RequestArguments.model_fields else None
+    if kind not in _misunderstood:
+        _misunderstood.add(kind)
+        logger.warning(
+            "request %s: %s; the draft's defaults are used (said once for errors of this kind)",
+            shown(request, 80),
+            error,
+        )
 
 
 @cache
