@@ -310,7 +310,7 @@ def finished(name, *, output=(9, START, *THOUGHT, END, 20), by_itself=True):
         prompt_token_ids=[3],
         detokenizer=SimpleNamespace(output_token_ids=list(output)),
         max_tokens_param=None,
-        lora_request="an adapter",
+        lora_request=SimpleNamespace(lora_name="poet", lora_int_id=7, load_inplace=True),
         **{audits.CACHE_SALT: "of " + name, audits.PRIORITY: 3, BY_ITSELF: by_itself},
     )
 
@@ -492,12 +492,59 @@ def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
     assert asyncio.run(run()) == (3, 1, 1)
 
 
+async def with_adapter(_):
+    """As an engine answers that has one adapter, of id 7."""
+    return {7}
+
+
+def test_an_audit_whose_adapter_is_no_longer_loaded_is_skipped():
+    """To load what had been unloaded, and deleted, ended the engine; and clients of other adapters waited for it."""
+
+    class Engine:
+        vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
+
+        async def list_loras(self):
+            return {8}
+
+    async def run():
+        engine, report = Engine(), {"outcome": "natural_end", "would_exit": 2}
+        audit = Audit(generator_of(engine), lambda ids: r"\boxed{7}", TOKENS, 200)
+        request = incoming("chatcmpl-1")
+        request.lora_request = SimpleNamespace(lora_name="poet")
+        audit.consider(finished("r"), FrontEnd(operation(audit_rate=1.0), Activity()).admit(request), report)
+        while audit.summary()["waiting"]:
+            await asyncio.sleep(0)
+        return audit.summary()["loras"]["poet"]
+
+    assert asyncio.run(run())["skipped"] == 1
+
+
+@pytest.mark.parametrize("name", ["QueueOverflowError", "MaxQueuedTokensError"])
+def test_an_audit_waits_for_an_engine_that_takes_no_more_requests(name, monkeypatch):
+    """All that waited failed at once, so that busy hours were left out of the risk."""
+    monkeypatch.setattr(audits, "SECONDS_BUSY", 0.0)
+    busy = [type(name, (Exception,), {})() for _ in range(3)]
+
+    class Engine:
+        vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
+        list_loras = with_adapter
+
+        async def generate(self, *asked, **how):
+            if busy:
+                raise busy.pop()
+            yield SimpleNamespace(outputs=[SimpleNamespace(text="done", finish_reason="stop")])
+
+    engine = Engine()
+    assert asyncio.run(generator_of(engine)([1, 2], 5, Case.of(finished("r"), 2, TOKENS))) == "done"
+
+
 def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
     """Without its salt, a prompt that was to share no cache would enter everybody's."""
     asked = {}
 
     class Engine:
         vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="priority"))
+        list_loras = with_adapter
 
         async def generate(self, prompt, params, request, *, lora_request, priority):
             asked.update(
@@ -509,7 +556,9 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
     case = Case.of(finished("r"), 2, TOKENS)
     assert asyncio.run(generator_of(engine)([1, 2], 5, case)) == "done"
     assert asked["prompt"] == {"prompt_token_ids": [1, 2], "cache_salt": "of r"}
-    assert (asked["lora"], asked["priority"]) == ("an adapter", audits.LOWEST_PRIORITY + 3)
+    assert (asked["lora"].lora_int_id, asked["priority"]) == (7, audits.LOWEST_PRIORITY + 3)
+    assert case.lora.load_inplace
+    assert not asked["lora"].load_inplace, "no weights of then for clients of today"
     assert asked["request"] == "specexit-audit-r"
     assert asked["inner"]
     assert asked["params"].extra_args is None  # it asks for nothing, so no server can refuse it

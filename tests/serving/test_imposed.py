@@ -472,6 +472,17 @@ def test_what_could_not_be_written_for_a_while_is_written_as_soon_as_it_can_be(d
     assert start(draft).operation.rejected == ["bold", "usual"]
 
 
+def test_no_file_is_written_that_would_keep_a_server_from_starting(draft, monkeypatch, caplog):
+    front = start(draft)
+    audit(front, "bold")
+    before = (draft / FILE).read_bytes()
+    monkeypatch.setattr(imposed, "MAX_BYTES", len(before))
+    audit(front, "usual")
+    assert (draft / FILE).read_bytes() == before
+    assert "is not up to date, and a restart goes by it: it would hold" in caplog.text
+    assert front.hold.summary()["kept"] is False
+
+
 def test_what_could_not_be_written_goes_before_what_comes_later(draft, monkeypatch):
     front = start(draft)
     with monkeypatch.context() as disk:

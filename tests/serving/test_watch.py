@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import threading
 import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
@@ -355,6 +358,27 @@ def test_a_word_to_one_api_server_reaches_all_that_share_its_engines(draft, monk
     before = (draft / FILE).read_bytes()
     assert alone.switch(mode="off") == {"api_servers": 1, "of": 1}
     assert (draft / FILE).read_bytes() == before
+
+
+def test_a_word_that_is_said_again_and_again_takes_no_more_room_and_is_heard(draft, monkeypatch):
+    """Whoever said it every minute filled the file, until a kill switch reached one process alone."""
+    monkeypatch.setattr(watching, "SECONDS", 0.0)
+    times = (datetime(2026, 1, 1, 8, minute, tzinfo=UTC) for minute in itertools.count())
+    monkeypatch.setattr(watching, "datetime", SimpleNamespace(now=lambda zone: next(times)))
+    first, second = api_servers(draft)
+    for _ in range(3):
+        first.switch(mode="exit")
+        second.operation.reject(second.operation.file.point("usual"))
+        assert second.operation.ceiling == "careful"
+        first.switch(point="usual")
+        first.switch(mode="exit")  # lifts what audits have imposed since, as each time
+        assert served_by(second) == ("exit", "usual")
+        assert second.operation.ceiling is None
+    history = [event.what for event in policies_for(draft, BLOCK, {})[0].history]
+    assert history == ["switch mode=- point=usual", "switch mode=exit point=-"]
+    second.operation.switch(mode="off")  # which has reached it alone
+    first.switch(mode="exit")
+    assert served_by(second) == ("exit", "usual")
 
 
 def test_of_two_words_to_two_api_servers_at_a_time_none_is_lost(draft, monkeypatch):

@@ -15,6 +15,7 @@ nothing is concluded from them.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import weakref
@@ -70,8 +71,19 @@ LOWEST_PRIORITY = 1 << 30
 """Where the scheduler knows priorities, audits come behind all clients, and among themselves as their requests did."""
 
 
+BUSY = {"QueueOverflowError", "MaxQueuedTokensError"}
+"""Errors by which vLLM, where it knows a limit for waiting requests, refuses one for the time being."""
+
+SECONDS_BUSY = 1.0
+"""Until such a request is made again."""
+
+
 class CutOffError(Exception):
     """The request that an audit makes was aborted, or is refused as the server is ending or its engine has ended."""
+
+
+class NotLoadedError(Exception):
+    """No worker has the adapter of an audit any more; if its files are gone, too, loading it would end the engine."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,8 @@ class Audit:
                 self._settle(admitted, await self.judge(case))
         except CutOffError:
             self._settle(admitted, "unfinished")
+        except NotLoadedError:
+            self._settle(admitted, "skipped")
         except Exception:
             logger.exception("the audit of request %s failed", case.request)
             self._settle(admitted, "failed")
@@ -204,7 +218,7 @@ class Audit:
           tell two programs apart.
 
         Raises:
-          CutOffError, TimeoutError, RuntimeError: see `generator_of` and `stated_apart`.
+          CutOffError, NotLoadedError, TimeoutError, RuntimeError: see `generator_of` and `stated_apart`.
         """
         output, end, options, kinds = case.output_ids.tolist(), self.tokens.end_marker, None, self.kinds()
         if "choice" in kinds:  # which a request does not say, but its prompt
@@ -328,7 +342,26 @@ def generator_of(engine: Any) -> Callable[..., Any]:
     engine = weakref.proxy(engine)  # the engine is to go when its owner lets go of it
 
     async def generate(prompt: Sequence[int], max_tokens: int, case: Case) -> str:
-        """The target's greedy text behind a prompt, exits off; or a `CutOffError`."""
+        """Greedy text of the target behind a prompt, exits off, once the engine takes it; or one of the two errors."""
+        while True:
+            try:
+                return await ask(prompt, max_tokens, case, await adapter(case.lora))
+            except Exception as error:
+                if type(error).__name__ not in BUSY:
+                    raise
+            await asyncio.sleep(SECONDS_BUSY)
+
+    async def adapter(lora: Any) -> Any:
+        if lora is None:
+            return None
+        if lora.lora_int_id not in await engine.list_loras():
+            raise NotLoadedError
+        lora = copy.copy(lora)
+        if getattr(lora, "load_inplace", False):  # its weights of then would come into the requests of clients
+            lora.load_inplace = False
+        return lora
+
+    async def ask(prompt: Sequence[int], max_tokens: int, case: Case, lora: Any) -> str:
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
@@ -342,7 +375,7 @@ def generator_of(engine: Any) -> Callable[..., Any]:
         answer = None
         try:
             async for output in engine.generate(
-                tokens, params, f"{PREFIX}{case.request}", lora_request=case.lora, priority=priority
+                tokens, params, f"{PREFIX}{case.request}", lora_request=lora, priority=priority
             ):
                 answer = output.outputs[0]
         except EngineDeadError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from specexit.config import write_text
 from specexit.drafts.hold import (
     FILE,
+    MAX_BYTES,
     SWITCH,
     WRITTEN,
     HoldFile,
@@ -189,6 +190,12 @@ class Kept:
     def _write(self, found: Entries, wanted: Entries) -> None:
         if wanted and wanted != found:
             file = HoldFile(entries=tuple(wanted.values()))
-            write_text(self.path, file.model_dump_json(indent=2, exclude_defaults=True) + "\n")
+            text = file.model_dump_json(indent=2, exclude_defaults=True) + "\n"
+            size = len(text.encode())
+            if size > MAX_BYTES:  # no server could start beside it
+                raise PolicyError(
+                    f"it would hold {size:,} bytes, expected at most {MAX_BYTES:,}, as nothing reads more"
+                )
+            write_text(self.path, text)
         elif found and not wanted:
             self.path.unlink(missing_ok=True)

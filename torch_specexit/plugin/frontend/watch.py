@@ -207,7 +207,10 @@ class PolicyWatch:
             raise PolicyError(f"mode {mode} has no effect: {COMMAND_LINE} or {ENVIRONMENT} says {merged.mode}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         event = Event(when=now, what=f"{SWITCH}mode={mode or '-'} point={point or '-'}")
-        changes = {"default": file.point(point).name, "serving": serving, "history": (*file.history, event)}
+        # Said again, a word takes the place of the older one, which it leaves nothing of: else a program that says it
+        # every minute fills the file. Within a second their order tells them apart, so all of that are kept.
+        older = [said for said in file.history if said.what != event.what or said.when == now]
+        changes = {"default": file.point(point).name, "serving": serving, "history": (*older, event)}
         try:
             write_policy(self.folder, file.model_copy(update=changes))
         except PolicyError as error:  # its history is full, perhaps: that must not keep this server from obeying
