@@ -3,6 +3,7 @@
 About 80 s of CPU time: a very small draft is trained five times, and compiled twice.
 """
 
+import errno
 import gc
 import itertools
 import json
@@ -30,6 +31,7 @@ from jax_specexit.evaluation import held_out
 from jax_specexit.training import train as module
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.optimizer import schedule
 from jax_specexit.training.run import check_folder, read_start, save_start
 from jax_specexit.training.train import train
@@ -41,13 +43,14 @@ from specexit.data.packing import pack
 from specexit.data.traces import read_labelled
 from specexit.drafts.directory import read_draft
 from specexit.drafts.policy import Selection, read_policy
+from specexit.errors import lasts
 from specexit.method.signals import NAMES
 from specexit.report.run import read_lines, training_rows
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.train import TrainConfig
-from specexit.status import read_status
+from specexit.status import Status, read_status
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -296,6 +299,24 @@ def test_a_nan_stops_the_run_and_leaves_its_batch(
     assert [line["step"] for line in lines(recipe.out)] == [1, 2, 3, 4, 6, 7, 8]
     assert all(np.isfinite(line["loss"]) for line in lines(recipe.out))
     assert lines(recipe.out)[-1]["learning_rate"]["muon"] == schedule(recipe.optimizer, 0.02, 8)(6)  # the 7th update
+
+
+def test_a_nan_is_said_where_the_status_cannot_be_written(
+    recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The disk's error took the place of the NaN's, so the run was started again."""
+    write = module.write_status
+
+    def full(run: Path, status: Status, *rest: Any) -> None:
+        if status == "stopped":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(run, status, *rest)
+
+    monkeypatch.setattr(module, "write_status", full)
+    monkeypatch.setattr(module.Loop, "run", Mock(side_effect=NotFiniteError("step 5: loss nan")))
+    with pytest.raises(NotFiniteError, match="step 5: loss nan"):
+        train(recipe)
+    assert "status.json: does not say that the run was stopped: [Errno 28] No space left" in capsys.readouterr().err
 
 
 def test_sigterm_saves_and_the_run_goes_on(recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
