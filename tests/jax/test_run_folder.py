@@ -436,6 +436,27 @@ def test_wandb_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert ids == ["abc", "abc"]
 
 
+def test_wandb_without_a_key_ends_every_process_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback of the first process alone, and jobset.yaml started it again a hundred times."""
+    base = type("Error", (Exception,), {})
+    errors = {name: type(name, (base,), {}) for name in ("UsageError", "AuthenticationError", "CommError")}
+    stub = SimpleNamespace(
+        util=SimpleNamespace(generate_id=lambda: "abc"), errors=SimpleNamespace(Error=base, **errors), init=Mock()
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    for name, lasting in (("UsageError", True), ("AuthenticationError", True), ("CommError", False)):
+        stub.init.side_effect = errors[name]("api_key not\nconfigured")
+        with pytest.raises(ConfigError, match=r"^wandb=drafts: .*api_key not configured") as refusal:
+            Metrics(tmp_path, total=8, start=0, wandb="drafts")
+        assert lasts(refusal.value) == lasting
+        assert ("WANDB_API_KEY" in str(refusal.value)) == lasting
+    told = Mock(side_effect=["no key", ""])
+    monkeypatch.setattr("jax_specexit.training.metrics.told_by_first", told)
+    with pytest.raises(ConfigError, match=r"^wandb=drafts: no key; expected an API key"):
+        Metrics(tmp_path, total=8, start=0, wandb="drafts", silent=True)
+    assert [call.args for call in told.call_args_list] == [("",), ("",)]
+
+
 def test_a_run_is_not_evaluated_on_more_prompts_than_can_be_named(
     evaluated: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
