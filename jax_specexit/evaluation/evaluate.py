@@ -26,7 +26,7 @@ from jax_specexit.evaluation.scoring import score
 from jax_specexit.model.draft import Draft
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.place import check_file
-from jax_specexit.training.run import read_start
+from jax_specexit.training.run import read_start, trained_steps
 from jax_specexit.weights import load_target
 from specexit.config import ConfigError, write_text
 from specexit.data.outlines import Outlines
@@ -64,6 +64,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             f"{config.run / 'draft.json'}: config.specexit is null, expected a draft with signals: what a plain "
             "one drafts is judged by `specexit verify`, once it is a draft directory (`specexit convert`)"
         )
+    ttt_steps = config.ttt_steps or trained_steps(config.run)
     target_config = find_target(config.target, config.run, name=shape.specexit.target)
     check_target(shape, config.run, target_config.hf_config(), target_config.name)
     known = read_outlines(config.traces, config.n, LabelledTrace)
@@ -84,7 +85,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     dtype = config.dtype or ("float32" if backend == "cpu" else target_config.dtype)
     think_end, target = target_config.think_tokens().end, load_target(target_config.folder, dtype)
     traces = stream_labelled(config.traces, config.n)
-    scored = score(draft, target, start.vocab, traces, think_end=think_end, ttt_steps=config.ttt_steps, dtype=dtype)
+    scored = score(draft, target, start.vocab, traces, think_end=think_end, ttt_steps=ttt_steps, dtype=dtype)
     console = Console(stderr=True)
     done = track(scored, "evaluate", total=len(known), console=console, disable=not console.is_terminal)
     result = judge(done, step, shape.specexit.exit_point)

@@ -15,10 +15,11 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jax_specexit.cluster import told_by_first
 from jax_specexit.training.clock import Clock
 from jax_specexit.training.run import read_began
 from specexit.buckets import BucketError, BucketPath, location
-from specexit.config import ConfigError, append_text, write_text
+from specexit.config import ConfigError, PassingError, append_text, write_text
 from specexit.errors import install
 from specexit.method.signals import NAMES
 
@@ -146,7 +147,10 @@ class Metrics:
       start: step that it goes on from; what an interrupted run has written of later steps is dropped.
       silent: write and show nothing, as all processes do but the first.
       watch: (updates made, steps that were timed since the last line, seconds that these took) -> further numbers.
-      wandb: project at Weights & Biases, or None.
+      wandb: project at Weights & Biases, or None; with one, every process has to make its own `Metrics`.
+
+    Raises:
+      ConfigError: no run can be started there, see `_start_wandb`.
     """
 
     def __init__(
@@ -184,9 +188,9 @@ class Metrics:
         """Steps that compiled: neither their tokens nor their time tell how fast the others are."""
         self.kept: dict[str, Any] | None = None
         """The line of a step that is being evaluated, see `keep`."""
+        self.wandb = None if wandb is None else _start_wandb(run, wandb, silent=silent)
         if silent:
             return
-        self.wandb = None if wandb is None else _start_wandb(run, wandb)
         path, known = run / "metrics.jsonl", []
         if path.exists():
             known = _until(path, start)
@@ -383,10 +387,35 @@ def check_wandb(project: str | None) -> None:
         raise ConfigError(f"wandb={project} needs the package wandb: {install('wandb')}") from error
 
 
-def _start_wandb(run: Path, project: str) -> Any:
-    """Start a Weights & Biases run, or resume the one that this run folder has had before."""
-    import wandb  # pyright: ignore[reportMissingImports]
+def _start_wandb(run: Path, project: str, *, silent: bool) -> Any:
+    """Start a Weights & Biases run, or resume the one that this run folder has had before; None in a silent process.
 
+    Raises:
+      ConfigError: in every process: there is no key, or one that is refused; a `PassingError` where something else
+        keeps it from being started, as the network does.
+    """
+    started, refused, failed = None, "", ""
+    if not silent:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        try:
+            started = _init_wandb(wandb, run, project)
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+            refused = " ".join(f"{type(error).__name__}: {error}".split())
+        except wandb.errors.Error as error:
+            failed = " ".join(f"{type(error).__name__}: {error}".split())
+    refused, failed = told_by_first(refused), told_by_first(failed)  # all raise it: the others would wait for the first
+    if refused:
+        raise ConfigError(
+            f"wandb={project}: {refused}; expected an API key of Weights & Biases in the first process (WANDB_API_KEY, "
+            "or `wandb login`), or WANDB_MODE=offline"
+        )
+    if failed:
+        raise PassingError(f"wandb={project}: no run can be started there: {failed}")
+    return started
+
+
+def _init_wandb(wandb: Any, run: Path, project: str) -> Any:
     path = run / "wandb-id"
     if not path.exists():
         write_text(path, wandb.util.generate_id())

@@ -55,12 +55,12 @@ class NonFiniteStop:
         path, fault = self.folder / f"step-{step:08d}.npz", ""
         kept, damaged = f"is in {path}", _damaged(self.target)
         if is_first():
-            batch = self.read(step)
-            fault = _fault(batch)
             try:
+                batch = self.read(step)  # with the rows of other hosts, which this one has not read yet
+                fault = _fault(batch)
                 write_bytes(path, write_example(batch))
-            except OSError as error:  # the message below says why the run ends
-                kept = f"could not be written ({error})"
+            except (OSError, InputError) as error:  # no reason to end: what is, is said below
+                kept = f"could not be read or written ({error})"
         what = f"step {step}: loss {loss}, gradient norm {gradient_norm}; update skipped, its batch {kept}{fault}"
         what += f"; the target's own {damaged[0]} is not finite" if damaged else ""
         if self.in_a_row <= self.limit:

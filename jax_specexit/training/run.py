@@ -12,12 +12,12 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from jax_specexit.cluster import is_first
-from specexit.config import ConfigError, write_text
+from specexit.config import ConfigError, read_yaml, write_text
 from specexit.data.features import StoredType
 from specexit.differences import leaves
 from specexit.drafts.directory import DraftConfig
 from specexit.drafts.policy import Selection
-from specexit.errors import first_problem
+from specexit.errors import first_problem, shown
 from specexit.schemas.train import TrainConfig
 from specexit.status import Status
 
@@ -108,6 +108,23 @@ def read_start(run: Path) -> Start:
     names = ("data", "selection", "stored", "before", "imported", "target_sha256", "kept")
     later = {name: getattr(found, name) for name in names}
     return Start(shape, np.asarray(found.vocab, np.int64), found.aux_rms, **later)
+
+
+def trained_steps(run: Path) -> int:
+    """TTT steps that a run was trained with; a recipe's default where no ``run.yaml`` says so, as in a folder that
+    `convert` made from a draft directory.
+
+    Raises:
+      ConfigError: ``run.yaml`` cannot be read, or says something else.
+    """
+    path = run / "run.yaml"
+    if not path.exists():
+        return TrainConfig.model_fields["ttt_steps"].default
+    recipe = read_yaml(path).get("config")
+    steps = recipe.get("ttt_steps") if isinstance(recipe, dict) else None
+    if type(steps) is not int or steps < 1:
+        raise ConfigError(f"{path}: config.ttt_steps is {shown(steps)}, expected a number from 1 on")
+    return steps
 
 
 MAY_CHANGE = {

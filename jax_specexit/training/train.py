@@ -104,9 +104,18 @@ def train(config: TrainConfig) -> None:
                 loop = Loop(config, step, frozen, batches, checkpoints, held_out, watch, preemption)
                 status, last = loop.run(begin, state)
             except NotFiniteError:
-                write_status(config.out, "stopped", checkpoints.manager.latest_step() or 0, config.steps)
+                _say_stopped(config, checkpoints.manager.latest_step() or 0)
                 raise
         write_status(config.out, status, last, config.steps)
+
+
+def _say_stopped(config: TrainConfig, step: int) -> None:
+    """Write that a NaN has stopped the run; on a disk that is full a line says that it could not be."""
+    try:
+        write_status(config.out, "stopped", step, config.steps)
+    except OSError as error:  # the NaN is why the run ends
+        said = f"{config.out / 'status.json'}: does not say that the run was stopped: {error}"
+        Console(stderr=True).print(said, soft_wrap=True, markup=False)
 
 
 def _mesh(config: TrainConfig) -> jax.sharding.Mesh:
@@ -177,8 +186,8 @@ class Loop:
             Profiler(c.out, c.profile_steps, begin) as profiler,
         ):
             self.metrics, clock = metrics, metrics.clock
-            if not self._catch_up(min(begin, c.steps), state):
-                return "preempted", min(begin, c.steps)
+            if not self._catch_up(begin, state):
+                return "preempted", begin
             for i, batch in self.batches.steps(begin + 1, c.steps):
                 clock.lap("data")
                 ttt_steps = steps_of(c, i)

@@ -24,7 +24,7 @@ from jax_specexit.model.draft import Draft
 from jax_specexit.model.target import Target
 from jax_specexit.planning.aot import lower_step, shapes_of
 from jax_specexit.training.losses import signal_losses
-from specexit.config import ConfigError
+from specexit.config import ConfigError, save_run
 from specexit.data.outlines import outlines
 from specexit.data.traces import TOKENIZER, WEIGHTS, LabelledTrace, TraceError, write_traces
 from specexit.drafts.config import DraftConfig, SpecExitBlock
@@ -384,4 +384,37 @@ def test_traces_with_boundaries_elsewhere_judge_no_run(tmp_path: Path, monkeypat
     edited = TARGET.model_copy(update={"split_endings": ("?",)})
     monkeypatch.setattr(module, "target_of_file", lambda *_: edited)
     with pytest.raises(ConfigError, match=r"traces: their target has split_endings=\('\?',\), not .*draft\.json says"):
+        module.evaluate(config)
+
+
+def test_a_run_is_judged_by_as_many_steps_as_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three were, whatever its own evaluation had counted, and nothing said so."""
+    shape = shapes_of(recipe(), TARGET).draft
+    start = SimpleNamespace(shape=shape, aux_rms=(1.0,) * shape.num_aux_hidden_states, vocab=np.arange(4))
+    monkeypatch.setattr(module, "read_start", lambda _: start)
+    monkeypatch.setattr(module, "read_outlines", lambda *_: outlines([trace(10, 50, 3)]))
+    for name in ("find_target", "target_of_file"):
+        monkeypatch.setattr(module, name, lambda *_, **__: TARGET)
+    for name in ("check_tokenizer", "doubt_weights", "said_of", "refuse_trained", "Draft", "load_target"):
+        monkeypatch.setattr(module, name, Mock())
+    monkeypatch.setattr(module, "restore_params", lambda *_: (8, {}))
+    monkeypatch.setattr(module.nnx, "update", Mock())
+    monkeypatch.setattr(type(TARGET), "think_tokens", Mock())
+    asked = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(module, "score", asked)
+    config = EvaluateConfig(run=tmp_path / "run", traces=tmp_path / "traces", out=tmp_path / "found.json")
+
+    def judged(**changes: int) -> int:
+        with pytest.raises(InterruptedError):
+            module.evaluate(config.model_copy(update=changes))
+        return asked.call_args.kwargs["ttt_steps"]
+
+    assert judged() == 3  # a folder that `convert` made
+    save_run(recipe(ttt_steps=5), config.run)
+    assert judged() == 5
+    assert judged(ttt_steps=2) == 2
+    (config.run / "run.yaml").write_text("config: {ttt_steps: none}")
+    with pytest.raises(ConfigError, match=r"run\.yaml: config\.ttt_steps is 'none', expected a number from 1 on"):
         module.evaluate(config)

@@ -3,6 +3,7 @@
 About 80 s of CPU time: a very small draft is trained five times, and compiled twice.
 """
 
+import errno
 import gc
 import itertools
 import json
@@ -30,6 +31,7 @@ from jax_specexit.evaluation import held_out
 from jax_specexit.training import train as module
 from jax_specexit.training.checkpoint import restore_params
 from jax_specexit.training.metrics import Metrics
+from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.optimizer import schedule
 from jax_specexit.training.run import check_folder, read_start, save_start
 from jax_specexit.training.train import train
@@ -41,13 +43,14 @@ from specexit.data.packing import pack
 from specexit.data.traces import read_labelled
 from specexit.drafts.directory import read_draft
 from specexit.drafts.policy import Selection, read_policy
+from specexit.errors import lasts
 from specexit.method.signals import NAMES
 from specexit.report.run import read_lines, training_rows
 from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.evaluate import EvaluateConfig
 from specexit.schemas.pack import PackConfig
 from specexit.schemas.train import TrainConfig
-from specexit.status import read_status
+from specexit.status import Status, read_status
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -298,6 +301,24 @@ def test_a_nan_stops_the_run_and_leaves_its_batch(
     assert lines(recipe.out)[-1]["learning_rate"]["muon"] == schedule(recipe.optimizer, 0.02, 8)(6)  # the 7th update
 
 
+def test_a_nan_is_said_where_the_status_cannot_be_written(
+    recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The disk's error took the place of the NaN's, so the run was started again."""
+    write = module.write_status
+
+    def full(run: Path, status: Status, *rest: Any) -> None:
+        if status == "stopped":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(run, status, *rest)
+
+    monkeypatch.setattr(module, "write_status", full)
+    monkeypatch.setattr(module.Loop, "run", Mock(side_effect=NotFiniteError("step 5: loss nan")))
+    with pytest.raises(NotFiniteError, match="step 5: loss nan"):
+        train(recipe)
+    assert "status.json: does not say that the run was stopped: [Errno 28] No space left" in capsys.readouterr().err
+
+
 def test_sigterm_saves_and_the_run_goes_on(recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     advance = Metrics.advance
 
@@ -413,6 +434,27 @@ def test_wandb_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             metrics.write({"step": 3, "evaluation": {"top1": [0.5]}})
     assert calls == [(3, {"evaluation/top1/0": 0.5}), "end"] * 2
     assert ids == ["abc", "abc"]
+
+
+def test_wandb_without_a_key_ends_every_process_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback of the first process alone, and jobset.yaml started it again a hundred times."""
+    base = type("Error", (Exception,), {})
+    errors = {name: type(name, (base,), {}) for name in ("UsageError", "AuthenticationError", "CommError")}
+    stub = SimpleNamespace(
+        util=SimpleNamespace(generate_id=lambda: "abc"), errors=SimpleNamespace(Error=base, **errors), init=Mock()
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    for name, lasting in (("UsageError", True), ("AuthenticationError", True), ("CommError", False)):
+        stub.init.side_effect = errors[name]("api_key not\nconfigured")
+        with pytest.raises(ConfigError, match=r"^wandb=drafts: .*api_key not configured") as refusal:
+            Metrics(tmp_path, total=8, start=0, wandb="drafts")
+        assert lasts(refusal.value) == lasting
+        assert ("WANDB_API_KEY" in str(refusal.value)) == lasting
+    told = Mock(side_effect=["no key", ""])
+    monkeypatch.setattr("jax_specexit.training.metrics.told_by_first", told)
+    with pytest.raises(ConfigError, match=r"^wandb=drafts: no key; expected an API key"):
+        Metrics(tmp_path, total=8, start=0, wandb="drafts", silent=True)
+    assert [call.args for call in told.call_args_list] == [("",), ("",)]
 
 
 def test_a_run_is_not_evaluated_on_more_prompts_than_can_be_named(

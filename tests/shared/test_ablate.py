@@ -233,12 +233,14 @@ def test_a_draft_is_trained_for_each_alternative_and_replayed(training, paths, c
     assert len(runs) == 3  # the recipe as it is serves both questions
     assert all("steps=7" in run and "eval_traces=null" in run for run in runs)  # what judges it may not choose it
     assert [run[-2:] for run in runs][1] == ["signals.boundary_weight=1", f"out={paths}/drafts/weight-1/run"]
+    # By what `serve` drafts, also where five steps were trained.
     assert (
         "evaluate",
         [
             f"run={paths}/drafts/recipe/run",
             f"traces={paths}/traces.parquet",
             "n=9",
+            "ttt_steps=3",
             f"out={paths}/drafts/recipe/evaluation-{data_sha256(paths / 'traces.parquet')[:8]}-9.json",
         ],
     ) in asked

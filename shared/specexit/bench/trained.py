@@ -16,8 +16,12 @@ from specexit.config import ConfigError, find, load
 from specexit.data.traces import data_sha256
 from specexit.processes import run_command
 from specexit.schemas.ablate import Alternative, TrainedConfig
+from specexit.schemas.serve import ServeConfig
 from specexit.schemas.train import TrainConfig
 from specexit.status import check_finished
+
+DRAFTED = ServeConfig.model_fields["num_speculative_tokens"].default
+"""Draft tokens by which all alternatives are judged, however many TTT steps they were trained with."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def _draft(config: TrainedConfig, recipe: Path, alternative: Alternative, traces
     check_finished(run)
     if not evaluation.exists():
         some = [] if config.evaluate_n is None else [f"n={config.evaluate_n}"]
-        _command("evaluate", [f"run={run}", f"traces={traces}", *some, f"out={evaluation}"])
+        _command("evaluate", [f"run={run}", f"traces={traces}", *some, f"ttt_steps={DRAFTED}", f"out={evaluation}"])
     if not draft.exists():
         _command("convert", [f"run={run}", f"out={draft}"])
     if not scores.exists():

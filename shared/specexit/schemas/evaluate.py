@@ -24,7 +24,9 @@ class EvaluateConfig(Config):
     traces: Location = Field(description="labelled traces of held-out problems, from `annotate`")
     out: Annotated[Location, AfterValidator(refuse_no_file)] = Field(description="JSON file to write")
     n: int | None = Field(default=None, gt=0, description="the first n traces; all by default")
-    ttt_steps: int = Field(default=3, gt=0, description="draft steps to judge")
+    ttt_steps: int | None = Field(
+        default=None, gt=0, description="draft steps to judge; by default as many as the run was trained with"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="of target and draft; by default float32 on a CPU, the target's on a TPU or GPU"
     )
