@@ -27,6 +27,23 @@ def test_the_page_can_be_read_alone(think, tmp_path, capsys):
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_the_page_says_first_that_overthinking_is_installed_and_can_be_read_without_eyes_or_mouse(think, tmp_path):
+    """Its title, a share of redundant thinking, stood there alone, as on no other page."""
+    traces = [think(("x.", "2"), ("y.", "2"), ("z.", "2"), reference="2")]
+    write_traces(tmp_path / "traces" / "traces.parquet", traces)
+    annotate(AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled"))
+    page = (tmp_path / "labelled" / "statistics.html").read_text()
+    assert "overthinking is installed, not emergent" in page
+    assert page.index("</h1>") < page.index("Read this first") < page.index('class="headline"')
+    assert re.findall(r'<div role="img" aria-label="[^"]{20,}"><svg', page)
+    assert page.count("<svg") == 1
+    scrolled = re.findall(r'<\w+ class="[^"]*scroll"[^>]*>', page)
+    assert len(scrolled) == 4
+    assert all('tabindex="0"' in tag and "aria-label=" in tag for tag in scrolled)
+    assert "<th></th>" not in page
+    assert len(re.findall("<th[ >]", page)) == len(re.findall('<th scope="(?:col|row)">', page))
+
+
 def test_no_answer_is_shown_where_nobody_asked(think, make_trace, tmp_path):
     whole = think(*((text, "2") for text in ("u.", "v.", "w.", "x.", "y.", "z.")))
     states = ["untried", "differs", "agrees", "untried", "agrees", "agrees"]

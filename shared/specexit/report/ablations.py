@@ -55,4 +55,4 @@ def _best(ablation: Ablation, lost: str) -> Table:
         (variant.name, *("none" if point is None else percent(point.net_cut) for point in variant.best.values()))
         for variant in ablation.variants
     ]
-    return Table(("", *(f"{lost} ≤ {percent(float(tolerance))}" for tolerance in tolerances)), tuple(rows))
+    return Table(("alternative", *(f"{lost} ≤ {percent(float(tolerance))}" for tolerance in tolerances)), tuple(rows))

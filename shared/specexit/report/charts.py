@@ -59,6 +59,13 @@ METHOD_STYLE = {
 OTHER_SHAPES = "<>vPHph8d"
 DASHES = ((0, (10, 3)), "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 """Of replayed methods that share a colour. None is solid: their colour is next to that of validity, which is."""
+SIGNAL_STYLE = {
+    "confidence": ("c3", ":", "^"),
+    "progress": ("c1", "-.", "s"),
+    "remaining": ("c4", (0, (6, 2, 1, 2, 1, 2)), "D"),
+    "validity": ("c2", "-", "o"),
+}
+"""Colour, line and mark of each signal, on every chart. None is plainly dashed, as their thresholds are."""
 LONGEST_LABEL, MOST_ROWS = 24, 5
 """Most characters of a name in a legend; rows of a legend that the height of a figure has room for."""
 
@@ -90,6 +97,14 @@ Points = Sequence[tuple[int, float]]
 SIGNAL_LOSSES = "Signal losses"
 
 SERIES = ("c1", "c2", "c3", "c4", "c5")
+
+LEAST_LEFT = 0.1
+"""Fewest tokens left that are drawn: below it the logarithmic axis would be of nothing but fractions of a token."""
+
+
+def _line(i: int) -> dict[str, Any]:
+    """How the i-th of some lines is drawn: neither by colour alone nor by dashes alone is it told from the others."""
+    return {"color": PALETTE[SERIES[i % len(SERIES)]], "linestyle": ("-", *DASHES)[i % (1 + len(DASHES))]}
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,8 @@ def accuracy_chart(
             size = 90 if spot.name == "none" else 55  # lossless speculation puts eagle3 on top of it
             label = "oracle, served" if spot.name == "oracle" else _label(spot.name)
             at = spot.tokens, 100 * spot.accuracy
-            axes.scatter(*at, marker=shape, s=size, color=PALETTE[color], label=label, zorder=3)
+            # Without thinking, the mark is on the axis, which would cut it in half.
+            axes.scatter(*at, marker=shape, s=size, color=PALETTE[color], label=label, zorder=3, clip_on=False)
         if oracle:
             at = oracle.tokens, 100 * oracle.accuracy
             axes.scatter(*at, marker="*", s=170, color=PALETTE["ink"], label="oracle", zorder=2)
@@ -133,7 +149,7 @@ def accuracy_chart(
         axes.set_ylabel("accuracy, %")
         axes.set_xlim(left=0)
         # Curves run down to no accuracy at all; what matters lies where the methods are.
-        axes.set_ylim(100 * min(spot.accuracy for spot in served) - 20, 102)
+        axes.set_ylim(max(-2, 100 * min(spot.accuracy for spot in served) - 20), 102)
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
         if not small:
             figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -162,10 +178,8 @@ def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y:
         for i, (name, points) in enumerate(curves.items()):
             if points:
                 xs, ys = zip(*points, strict=True)
-                style = ("-", "--", ":")[i // len(SERIES) % 3]
-                color = PALETTE[SERIES[i % len(SERIES)]]
                 marker = "o" if len(points) == 1 else None
-                axes.plot(xs, ys, style, color=color, marker=marker, lw=1.4, label=name.replace("$", r"\$"))
+                axes.plot(xs, ys, **_line(i), marker=marker, lw=1.4, label=name.replace("$", r"\$"))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.set_ylim(-top / 20, top)
@@ -196,9 +210,9 @@ def threshold_chart(points: Sequence[tuple[float, float, float]], mark: float | 
     with _figure(8.0, 3.4) as figure:
         axes = figure.subplots()
         thresholds, cut, accuracy = np.array(points).T
-        lines = {"accuracy": (100 * accuracy, "c1"), "thinking cut": (100 * cut, "c2")}
-        for name, (values, color) in lines.items():
-            axes.plot(thresholds, values, color=PALETTE[color], lw=1.4, label=name)
+        lines = {"accuracy": (100 * accuracy, "c1", "-"), "thinking cut": (100 * cut, "c2", "--")}
+        for name, (values, color, style) in lines.items():
+            axes.plot(thresholds, values, color=PALETTE[color], lw=1.4, ls=style, label=name)
         if mark is not None:
             axes.axvline(mark, color=PALETTE["ink"], lw=1.2)
         axes.set_xlabel("validity that ends the thinking")
@@ -206,6 +220,15 @@ def threshold_chart(points: Sequence[tuple[float, float, float]], mark: float | 
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return _svg(figure)
+
+
+def longest_drawn(times: Mapping[str, Sequence[float]]) -> float | None:
+    """Seconds at which `latency_chart` ends, where some took longer: one method's tail would leave the others no room.
+
+    It is half again what 95 % of the requests took in the slowest method, so that every line is seen up to there.
+    """
+    end = 1.5 * max((float(np.quantile(seconds, 0.95)) for seconds in times.values() if seconds), default=0.0)
+    return end if any(taken > end for seconds in times.values() for taken in seconds) else None
 
 
 def latency_chart(times: Mapping[str, Sequence[float]]) -> str:
@@ -221,7 +244,7 @@ def latency_chart(times: Mapping[str, Sequence[float]]) -> str:
             axes.step([0, *ordered], [0, *(100 * share)], where="post", lw=1.4, **line)
         axes.set_xlabel("seconds")
         axes.set_ylabel("requests answered, %")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, longest_drawn(times))
         axes.grid(color=PALETTE["faint"], alpha=0.25, lw=0.6)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         return _svg(figure)
@@ -253,11 +276,12 @@ def signals_chart(
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         judged, few = np.array(boundaries, np.int64), len(boundaries) <= MOST_BOUNDARIES
         drawn = drawn_tokens(len(signals), boundaries)
-        for name, color in zip(NAMES, ("c3", "c1", "c4", "c2"), strict=True):
+        marked = {"markevery": np.isin(drawn, judged).tolist(), "ms": 4 if few else 2, "mew": 0}
+        for name in NAMES:
             axes = top if SIGNALS[column(name)].activation == "sigmoid" else bottom
-            values = signals[:, column(name)]
-            axes.plot(drawn, values[drawn - 1], color=PALETTE[color], lw=1.0, alpha=0.8, label=name)
-            axes.scatter(judged, values[judged - 1], color=PALETTE[color], s=14 if few else 4, zorder=3)
+            color, style, marker = SIGNAL_STYLE[name]
+            line = {"color": PALETTE[color], "ls": style, "marker": marker, "label": name}
+            axes.plot(drawn, signals[drawn - 1, column(name)], lw=1.0, **line, **marked)
             if policy and name in policy.thresholds:
                 axes.axhline(policy.thresholds[name], color=PALETTE[color], lw=0.9, ls=(0, (4, 3)))
         for axes in (top, bottom):
@@ -271,6 +295,8 @@ def signals_chart(
         top.set_xlim(0, len(signals))
         top.set_ylabel("probability or share")
         bottom.set_yscale("log")
+        low, high = bottom.get_ylim()
+        bottom.set_ylim(max(low, LEAST_LEFT), max(high, 10 * LEAST_LEFT))
         bottom.set_ylabel("tokens left")
         bottom.set_xlabel("thinking token")
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -293,11 +319,10 @@ def oracle_chart(curve: Sequence[CurvePoint]) -> str:
         axes = figure.subplots()
         fractions = [100 * point.fraction for point in curve]
         # Where every answer is right, the last line covers the one before it but for its gaps.
-        for (name, shares), color, style in zip(
-            lines.items(), ("c2", "c1", "c3"), ("-", "-", (0, (3, 3))), strict=False
-        ):
+        looks = (("c2", "o", "-"), ("c1", "s", "-"), ("c3", "^", (0, (3, 3))))
+        for (name, shares), (color, marker, style) in zip(lines.items(), looks, strict=False):
             values = [float("nan") if share is None else 100 * share for share in shares]
-            axes.plot(fractions, values, color=PALETTE[color], marker="o", ms=4, lw=1.6, ls=style, label=name)
+            axes.plot(fractions, values, color=PALETTE[color], marker=marker, ms=5, lw=1.6, ls=style, label=name)
         axes.set_xlabel("share of the thinking that has been written, %")
         axes.set_ylabel("traces, %")
         axes.set_xlim(0, 102)
@@ -348,8 +373,11 @@ def steps_chart(lines: Mapping[str, Points], *, log: bool = False, zero: bool = 
     with _figure(4.2, 3.0) as figure:
         axes = figure.subplots()
         for i, (name, points) in enumerate(lines.items()):
-            color, marker = PALETTE[SERIES[i % len(SERIES)]], "o" if len(points) == 1 else None
-            axes.plot(*np.array(points).T, color=color, marker=marker, lw=1.3, label=name)
+            line, marker = _line(i), "o"
+            if name in SIGNAL_STYLE:
+                color, style, marker = SIGNAL_STYLE[name]
+                line = {"color": PALETTE[color], "linestyle": style}
+            axes.plot(*np.array(points).T, **line, marker=marker if len(points) == 1 else None, lw=1.3, label=name)
         if log:
             axes.set_yscale("log")
         if zero:
@@ -375,6 +403,7 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
         "svg.hashsalt": f"{width}x{height}",
         "font.family": "sans-serif",
         "font.size": 10,
+        "legend.handlelength": 3.5,  # the longest of `DASHES` twice
         "axes.spines.top": False,
         "axes.spines.right": False,
         **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink),

@@ -17,10 +17,12 @@ from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from specexit.method.simulate import Point, Simulation
 from specexit.report.charts import (
+    LEAST_LEFT,
     SIGNAL_LOSSES,
     Points,
     drawn_tokens,
     latency_chart,
+    longest_drawn,
     signals_chart,
     steps_chart,
     threshold_chart,
@@ -109,12 +111,23 @@ def latencies(results: Results, requests: Path) -> Iterator[Figure]:
             "Seconds to an answer, one request at a time",
             latency_chart(times),
             "Share of requests that were answered within so many seconds, by method.",
-            "Share of the requests that were answered within so many seconds; further left is better.",
+            "Share of the requests that were answered within so many seconds; further left is better."
+            + what_is_beyond(times),
             Table(
                 ("requests answered", *times),
                 tuple((str(i), *("–" if s is None else f"{s:.3f}" for s in seconds)) for i, seconds in ordered),
             ),
         )
+
+
+def what_is_beyond(times: Mapping[str, Sequence[float]]) -> str:
+    """A sentence on the requests that `latency_chart` has no room for; empty where it has."""
+    end = longest_drawn(times)
+    if end is None:
+        return ""
+    longer = {name: [s for s in seconds if s > end] for name, seconds in times.items()}
+    said = ", ".join(f"{len(of)} of {name} (up to {max(of):.1f} s)" for name, of in longer.items() if of)
+    return f" Beyond its right edge are {said}."
 
 
 def signals(
@@ -132,8 +145,9 @@ def signals(
         "Signals",
         signals_chart(values, boundaries, kept, policy, reason.replace("_", " ")),
         label,
-        "Signals over the thinking tokens; dots are the step boundaries, where alone they are judged. Dashed: the "
-        "threshold. Shaded: what was kept. Below, ✓ and ✗ tell whether ending there gives the whole trace's answer.",
+        "Signals over the thinking tokens; marks are the step boundaries, where alone they are judged. Dashed: the "
+        f"threshold. Shaded: what was kept. Fewer than {LEAST_LEFT:g} tokens left are not drawn. Below, ✓ and ✗ tell "
+        "whether ending there gives the whole trace's answer.",
         Table(("thinking token", "boundary", *NAMES), tuple(rows)),
     )
 

@@ -132,13 +132,19 @@ def _share(share: float | None) -> str:
 
 
 def _points(triple: Triple) -> str:
-    return f"{100 * triple[0]:+z.1f} points, {_between(triple)}"
+    return f"{_signed(triple[0])} points, {_between(triple)}"
 
 
 def _cut(triple: Triple) -> str:
     """As the change that it is: the ends change sign, and places, with the value."""
     value, low, high = triple
-    return f"{-100 * value:+z.1f} %, {_between((-value, -high, -low))}"
+    return f"{_signed(-value)} %, {_between((-value, -high, -low))}"
+
+
+def _signed(difference: float) -> str:
+    """In percent or points; what rounds to nothing is neither more nor less."""
+    text = f"{100 * difference:+z.1f}"
+    return "0.0" if text == "+0.0" else text
 
 
 def _between(triple: Triple) -> str:

@@ -9,7 +9,7 @@ from specexit.data.rows import LabelledTrace, is_tried_throughout
 from specexit.data.summary import Statistics, wavers
 from specexit.method.splits import Tokenizer
 from specexit.report.charts import oracle_chart
-from specexit.report.page import environment
+from specexit.report.page import environment, note_on
 
 LONGEST_STEP = 600
 """Characters of a step that are shown."""
@@ -98,4 +98,5 @@ def _steps(trace: LabelledTrace, tokenizer: Tokenizer) -> list[ExampleStep]:
 def traces_page(target: str, statistics: Statistics, examples: Sequence[Example]) -> str:
     """The HTML text, complete in itself."""
     template = environment().get_template("traces.html.j2")
-    return template.render(target=target, s=statistics, examples=examples, curve=oracle_chart(statistics.curve))
+    curve = oracle_chart(statistics.curve)
+    return template.render(target=target, note=note_on(target), s=statistics, examples=examples, curve=curve)

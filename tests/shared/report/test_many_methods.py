@@ -3,10 +3,24 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
 from specexit.bench.methods import NAMES
 from specexit.bench.results import TaskResult, read_results, write_results
 from specexit.method.policies import METHODS
-from specexit.report.charts import Spot, accuracy_chart, latency_chart, style_of
+from specexit.method.signals import NAMES as SIGNALS
+from specexit.report.charts import (
+    Spot,
+    accuracy_chart,
+    curves_chart,
+    latency_chart,
+    longest_drawn,
+    signals_chart,
+    steps_chart,
+    style_of,
+    threshold_chart,
+)
+from specexit.report.figures import what_is_beyond
 from specexit.report.page import report
 from specexit.report.verdict import verdict
 from tests.shared.report.pages import config
@@ -52,6 +66,47 @@ def test_replayed_curves_are_told_apart_and_validity_alone_is_solid_in_its_colou
     kinds = {line.split("; stroke-linecap")[0] for line in lines}
     assert len(kinds) == len(names)
     assert len([kind for kind in kinds if "dasharray" not in kind]) == 2  # validity and budget
+
+
+def lines_of(svg: str) -> set[tuple[str, str]]:
+    """(dashes in widths of the line, colour) of the lines in a colour of a series."""
+    found = set()
+    for style in re.findall(r'style="(fill: none; [^"]*stroke: var\(--c\d\)[^"]*)"', svg):
+        said = dict(one.split(": ") for one in style.split("; "))
+        lengths = [float(length) for length in said.get("stroke-dasharray", "").split(",") if length]
+        dashes = ",".join(f"{length / float(said.get('stroke-width', 1)):.3g}" for length in lengths)
+        found.add((dashes, said["stroke"]))
+    return found
+
+
+def test_lines_are_told_apart_without_colour_and_a_signal_looks_the_same_everywhere() -> None:
+    """All were solid; and validity, c2 in a trace, was c4 in the losses of its training."""
+    two = [(1, 0.5), (2, 0.25)]
+    signals = lines_of(signals_chart(np.full((9, 4), 0.5, np.float32), [3, 6], 6, None, "exit"))
+    assert signals == lines_of(steps_chart(dict.fromkeys(SIGNALS, two)))
+    assert ("", "var(--c2)") in signals
+    of_time = lines_of(steps_chart(dict.fromkeys("abcde", two)))
+    ablated = lines_of(curves_chart(dict.fromkeys("abcde", two), "x", "y", 9.0))
+    thresholds = lines_of(threshold_chart([(0.5, 0.6, 0.7), (0.9, 0.4, 0.9)]))
+    kinds = [len({dashes for dashes, _ in lines}) for lines in (signals, of_time, ablated, thresholds)]
+    assert kinds == [len(SIGNALS), 5, 5, 2]
+
+
+def test_a_method_that_thinks_nothing_and_is_mostly_wrong_is_whole_and_moves_no_axis_below_zero() -> None:
+    """Its mark was cut in half by the axis of accuracy, which began at -18 %."""
+    svg = accuracy_chart([Spot("eagle3", "served", 9, 0, 0.98), Spot("no-thinking", "served", 0, 0, 0.019)], None, {})
+    assert "\N{MINUS SIGN}" not in svg
+    assert not re.findall(r'id="PathCollection_\d+">\s*(?:<defs>.*?</defs>\s*)?<g clip-path', svg, re.DOTALL)
+
+
+def test_one_methods_tail_leaves_the_others_their_room() -> None:
+    """A response of 40 s took half of the figure; and what is beyond its edge is told below it."""
+    times = {"eagle3": [1.0, 2.0] * 50, "no-thinking": [*[0.25] * 98, 30.0, 40.0]}
+    assert longest_drawn(times) == 3.0
+    assert ">3.0</text>" in latency_chart(times)
+    assert longest_drawn({"eagle3": [1.0, 2.0], "none": []}) is None
+    assert what_is_beyond(times) == " Beyond its right edge are 2 of no-thinking (up to 40.0 s)."
+    assert what_is_beyond({"eagle3": [1.0]}) == what_is_beyond({}) == ""
 
 
 def test_a_legend_has_the_names_of_all_methods_and_room_for_them() -> None:

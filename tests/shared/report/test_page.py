@@ -66,6 +66,7 @@ def test_tokens_a_second_answers_and_arrivals_are_shown(bench: Path) -> None:
     assert html.count("<small>77 tokens/s</small>") == html.count("<small>333 tokens/s</small>") == len(methods)
     assert html.count("<td>21.5</td>") == len(methods)
     assert "4 arrivals a second" in html
+    assert "As problems come in, below that the seconds" in html
     assert html.count("1.00 · 3.50 · 0.75</small><small>1.75× (1.50 to 2.00)</small></td>") == len(against)
     for name in ("throughput", "answer_tokens"):
         assert results.definitions[name].replace("<", "&lt;").replace(">", "&gt;") in html
@@ -73,7 +74,9 @@ def test_tokens_a_second_answers_and_arrivals_are_shown(bench: Path) -> None:
 
 def test_energy_is_told_or_said_not_to_be(bench: Path) -> None:
     report(config(bench))
-    assert "does not tell its energy" in (bench / "report.html").read_text()
+    html = (bench / "report.html").read_text()
+    assert "does not tell its energy" in html
+    assert "problems come in, below that" not in html, "nothing was measured as they do"
     results = read_results(bench / "results.json")
     told = {name: method.model_copy(update={"joules": {"16": 4.25}}) for name, method in results.methods.items()}
     write_results(bench / "results.json", results.model_copy(update={"methods": told}))
@@ -116,6 +119,7 @@ def test_a_phone_scrolls_tables_and_shrinks_drawings(bench: Path, trace: Trace) 
     style = (REPOSITORY / "shared/specexit/report/templates/style.css").read_text()
     for rule in (".scroll { overflow-x: auto;", "figure svg { display: block; width: 100%;"):
         assert f"\n{rule}" in style
+    assert all('tabindex="0"' in tag for tag in re.findall(r'<\w+ class="[^"]*scroll"[^>]*>', html))
     assert 'class="wide"' not in html, "a long trace's drawing is wider than a phone, and scrolls as tables do"
 
 
@@ -137,6 +141,18 @@ def test_headline_and_intervals(bench: Path) -> None:
     ):
         assert expected in html
     assert "installed, not emergent" in html
+    assert html.index("</header>") < html.index("Read this first") < html.index('<dl class="headline">')
+
+
+def test_what_a_method_was_tuned_to_is_said_as_it_was_given(bench: Path) -> None:
+    """A budget was of 149.0 tokens."""
+    results = read_results(bench / "results.json")
+    tuned = results.methods["specexit"].model_copy(
+        update={"says": "tuned", "parameters": {"tokens": 149.0, "tau": 0.999, "by": "trial", "never": None}}
+    )
+    write_results(bench / "results.json", results.model_copy(update={"methods": results.methods | {"specexit": tuned}}))
+    report(config(bench))
+    assert "tuned; tokens = 149; tau = 0.999; by = trial; never = None</dd>" in (bench / "report.html").read_text()
 
 
 def test_more_thinking_than_without_exits_is_called_so(bench: Path) -> None:
@@ -150,12 +166,12 @@ def test_more_thinking_than_without_exits_is_called_so(bench: Path) -> None:
     assert "−−" not in html
 
 
-def test_a_difference_that_rounds_to_nothing_has_no_minus_in_the_readme(bench: Path) -> None:
-    """A loss of 0.03 points was `-0.0 points`."""
+def test_a_difference_that_rounds_to_nothing_has_no_sign_in_the_readme(bench: Path) -> None:
+    """A loss of 0.03 points was `-0.0 points`, then `+0.0 points` beside 98.0 % and 98.1 %."""
     results = read_results(bench / "results.json")
     versus = results.against_eagle3["specexit"].model_copy(update={"accuracy_delta": (-0.0003, -0.0045, 0.004)})
     table = readme.table(results.model_copy(update={"against_eagle3": {"specexit": versus}}))
-    assert "+0.0 points, -0.4..0.4)" in table
+    assert "; 0.0 points, -0.4..0.4)" in table
 
 
 def test_one_slice_of_problems_has_no_interval(bench: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 from specexit.bench.requests import Reason, Request
 from specexit.data.traces import Trace, write_traces
 from specexit.method.decision import Policy
+from specexit.method.signals import column
+from specexit.report.charts import signals_chart
 from specexit.report.page import report
 from specexit.report.shown import ReportError, choose, show
 from specexit.schemas.target import load_target_config
@@ -49,6 +51,16 @@ def test_the_chart_of_a_trace_says_how_its_thinking_ended(make_trace, behind: in
     chart = show("asked", trace, request, tokenizer, np.full((10, 4), 0.5, np.float32), None).chart
     assert chart is not None
     assert (">exit<" in chart.svg, ">natural end<" in chart.svg) == (reason == "exit", reason == "natural_end")
+
+
+def test_the_axis_of_tokens_left_ends_above_fractions_of_a_token() -> None:
+    """One boundary behind the exit point took it down to a thousandth."""
+    values = np.full((9, 4), 0.5, np.float32)
+    for remaining in (100.0, 1e-3):  # down from a hundred, and never above
+        values[:, column("remaining")] = np.geomspace(remaining, 1e-3, 9)
+        exponents = re.findall(r"10\^\{(\S+?)\}", signals_chart(values, [3, 9], 3, None, "exit"))
+        assert "-1" in exponents
+        assert not {"-2", "-3", "-4"} & set(exponents)
 
 
 def test_text_of_a_prompt_is_text(bench: Path) -> None:
