@@ -492,19 +492,23 @@ def test_waiting_audits_are_bounded_in_number_and_in_bytes(monkeypatch):
     assert asyncio.run(run()) == (3, 1, 1)
 
 
-async def with_adapter(_):
-    """As an engine answers that has one adapter, of id 7."""
-    return {7}
+def engines_with(*loaded):
+    """vLLM's client of so many engines, which have these adapters."""
+
+    async def asked(method, *given, engine):
+        assert (method, given) == ("list_loras", ())
+        return engine
+
+    return SimpleNamespace(core_engines=loaded, _call_utility_async=asked)
 
 
-def test_an_audit_whose_adapter_is_no_longer_loaded_is_skipped():
+@pytest.mark.parametrize("loaded", [[{8}], [{7, 8}, {8}], [set()]])
+def test_an_audit_whose_adapter_is_no_longer_loaded_is_skipped(loaded):
     """To load what had been unloaded, and deleted, ended the engine; and clients of other adapters waited for it."""
 
     class Engine:
         vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
-
-        async def list_loras(self):
-            return {8}
+        engine_core = engines_with(*loaded)
 
     async def run():
         engine, report = Engine(), {"outcome": "natural_end", "would_exit": 2}
@@ -527,7 +531,7 @@ def test_an_audit_waits_for_an_engine_that_takes_no_more_requests(name, monkeypa
 
     class Engine:
         vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
-        list_loras = with_adapter
+        engine_core = engines_with({7}, {6, 7})
 
         async def generate(self, *asked, **how):
             if busy:
@@ -544,7 +548,7 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
 
     class Engine:
         vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="priority"))
-        list_loras = with_adapter
+        engine_core = engines_with({7}, {6, 7})
 
         async def generate(self, prompt, params, request, *, lora_request, priority):
             asked.update(

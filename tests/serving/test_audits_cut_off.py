@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from tests.serving.test_audits import TOKENS, admitted, finished
+from tests.serving.test_audits import TOKENS, admitted, engines_with, finished
 from torch_specexit.plugin.frontend.audit import Audit, generator_of
 
 
@@ -16,9 +16,15 @@ class Engine:
     """Ends an audit's request as vLLM's `AsyncLLM` does."""
 
     vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
+    engine_core = engines_with({7})
 
     def __init__(self, end):
         self.end = end
+        if end == "Server shutting down":
+            self.engine_core = SimpleNamespace(core_engines=[0], _call_utility_async=self.refuse)
+
+    async def refuse(self, *args, **settings):
+        raise Exception(self.end)
 
     async def generate(self, *args, **settings):
         if self.end == "dead":
@@ -34,6 +40,7 @@ class Engine:
         ("abort", "unfinished"),
         ("cannot schedule new futures after shutdown", "unfinished"),
         ("dead", "unfinished"),
+        ("Server shutting down", "unfinished"),
         ("anything else", "failed"),
     ],
 )

@@ -9,6 +9,10 @@ from specexit.data.prompts.formats import FORMATS
 CHOICES = ("12 N", "42 km", "the sun", "None of these")
 
 EXTRACTED = [
+    *[
+        (text, "B")
+        for text in ("The answer is (B); (A) is wrong.", "**Answer: (B)** (D) would need more", "Answer: B; A: no")
+    ],
     (r"\boxed{B}", "B"),
     (r"\boxed{b}", "B"),
     (r"\boxed{(B)}", "B"),

@@ -204,6 +204,14 @@ def test_what_a_program_says_does_not_fill_our_memory():
         tracemalloc.stop()
 
 
+def test_a_full_disk_makes_no_program_wrong(monkeypatch):
+    def full(*args, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sandbox.tempfile, "TemporaryFile", full)
+    assert sandbox.run("print('more than' * 99)\nx = 28")
+
+
 def test_a_program_is_apart_from_our_terminal_but_ends_with_us():
     """An interrupt from the terminal no longer reaches it, nor does it end when that closes."""
     signalled = "import ctypes\nsent = ctypes.c_int()\nctypes.CDLL(None).prctl(2, ctypes.byref(sent))\n"
@@ -287,7 +295,15 @@ NO_TESTS = [
     ({"test": "assert square(3) == 9", "prompt": "Write a function."}, "has a prompt that is no Python, .* line 1"),
 ]
 
+RUN = "@register\ndef test():\n    assert square(3) == 9\nfor test in tests:\n    test()"
+"""Of tests that something called ``register`` has put into ``tests``."""
+WRAPPED = "    def run():\n        test()\n    tests.append(run)\n    return run\n"
 TESTS = [
+    {"test": f"tests = []\nregister = tests.append\n{RUN}"},
+    {"test": f"tests = []\n{RUN.replace('@register', '@tests.append')}"},
+    {"test": f"tests = []\ndef register(test):\n{WRAPPED}{RUN}"},
+    {"test": f"tests = []\ndef register(test):\n    global tests\n    tests = tests + [test]\n{RUN}"},
+    {"test": f"tests = []\nclass register:\n    def __init__(self, test):\n        tests.append(test)\n{RUN}"},
     {"test": METADATA + CHECK, "entry_point": "square", "prompt": 'def square(x):\n    """Square."""\n'},
     {"test": CHECK, "entry_point": "square", "prompt": None},
     {"test": CHECK, "entry_point": "Squarer().square", "prompt": "class Squarer:\n    def square(self, x):"},

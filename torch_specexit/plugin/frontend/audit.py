@@ -74,8 +74,8 @@ LOWEST_PRIORITY = 1 << 30
 BUSY = {"QueueOverflowError", "MaxQueuedTokensError"}
 """Errors by which vLLM, where it knows a limit for waiting requests, refuses one for the time being."""
 
-SECONDS_BUSY = 1.0
-"""Until such a request is made again."""
+SECONDS_BUSY, MOST_SECONDS_BUSY = 1.0, 60.0
+"""Until such a request is made again: twice as long each time, as vLLM counts each try among what it has rejected."""
 
 
 class CutOffError(Exception):
@@ -343,25 +343,29 @@ def generator_of(engine: Any) -> Callable[..., Any]:
 
     async def generate(prompt: Sequence[int], max_tokens: int, case: Case) -> str:
         """Greedy text of the target behind a prompt, exits off, once the engine takes it; or one of the two errors."""
+        seconds = SECONDS_BUSY
         while True:
             try:
-                return await ask(prompt, max_tokens, case, await adapter(case.lora))
+                return await ask(prompt, max_tokens, case)
             except Exception as error:
                 if type(error).__name__ not in BUSY:
                     raise
-            await asyncio.sleep(SECONDS_BUSY)
+            await asyncio.sleep(seconds)
+            seconds = min(2 * seconds, MOST_SECONDS_BUSY)
 
     async def adapter(lora: Any) -> Any:
         if lora is None:
             return None
-        if lora.lora_int_id not in await engine.list_loras():
+        client = engine.engine_core  # of several engines `AsyncLLM.list_loras` returns what the first one has
+        asked = (client._call_utility_async("list_loras", engine=core) for core in client.core_engines)
+        if not all(lora.lora_int_id in loaded for loaded in await asyncio.gather(*asked)):
             raise NotLoadedError
         lora = copy.copy(lora)
         if getattr(lora, "load_inplace", False):  # its weights of then would come into the requests of clients
             lora.load_inplace = False
         return lora
 
-    async def ask(prompt: Sequence[int], max_tokens: int, case: Case, lora: Any) -> str:
+    async def ask(prompt: Sequence[int], max_tokens: int, case: Case) -> str:
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
@@ -374,6 +378,7 @@ def generator_of(engine: Any) -> Callable[..., Any]:
         inner.set(True)  # for the task that runs this audit
         answer = None
         try:
+            lora = await adapter(case.lora)
             async for output in engine.generate(
                 tokens, params, f"{PREFIX}{case.request}", lora_request=lora, priority=priority
             ):
@@ -382,6 +387,10 @@ def generator_of(engine: Any) -> Callable[..., Any]:
             raise CutOffError from error
         except EngineGenerateError as error:
             if "after shutdown" in str(error.__cause__):  # of the threads that read prompts, and end first
+                raise CutOffError from error
+            raise
+        except Exception as error:
+            if "Server shutting down" in str(error):  # to what is asked besides requests
                 raise CutOffError from error
             raise
         if answer is None or answer.finish_reason == "abort":

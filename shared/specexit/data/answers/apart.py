@@ -47,7 +47,7 @@ class _Process:
     def __init__(self):
         source_root = str(Path(__file__).resolve().parents[3])
         paths = [source_root, *(path or os.getcwd() for path in sys.path)]
-        self.owner = os.getpid()
+        self.owner, self.functions = os.getpid(), _to_be_called()
         self.popen = subprocess.Popen(
             [sys.executable, "-P", "-m", "specexit.data.answers.apart"],  # -P: no folder is put in front of `paths`
             stdin=subprocess.PIPE,
@@ -127,6 +127,12 @@ def _verdict(line: bytes, number: int) -> bool:
     return answer
 
 
+def _to_be_called() -> list[str]:
+    from specexit.data.answers.function import to_be_called
+
+    return to_be_called()
+
+
 _lock = threading.Lock()
 _process: _Process | None = None
 
@@ -140,6 +146,8 @@ def compare_apart(kind: str, a: str, b: str) -> bool:
     """
     global _process
     with _lock:
+        if _process is not None and _process.functions != _to_be_called():
+            _close()
         if _process is None or _process.owner != os.getpid():
             _process = _Process()
             atexit.register(_close)
@@ -185,8 +193,8 @@ def main() -> None:
     for line in questions:
         number, name, a, b = json.loads(line)
         # Nothing handles the signal of this timer, so it ends the process, within any operation.
-        signal.setitimer(signal.ITIMER_PROF, kind(name).processor_limit)
         try:
+            signal.setitimer(signal.ITIMER_PROF, kind(name).processor_limit)
             verdict: bool | str = kind(name).compare(a, b)
         except MemoryError:
             verdict = False

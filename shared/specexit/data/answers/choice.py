@@ -47,6 +47,7 @@ _ANOTHER = re.compile(
     rf"[)\]\"']*(?:\s*[,;&/+|和与與或及]|\s*(?=[(\[][{_LETTERS}][)\]])|\s*(?:[-–—(]\s*)?\b(?:and|or)\b)"
     r"(?:\s*(?:and|or)\b)?\s*[(\[\"']*"
     rf"[{_LETTERS}{_SMALL}](?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)"
+    r"(?![)\]\"']*\s*(?::|\b(?:is|was|does|has|would|cannot|fails|needs)\b))"  # an explanation of the first
 )
 _RIGHT = re.compile(
     rf"(?:\b(?i:option|choice|answer)\s+|(?<![\w'])(?=\S{{1,3}}\s+is\s+the\b))[(\[]?([{_LETTERS}])[)\]]?"

@@ -331,7 +331,9 @@ def _checks_nothing(source: str) -> bool:
         or {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()} - _TESTS_OWN
         for table in checks
     )
-    return bool(checks) and (idle or re.search(r"^async\s+def\s+check\b", source, re.M) is not None)
+    named = [node for node in ast.parse(source).body if isinstance(node, _Definition) and node.name == "check"]
+    awaited = named and isinstance(named[-1], ast.AsyncFunctionDef) and not named[-1].decorator_list
+    return bool(checks) and (idle or bool(awaited))
 
 
 def _registered(tree: ast.Module, top: symtable.SymbolTable) -> set[str]:
@@ -356,7 +358,9 @@ def _registered(tree: ast.Module, top: symtable.SymbolTable) -> set[str]:
         for holder in (*node.decorator_list, *bases):
             owner = re.split(r"\W", ast.unparse(holder))[0]
             places = variables | {"self", "cls"} if owner in sought else variables
-            if any(_takes(taker, places) for taker in _takers(everywhere, holder)):
+            takers = _takers(everywhere, holder)
+            unclear = not takers and holder in node.decorator_list and owner in sought  # as ``@tests.append``
+            if unclear or any(_takes(taker, places) for taker in takers):
                 found.add(node.name)
     return found
 
@@ -376,13 +380,15 @@ def _takers(definitions: Sequence[_Definition], holder: ast.expr) -> list[ast.Fu
 
 
 def _takes(taker: ast.FunctionDef | ast.Lambda, places: Set[str]) -> bool:
-    """Whether a function calls what it is given, or hands it to one of some places or assigns it there.
+    """Whether a function calls what it is given, or hands or assigns it, or a wrapper of it, to one of some places.
 
     What stands in a function within it, such as a wrapper, may never run.
     """
-    given = [argument.arg for argument in taker.args.args if argument.arg != "self"][:1]
     body = taker.body if isinstance(taker, ast.FunctionDef) else [taker.body]
-    for node in (node for part in body for node in _at_once(part)):
+    nodes = [node for part in body for node in _at_once(part)]
+    given = {argument.arg for argument in [one for one in taker.args.args if one.arg != "self"][:1]}
+    wrappers = {node.name for node in nodes if isinstance(node, _Definition) and given & _read(ast.walk(node))}
+    for node in nodes:
         if isinstance(node, ast.Call):
             if ast.unparse(node.func) in given:
                 return True
@@ -391,9 +397,11 @@ def _takes(taker: ast.FunctionDef | ast.Lambda, places: Set[str]) -> bool:
             values, targets = [node.value], node.targets
         else:
             continue
-        values = [member for value in values for member in getattr(value, "elts", [value])]
+        parts = [part for value in values for part in _at_once(value)]
+        asked = [part.value for part in parts if isinstance(part, ast.Attribute)]  # such as for its name
+        handed = {part.id for part in parts if isinstance(part, ast.Name) and part not in asked}
         named = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-        if places & named and any(ast.unparse(value) in given for value in values):
+        if places & named and handed & (given | wrappers):
             return True
     return False
 

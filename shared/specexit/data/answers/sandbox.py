@@ -11,6 +11,7 @@ there is no sandbox, and no program is run.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import secrets
 import subprocess
@@ -45,8 +46,8 @@ def _run(source: str, seconds: float) -> bool:
     child = Path(__file__).with_name("sandbox_child.py")
     passed = secrets.token_hex(16)
     task = json.dumps({"source": source, "passed": passed, "seconds": seconds, "memory": MEMORY})
-    # What a program writes to a pipe nothing limits, and it would all come to lie in our memory.
-    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryFile() as said:
+    # What a program writes to a pipe nothing limits, and it would all come to lie in our memory; a disk may be full.
+    with tempfile.TemporaryDirectory() as empty, os.fdopen(os.memfd_create("said"), "w+b") as said:
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-B", str(child)],

@@ -32,7 +32,7 @@ _FORGIVEN = "°©®"
 """Symbols that say nothing of their own."""
 _TICKS = "✅✔✓☑"
 _DECORATION = re.compile(
-    rf"^[●•■▪◆★] +(?=[^\W\d_])|^[{_TICKS}] *(?=\w)|(?<=[\w*.!?)\"'’”]) *[🎉😊{_TICKS}\ufffc\ufffd]+$"
+    rf"^[●•■▪◆★] +(?=[^\W\d_])|^[{_TICKS}]+ *(?=\w)|(?<=[\w*.!?)\"'’”]) *[🎉😊{_TICKS}\ufffc\ufffd]+$"
 )
 """One bullet before words, a tick before an answer, and ticks behind it. Several stars are a number, and what is
 hollow may be the opposite of what is full; a cross says something."""
