@@ -354,6 +354,7 @@ def generator_of(engine: Any) -> Callable[..., Any]:
             seconds = min(2 * seconds, MOST_SECONDS_BUSY)
 
     async def adapter(lora: Any) -> Any:
+        """What an audit may ask for in place of its request's adapter, or a `NotLoadedError`."""
         if lora is None:
             return None
         client = engine.engine_core  # of several engines `AsyncLLM.list_loras` returns what the first one has
@@ -366,6 +367,7 @@ def generator_of(engine: Any) -> Callable[..., Any]:
         return lora
 
     async def ask(prompt: Sequence[int], max_tokens: int, case: Case) -> str:
+        """Ask once, as `generate`; vLLM's own error where it takes no more requests."""
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
