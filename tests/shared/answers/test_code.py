@@ -249,7 +249,7 @@ POINT = (
     "class P3(Point):\n    def norm(self):\n        return square(self.x)\n"
 )
 BASES = "class Base:\n    pass\nclass One(Base):\n    def go(self):\n        assert square(3) == 9\n"
-UNUSED = "has a test that comes to its end whatever the program is"
+UNUSED = "has a test that passes whatever the program says"
 
 NO_TESTS = [
     # every program would pass
@@ -261,6 +261,9 @@ NO_TESTS = [
     ({"test": f"import random\nrandom.seed(0)\n{TEST}"}, UNUSED),
     ({"test": CASE}, UNUSED),
     ({"test": f"{CASE}if __name__ == '__main__':\n    unittest.main(exit=False)"}, UNUSED),  # which finds none there
+    ({"test": f"{CASE}unittest.main()"}, UNUSED),
+    ({"test": f"{CASE}if __name__ == '__main__':\n    unittest.main()"}, UNUSED),
+    ({"test": f"import pytest\n{TEST}pytest.main([__file__])"}, "has a test that reads __file__, "),
     ({"test": f"import pytest\n@pytest.mark.parametrize('x', [3])\n{TEST}"}, UNUSED),
     ({"test": DERIVED}, UNUSED),
     ({"test": LISTED}, UNUSED),
@@ -276,6 +279,14 @@ NO_TESTS = [
     ({"test": "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    print(error)"}, UNUSED),
     ({"test": "squares = [x * x for x in range(3)]\nx = len(squares)"}, UNUSED),
     ({"test": "assert True"}, UNUSED),
+    ({"test": "assert True or square(3) == 9"}, UNUSED),
+    ({"test": "def square(x):\n    return 9\nassert square(3) == 9"}, UNUSED),
+    ({"test": "exec('def square(x): return 9')\nassert square(3) == 9"}, UNUSED),
+    ({"test": f"{LISTED}print(len(tests))"}, UNUSED),
+    ({"test": f"candidate = square\n{TEST.replace('square(3)', 'candidate(3)')}"}, UNUSED),
+    ({"test": f"solution = Solution()\n{TEST.replace('square(3)', 'solution.square(3)')}"}, UNUSED),
+    ({"test": "for x in ():\n    assert square(x) == 9"}, UNUSED),
+    ({"test": "try:\n    assert square(3) == 9\nexcept Exception:\n    pass"}, UNUSED),
     ({"test": "# assert square(3) == 9"}, UNUSED),
     ({"test": " "}, UNUSED),
     # none would
@@ -285,11 +296,23 @@ NO_TESTS = [
     ),
     (
         {"test": "def check(candidate):\n    pass", "entry_point": "square"},
-        "has entry_point 'square', .* call does nothing",
+        "has entry_point 'square', .* passes whatever",
+    ),
+    (
+        {"test": CHECK.replace(":\n", ":\n    return\n"), "entry_point": "square"},
+        "has entry_point 'square', .* passes whatever",
+    ),
+    (
+        {
+            "test": "def check(candidate):\n    assert 1 + 1 == 2 or candidate(3)",
+            "entry_point": "square",
+        },
+        "has entry_point 'square', .* passes whatever",
     ),
     ({"test": f"async {CHECK}", "entry_point": "square"}, "has entry_point 'square', .* expected .*, not async"),
     ({"test": CHECK, "entry_point": "a square"}, "has entry_point 'a square', expected the name of what"),
     ({"test": CHECK, "entry_point": " "}, "has entry_point ' ', expected the name of what"),
+    ({"test": "return square(3) == 9"}, "has a test that is no Python: 'return' outside function"),
     ({"test": "assert square(3) == 9)"}, r"has a test that is no Python: unmatched '\)' \(test, line 1\)"),
     ({"test": "\x00"}, "has a test that is no Python"),
     ({"test": "assert square(3) == 9", "prompt": "Write a function."}, "has a prompt that is no Python, .* line 1"),
@@ -319,7 +342,23 @@ TESTS = [
     {"test": f"{TEST}for name, test in [*globals().items()]:\n    name.startswith('test') and test()"},
     {"test": f"{CASE}assert {SUITE}.wasSuccessful()"},
     {"test": "class T:\n    assert square(3) == 9"},
+    {"test": "import math\nfor x in (3.0,):\n    assert math.isclose(square(x), 9)"},
+    {"test": "for x in (3,):\n    assert not square(x) != 9"},
+    {
+        "test": "try:\n    square('x')\nexcept TypeError:\n    pass\nelse:\n    raise ValueError\n"
+        "assert all([square(3) == 9])"
+    },
     {"test": "class T:\n    results = [square(x) for x in (3, -2)]\n    assert results == [9, 4]"},
+    {
+        "test": f"class Kept(type):\n    def __init__(cls, *given):\n        given[1] and cls().go()\n{BASES}".replace(
+            "class Base:", "class Base(metaclass=Kept):"
+        )
+    },
+    {
+        "test": "def check(candidate):\n    try:\n        right = candidate(3) == 9\n    except Exception:\n"
+        "        right = True\n    assert right",
+        "entry_point": "square",
+    },
     # tests that nothing names, but what holds them
     {"test": f"{LISTED}for test in tests:\n    test()"},
     {"test": f"{LISTED}def run():\n    for test in tests:\n        test()\nrun()"},
@@ -338,6 +377,13 @@ TESTS = [
         "test": "class Tests(list):\n    def add(self, x):\n        return lambda f: self.append((f, x))\n"
         "tests = Tests()\n@tests.add(3)\ndef one(x):\n    assert square(x) == 9\nfor test, x in tests:\n    test(x)"
     },
+    {
+        "test": f"T = []\ndef reg(f=None, *, name=None):\n    def d(g):\n        T.append(g)\n        return g\n"
+        f"    return d(f) if f else d\n@reg\n{TEST}for f in T:\n    f()"
+    },
+    {"test": f"import heapq\nT = []\ndef reg(f):\n    heapq.heappush(T, (1, f))\n@reg\n{TEST}for _, f in T:\n    f()"},
+    {"test": f"T = {{}}\ndef reg(f):\n    T[f.__name__]: object = f\n@reg\n{TEST}for f in T.values():\n    f()"},
+    {"test": f"import sys\n{CASE}if not {SUITE}.wasSuccessful():\n    sys.exit(1)"},
     # the program's name with another value
     {"test": "import functools\nsquare = functools.cache(square)\nassert square(3) == 9"},
     {"test": "given = square\ndef square(x):\n    return given(x)\nassert square(3) == 9"},

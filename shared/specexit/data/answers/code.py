@@ -6,13 +6,12 @@ import ast
 import builtins
 import json
 import re
-import symtable
 import threading
 import warnings
 from codeop import compile_command
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,17 +29,48 @@ _DEFINES = re.compile(
 """A definition that is neither a test nor ``main``."""
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 """What Python's parser says of text that is no program."""
-_TYPES = (object, type, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, enumerate, zip)
-_TESTS_OWN = {"print", "len", "isinstance", "repr", "open", "super", "__name__", "__file__"} | {
-    name
-    for name, value in vars(builtins).items()
-    if value in _TYPES or (isinstance(value, type) and issubclass(value, BaseException))
-}
-"""What tests use for themselves. A program may define others of Python's names, such as sum, and through globals or
-eval tests may come to any of its names."""
-_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-_COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
-"""Names of their symbol tables."""
+_PYTHONS = set(vars(builtins))
+_DEFINE_UNSEEN = {"*", "exec", "eval", "globals", "vars", "setattr"}
+"""What may give a value to a name that stands nowhere in a source."""
+_AT_NEED = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+"""Expressions whose parts may never be evaluated."""
+_ANY_PROGRAM = """
+import sys
+
+class _Any:
+    def __init__(self, verdict):
+        self.verdict = verdict
+
+    def __call__(self, *_, **__):
+        return self
+
+    def __getitem__(self, _):
+        return self
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __bool__(self):
+        return self.verdict
+
+    def __eq__(self, _):
+        return self.verdict
+
+    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__
+    __hash__ = object.__hash__
+    __iter__ = None
+
+def _exit(status=None):
+    if status not in (None, 0, 5):
+        raise SystemExit(status)
+
+sys.exit = _exit
+"""
+"""Whatever is called, looked up or compared of a program: it comes out as it is told.
+
+An exit that says that all went well comes to nothing, as does one of a ``unittest.main`` that found no tests (5)."""
 _silence = threading.RLock()
 
 
@@ -86,38 +116,89 @@ class Checks:
         whole = "\n\n".join(part for part in parts if part) + "\n"
         return _futures_first(whole) if "__future__" in whole else whole
 
-    @_unwarned()
     def flaw(self) -> str | None:
-        """Why every program, or none, would pass; None where nothing is known that speaks against them."""
+        """Why every program, or none, would pass; None where nothing is known that speaks against them.
+
+        Tests that do not plainly use the program are run, in the sandbox, with one that says what it is told.
+        """
+        if why := self._why_none_passes():
+            return why
+        if self._plainly_ask() or not self._pass_whatever_it_says():
+            return None
+        if self.entry_point:
+            return (
+                f"has entry_point {self.entry_point!r}, which check is called with, but passes whatever it says: "
+                "expected def check(candidate), not async, with statements such as assert candidate(2) == 4"
+            )
+        return (
+            "has a test that passes whatever the program says, as nothing of it is checked when the test runs: "
+            "expected statements such as assert f(2) == 4, calls of the functions that hold them, or def check(candidate) and "
+            "the name to call it with as entry_point"
+        )
+
+    @_unwarned()
+    def _why_none_passes(self) -> str | None:
+        """What of them is no Python, or cannot be called."""
         try:
-            own, _ = _names(self.test)
-            asks = bool(self.entry_point) or _uses_a_program(self.test)
+            tree = ast.parse(self.test, "test")
+            compile(tree, "test", "exec")
         except _UNREADABLE as error:
             return f"has a test that is no Python: {error}"
         try:
             compile_command(self.prompt, symbol="exec")  # it may be a beginning, such as a function's head
         except _UNREADABLE as error:
             return f"has a prompt that is no Python, but runs before the program: {error}"
+        if "__file__" in _read(ast.walk(tree)) - _given(tree):
+            return "has a test that reads __file__, but it runs as no file: expected it to call what it tests"
         if self.entry_point:
             if not self.entry_point.strip() or _tree(f"({self.entry_point})") is None:
                 return f"has entry_point {self.entry_point!r}, expected the name of what the program defines"
-            if "check" not in own and not re.search(r"\bcheck\b", self.prompt):
+            if "check" not in _given(tree) and not re.search(r"\bcheck\b", self.prompt):
                 return (
                     f"has entry_point {self.entry_point!r}, which check is called with, but its test defines no check: "
                     "leave entry_point out, or write the test as def check(candidate)"
                 )
-            if _checks_nothing(self.test):
-                return (
-                    f"has entry_point {self.entry_point!r}, which check is called with, but that call does nothing: "
-                    "expected def check(candidate), not async, with statements such as assert candidate(2) == 4"
-                )
-        elif not asks:
-            return (
-                "has a test that comes to its end whatever the program is, as nothing of it is used when the test "
-                "runs: expected statements such as assert f(2) == 4, calls of the functions that hold them, or "
-                "def check(candidate) and the name to call it with as entry_point"
-            )
         return None
+
+    @_unwarned()
+    def _plainly_ask(self) -> bool:
+        """Whether an assertion that always runs uses the program, in no block and in nothing evaluated at need.
+
+        So without a program it fails. Most tests are such, and need not be run to know.
+        """
+        tree = ast.parse(self.test)
+        body, given = tree.body, _given(tree)
+        if (given | _read(ast.walk(tree))) & _DEFINE_UNSEEN:
+            return False
+        asked: set[str] | None = None
+        if self.entry_point:
+            checks = [node for node in body if getattr(node, "name", None) == "check"]
+            if len(checks) != 1 or not isinstance(check := checks[0], ast.FunctionDef) or check.decorator_list:
+                return False
+            if any(isinstance(node, ast.Return | ast.Yield | ast.YieldFrom) for node in ast.walk(check)):
+                return False
+            body, asked = check.body, {argument.arg for argument in check.args.args[:1]}
+        for statement in body:
+            if isinstance(statement, ast.Assert):
+                used = _read(_at_once(statement.test)) - given
+                used = used & asked if asked is not None else used - set(re.findall(r"\w+", self.prompt)) - _PYTHONS
+                if used:
+                    return True
+        return False
+
+    def _pass_whatever_it_says(self) -> bool:
+        """Whether they pass, in the sandbox, where all that is asked of a program is false, and where all is true.
+
+        Tests that need a number of it before others that never run fail there, and so are not found.
+        """
+        prompt = "" if _tree(self.prompt) is None else self.prompt  # a beginning needs the program to be read at all
+        names = sorted(_read(ast.walk(ast.parse(self.test))) - _PYTHONS)
+        for verdict in (False, True):
+            any_program = _ANY_PROGRAM + "".join(f"{name} = _Any({verdict})\n" for name in names)
+            entry_point = f"_Any({verdict})" if self.entry_point else None
+            if not passes("", replace(self, prompt=any_program + prompt, entry_point=entry_point)):
+                return False
+        return True
 
 
 class Code(AnswerKind):
@@ -261,169 +342,12 @@ def _does_something(source: str) -> bool:
     return any(not isinstance(node, ast.Expr) or any(isinstance(n, ast.Call) for n in ast.walk(node)) for node in body)
 
 
-@lru_cache(maxsize=1 << 14)  # a test may have megabytes, and `collect` checks the prompts that it has read once more
-def _names(source: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Names that a source defines, and those that it looks up when it runs.
-
-    Of functions and classes only those run whose name is looked up; of a class all methods do.
-
-    Raises:
-      SyntaxError, ValueError, RecursionError, MemoryError: it is no Python.
-
-    Example:
-      >>> own, used = _names("def test():\\n    assert f(1) == 2\\n")
-      >>> sorted(own), sorted(used)
-      (['test'], [])
-      >>> sorted(_names("def test():\\n    assert f(1) == 2\\n\\ntest()\\n")[1])
-      ['f', 'test']
-    """
-    top = symtable.symtable(source, "test", "exec")
-    own = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-    used = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
-    for table in top.get_children():
-        if table.get_type() == "class":
-            used |= _of_body(table)
-    return frozenset(own), _looked_up(top, used)
-
-
-def _of_body(table: symtable.SymbolTable) -> set[str]:
-    """Names that the body of a class looks up where it stands, be it in a comprehension or in another class."""
-    names = _globals(table)
-    for inner in table.get_children():
-        if inner.get_type() == "class" or inner.get_name().strip("<>") in _COMPREHENSIONS:
-            names |= _of_body(inner)
-    return names
-
-
-def _looked_up(top: symtable.SymbolTable, names: Set[str]) -> frozenset[str]:
-    """Names, and those that are looked up by the functions and classes of a source that are called so, or nothing."""
-    own = set(top.get_identifiers())
-    used, idle = set(names), top.get_children()
-    while running := [table for table in idle if table.get_name() in used or table.get_name() not in own]:
-        idle = [table for table in idle if table not in running]
-        for table in running:  # grows, by what is defined in there
-            used |= _globals(table)
-            running += table.get_children()
-    return frozenset(used)
-
-
-def _globals(table: symtable.SymbolTable) -> set[str]:
-    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
-
-
-def _uses_a_program(source: str) -> bool:
-    """Whether a source looks up, when it runs, what itself and Python do not define."""
-    own, used = _names(source)
-    if used - own - _TESTS_OWN:
-        return True
-    # Both are rare: a test that only a list holds, and a program whose name the test gives another value.
-    tree, top = ast.parse(source), symtable.symtable(source, "test", "exec")
-    return bool((_looked_up(top, used | _registered(tree, top)) - own | _read_first(tree)) - _TESTS_OWN)
-
-
-@lru_cache(maxsize=1 << 14)
-def _checks_nothing(source: str) -> bool:
-    """Whether each ``check`` that a source defines looks up nothing but Python's own, or one has to be awaited."""
-    tables = symtable.symtable(source, "test", "exec").get_children()
-    checks = [table for table in tables if (table.get_type(), table.get_name()) == ("function", "check")]
-    idle = not any(
-        table.get_children()
-        or {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()} - _TESTS_OWN
-        for table in checks
-    )
-    named = [node for node in ast.parse(source).body if isinstance(node, _Definition) and node.name == "check"]
-    awaited = named and isinstance(named[-1], ast.AsyncFunctionDef) and not named[-1].decorator_list
-    return bool(checks) and (idle or bool(awaited))
-
-
-def _registered(tree: ast.Module, top: symtable.SymbolTable) -> set[str]:
-    """Functions and classes that a decorator or a base class of the same source calls, or puts where the source then
-    looks, and classes whose base is asked for its subclasses.
-
-    What is imported, such as pytest's decorators and a ``TestCase``, may put them where nothing does.
-    """
-    nodes = _at_once(tree)
-    definitions = [node for node in nodes if isinstance(node, _Definition)]
-    made = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() and not symbol.is_imported()}
-    sought = _looked_up(top, _read(nodes)) & made
-    variables = sought - {node.name for node in definitions}
-    every = list(ast.walk(tree))
-    everywhere = [node for node in every if isinstance(node, _Definition)]
-    asked = {ast.unparse(n.value) for n in every if isinstance(n, ast.Attribute) and n.attr == "__subclasses__"}
-    found: set[str] = set()
-    for node in definitions:
-        bases = node.bases if isinstance(node, ast.ClassDef) else []
-        if any(ast.unparse(base) in asked & sought for base in bases):
-            found.add(node.name)
-        for holder in (*node.decorator_list, *bases):
-            owner = re.split(r"\W", ast.unparse(holder))[0]
-            places = variables | {"self", "cls"} if owner in sought else variables
-            takers = _takers(everywhere, holder)
-            unclear = not takers and holder in node.decorator_list and owner in sought  # as ``@tests.append``
-            if unclear or any(_takes(taker, places) for taker in takers):
-                found.add(node.name)
-    return found
-
-
-def _takers(definitions: Sequence[_Definition], holder: ast.expr) -> list[ast.FunctionDef | ast.Lambda]:
-    """The functions of a source that a decorator or a base class hands a definition to; none where it is unclear."""
-    name = ast.unparse(holder.func if isinstance(holder, ast.Call) else holder).rpartition(".")[2]
-    named = [node for node in definitions if node.name == name]
-    if len(named) != 1:
-        return []
-    inner = [part for statement in named[0].body for part in _at_once(statement)]
-    if isinstance(named[0], ast.ClassDef):
-        return [part for part in inner if isinstance(part, ast.FunctionDef) and part.name == "__init_subclass__"]
-    if isinstance(holder, ast.Call):  # what it returns is called with the definition
-        return [part for part in inner if isinstance(part, ast.FunctionDef | ast.Lambda)]
-    return [node for node in named if isinstance(node, ast.FunctionDef)]
-
-
-def _takes(taker: ast.FunctionDef | ast.Lambda, places: Set[str]) -> bool:
-    """Whether a function calls what it is given, or hands or assigns it, or a wrapper of it, to one of some places.
-
-    What stands in a function within it, such as a wrapper, may never run.
-    """
-    body = taker.body if isinstance(taker, ast.FunctionDef) else [taker.body]
-    nodes = [node for part in body for node in _at_once(part)]
-    given = {argument.arg for argument in [one for one in taker.args.args if one.arg != "self"][:1]}
-    wrappers = {node.name for node in nodes if isinstance(node, _Definition) and given & _read(ast.walk(node))}
-    for node in nodes:
-        if isinstance(node, ast.Call):
-            if ast.unparse(node.func) in given:
-                return True
-            values, targets = node.args, [node.func]
-        elif isinstance(node, ast.Assign):
-            values, targets = [node.value], node.targets
-        else:
-            continue
-        parts = [part for value in values for part in _at_once(value)]
-        asked = [part.value for part in parts if isinstance(part, ast.Attribute)]  # such as for its name
-        handed = {part.id for part in parts if isinstance(part, ast.Name) and part not in asked}
-        named = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-        if places & named and handed & (given | wrappers):
-            return True
-    return False
-
-
-def _read_first(tree: ast.Module) -> set[str]:
-    """Names that a source reads before it gives them a value, as in ``f = cache(f)``: something else has to do so."""
-    found, given = set[str](), set[str]()
-    for statement in tree.body:
-        nodes = _at_once(statement)
-        # In any other statement the name may get its value in front of where it is read.
-        before = _at_once(statement.value) if isinstance(statement, ast.Assign) else nodes
-        found |= _read(before) - _given(before) - given
-        given |= _given(nodes)
-    return found
-
-
-def _at_once(node: ast.AST) -> list[ast.AST]:
-    """A node and those below it, but for what functions, classes and lambdas consist of."""
-    found, left = list[ast.AST](), [node]
+def _at_once(expression: ast.expr) -> list[ast.AST]:
+    """The parts of an expression, but for those that are evaluated at need."""
+    found, left = list[ast.AST](), list[ast.AST]([expression])
     while left:
         found.append(node := left.pop())
-        if not isinstance(node, _Definition | ast.Lambda):
+        if not isinstance(node, _AT_NEED):
             left += ast.iter_child_nodes(node)
     return found
 
@@ -432,8 +356,9 @@ def _read(nodes: Iterable[ast.AST]) -> set[str]:
     return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
-def _given(nodes: Sequence[ast.AST]) -> set[str]:
+def _given(tree: ast.AST) -> set[str]:
     """Names that get a value, as a variable or a function, by an import, an exception or a pattern."""
-    variables = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    others = [getattr(node, field, None) for node in nodes for field in ("name", "asname", "rest")]
+    every = list(ast.walk(tree))
+    variables = {node.id for node in every if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    others = [getattr(node, field, None) for node in every for field in ("name", "asname", "rest")]
     return variables | {name.partition(".")[0] for name in others if isinstance(name, str)}
