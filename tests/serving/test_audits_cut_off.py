@@ -41,6 +41,7 @@ class Engine:
         ("cannot schedule new futures after shutdown", "unfinished"),
         ("dead", "unfinished"),
         ("Server shutting down", "unfinished"),
+        ("let go", "unfinished"),
         ("anything else", "failed"),
     ],
 )
@@ -51,9 +52,10 @@ def test_an_audit_that_is_cut_off_says_nothing_about_the_risk_and_is_no_failure(
 
     async def run():
         engine = Engine(end)
-        audit = Audit(
-            generator_of(engine), lambda ids: r"\boxed{7}", TOKENS, 200, lambda *told: settled.append(told[1])
-        )
+        generate = generator_of(engine)
+        if end == "let go":
+            del engine
+        audit = Audit(generate, lambda ids: r"\boxed{7}", TOKENS, 200, lambda *told: settled.append(told[1]))
         audit.consider(finished("r"), admitted(), {"outcome": "natural_end", "would_exit": 2})
         while audit.summary()["waiting"]:
             await asyncio.sleep(0)

@@ -173,6 +173,18 @@ def test_the_weights_that_wrote_the_traces_can_be_named(
         bench_full_size(config.model_copy(update={"target": "tiny-mixed"}))
 
 
+def test_a_copy_of_another_target_than_the_drafts_is_no_target_that_was_given(
+    tmp_path: Path, write_random_draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error named a `target=` that nobody had said."""
+    asked = stand_in_for_engines(monkeypatch, set())
+    config = small_config(tmp_path, write_random_draft(tmp_path / "draft", "draft", **TINY_DRAFT))
+    save_target(config.draft, load_target_config("tiny-mixed"))
+    with pytest.raises(ConfigError, match=r"draft: target\.yaml is of 'tiny-mixed', but the rest belongs to"):
+        bench_full_size(config)
+    assert asked == []
+
+
 def test_a_notice_leaves_nothing_of_the_engines_behind(
     tmp_path: Path, write_random_draft, scratch: Path, told_to_end, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ def _measure_all(config: BenchFullSizeConfig) -> tuple[Results, dict[str, Any]]:
     places = config.draft, config.traces
     name = read_config(config.draft).target_name or target_named_in(config.traces)
     small = target_reference(config.target, *places, name=name)
-    refuse_other_target(config.traces, find_target(small, *places, name=name))
+    refuse_other_target(config.traces, find_target(config.target, *places, name=name))
     exact = write_stand_in(config, small, "float32") if config.n_exact else None
     target, draft = write_stand_in(config, small, "bfloat16")
     runs = {"small": _measure(config, "small", small, config.draft)[0]}

@@ -76,7 +76,8 @@ def other_run(draft: Path, run: Path) -> str | None:
     named = read_object(record, MAX_CONFIG, DraftError).get("run") if record.exists() else None
     if not isinstance(named, str):  # made from no run, or published, without the folders of that machine
         return None
-    told, parts = Path(named).parts, Path(os.path.abspath(str(run))).parts
+    told = tuple(part for part in Path(os.path.normpath(named)).parts if part != "..")
+    parts = Path(os.path.abspath(str(run))).parts
     if parts[len(parts) - len(told) :] == told:  # as `convert` was given it, perhaps from another working directory
         return None
     return f"The draft was made from the run {cut(named)}: nobody has checked that {run} is a copy of it."

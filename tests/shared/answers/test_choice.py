@@ -13,6 +13,42 @@ EXTRACTED = [
         (text, "B")
         for text in ("The answer is (B); (A) is wrong.", "**Answer: (B)** (D) would need more", "Answer: B; A: no")
     ],
+    ("The answer is (A), (B) is wrong.", "A"),
+    ("The answer is (A) and (B) is not.", "A"),
+    *[
+        (text, None)
+        for text in (
+            "The answer is A and C: both describe it",
+            "Answer: A, C: both hold",
+            "Answer: A or B: cannot tell",
+            "Answer: (A) or (B) is correct",
+            "The answer is (A) and (C) is also correct",
+            "The answer is（A）和（C）：都对",
+            r"\boxed{(A) and (C): both}",
+            "The correct answer is: (B) and (D): x",
+            "The answer is (A) (C), as both are hot",
+            "The answer is (A)(C) because both are hot",
+            "The answer is [A][C].",
+            "The answer is (A) (C) (D)",
+            "The answer is (A) (C) are hot",
+        )
+    ],
+    # an option's text that begins with a capital in brackets
+    *[
+        (text, "B")
+        for text in (
+            "The answer is B) (E)-hex-3-ene",
+            "Answer: (B) (E)-hex-3-ene",
+            r"\boxed{B) (E)-hex-3-ene}",
+            r"\boxed{\text{(B) (E)-hex-3-ene}}",
+            "Answer: **B** (E)-hex-3-ene",
+            "It is hot.\n\nB) (E)-hex-3-ene",
+            "It is hot.\n\nB) (D)-glucose",
+            "It is hot.\n\nB) [B]/[A]",
+            "It is hot.\n\nB) [A][B]",
+            "It is hot.\n\nB) [A]^2",
+        )
+    ],
     (r"\boxed{B}", "B"),
     (r"\boxed{b}", "B"),
     (r"\boxed{(B)}", "B"),
@@ -301,6 +337,11 @@ def test_same_choices(a, b):
 def test_different_choices(a, b):
     assert not same_answer(a, b, "choice")
     assert not same_answer(b, a, "choice")
+
+
+def test_a_reference_may_have_a_text_that_begins_with_a_capital_in_brackets():
+    assert CHOICE.why_no_reference("B) (E)-hex-3-ene", CHOICES) is None
+    assert CHOICE.as_reference("B) (E)-hex-3-ene", CHOICES) == "B"
 
 
 def test_a_reference_of_full_width_names_its_option():

@@ -145,14 +145,14 @@ def test_headline_and_intervals(bench: Path) -> None:
 
 
 def test_what_a_method_was_tuned_to_is_said_as_it_was_given(bench: Path) -> None:
-    """A budget was of 149.0 tokens."""
+    """A budget was of 149.0 tokens, and one of 1234567 of 1.23457e+06."""
+    parameters = {"tokens": 149.0, "most": 1234567.0, "tau": 0.9999999, "by": "trial", "never": None}
     results = read_results(bench / "results.json")
-    tuned = results.methods["specexit"].model_copy(
-        update={"says": "tuned", "parameters": {"tokens": 149.0, "tau": 0.999, "by": "trial", "never": None}}
-    )
+    tuned = results.methods["specexit"].model_copy(update={"says": "tuned", "parameters": parameters})
     write_results(bench / "results.json", results.model_copy(update={"methods": results.methods | {"specexit": tuned}}))
     report(config(bench))
-    assert "tuned; tokens = 149; tau = 0.999; by = trial; never = None</dd>" in (bench / "report.html").read_text()
+    said = "tuned; tokens = 149; most = 1234567; tau = 0.9999999; by = trial; never = None</dd>"
+    assert said in (bench / "report.html").read_text()
 
 
 def test_more_thinking_than_without_exits_is_called_so(bench: Path) -> None:

@@ -288,7 +288,16 @@ def test_a_run_of_another_target_is_no_part_of_the_page(bench: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "said"), [(None, False), ("bench/train", False), ("bench/other", True), ("gs://pods/train", True)]
+    ("named", "said"),
+    [
+        (None, False),
+        ("bench/train", False),
+        ("../bench/train", False),
+        ("./other/../train/", False),
+        ("bench/other", True),
+        ("../other", True),
+        ("gs://pods/train", True),
+    ],
 )
 def test_a_run_that_the_draft_does_not_name_is_remarked_on(
     bench: Path, write_random_draft: Callable[..., Path], named: str | None, said: bool

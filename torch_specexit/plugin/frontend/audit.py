@@ -79,11 +79,13 @@ SECONDS_BUSY, MOST_SECONDS_BUSY = 1.0, 60.0
 
 
 class CutOffError(Exception):
-    """The request that an audit makes was aborted, or is refused as the server is ending or its engine has ended."""
+    """The request that an audit makes was aborted, or is refused as the server is ending, or its engine has ended or
+    is gone."""
 
 
 class NotLoadedError(Exception):
-    """No worker has the adapter of an audit any more; if its files are gone, too, loading it would end the engine."""
+    """An engine does not have the adapter of an audit loaded; if its files are gone, too, loading it would end the
+    engine."""
 
 
 @dataclass(frozen=True)
@@ -385,7 +387,7 @@ def generator_of(engine: Any) -> Callable[..., Any]:
                 tokens, params, f"{PREFIX}{case.request}", lora_request=lora, priority=priority
             ):
                 answer = output.outputs[0]
-        except EngineDeadError as error:
+        except (EngineDeadError, ReferenceError) as error:  # the latter where its owner has let go of it
             raise CutOffError from error
         except EngineGenerateError as error:
             if "after shutdown" in str(error.__cause__):  # of the threads that read prompts, and end first

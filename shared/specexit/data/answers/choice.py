@@ -43,12 +43,21 @@ _FIRST = re.compile(
     r"|\s+(?i:because|since|as|and|or|with|rather\s+than|instead\s+of|over(?=\s)|not(?=\s))\b)"
     rf"|[{_SMALL}](?=[)\]]|[.:]?\s*$|[.:]\s))"
 )
-_ANOTHER = re.compile(
-    rf"[)\]\"']*(?:\s*[,;&/+|和与與或及]|\s*(?=[(\[][{_LETTERS}][)\]])|\s*(?:[-–—(]\s*)?\b(?:and|or)\b)"
-    r"(?:\s*(?:and|or)\b)?\s*[(\[\"']*"
-    rf"[{_LETTERS}{_SMALL}](?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)"
-    r"(?![)\]\"']*\s*(?::|\b(?:is|was|does|has|would|cannot|fails|needs)\b))"  # an explanation of the first
+_NEXT = (
+    rf"(?:\s*(?:and|or)\b)?\s*[(\[\"']*[{_LETTERS}{_SMALL}]"
+    r"(?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)"
 )
+_EXPLAINED = r"(?:\s*:|\s+(?:is|was|does|has|would|cannot|fails|needs)\b)"
+_DENIED = r"\s+(?:is|was)\s+(?:wrong|incorrect|not)\b"
+_ANOTHER = re.compile(
+    r"[)\]\"']*(?:"
+    rf"(?:\s*[,&/+|和与與或及]|\s*(?:[-–—(]\s*)?\b(?:and|or)\b){_NEXT}(?![)\]\"']*{_DENIED})"
+    rf"|\s*;{_NEXT}(?![)\]\"']*{_EXPLAINED})"
+    rf"|(?:\s*\(|(?<=\])\s*\[)[{_LETTERS}]"
+    rf"(?=[)\](\[\s.,;\"'!]*(?:$|[{_LETTERS}][)\]]|(?:and|or|are|both|because|since|as)\b)))"
+)
+"""A letter behind the first. One that is denied, or explained in a clause of its own, is not chosen; and "(E)-hexene"
+is no letter, but the text of the first option."""
 _RIGHT = re.compile(
     rf"(?:\b(?i:option|choice|answer)\s+|(?<![\w'])(?=\S{{1,3}}\s+is\s+the\b))[(\[]?([{_LETTERS}])[)\]]?"
     r"\s+is\s+(?:(?:the\s+)?(?:correct|right)(?:\s+(?:answer|option|choice|one))?|the\s+answer)"

@@ -96,6 +96,10 @@ _SPELLINGS = [
         r"\\(?:textrm|texttt|textnormal|textup|textsf|mathsf)(?![A-Za-z])": r"\\text",
         r"\\(?:boldsymbol|bm)(?![A-Za-z])": r"\\mathbf",
         r"\\(vec|hat|bar|dot|ddot|tilde|mathbf|overline|overrightarrow) ([A-Za-z])(?![A-Za-z])": r"\\\1{\2}",
+        # Bold type, which a vector may have beside its arrow or hat.
+        r"\\textbf ?\{([ijk])\}": r"\\mathbf{\1}",
+        rf"\\(vec|hat) ?\{{ ?{WRAPPER}\{{([A-Za-z])\}} ?\}}": r"\\\1{\2}",
+        r"\\mathbf ?\{ ?\\(vec|hat) ?\{([A-Za-z])\} ?\}": r"\\\1{\2}",
         rf"\\Delta ?\{{ ?((?:[A-Za-z]|{LETTER})(?:_\w)?) ?\}}": r"\\Delta \1",
         r"\{ ?\\(?:rm|sf|it) ([^{}]*)\}|\\(?:rm|sf|it) ?\{([^{}]*)\}": r"\\text{\1\2}",
         r"\{ ?\\bf ([^{}]*)\}|\\bf ?\{([^{}]*)\}": r"\\mathbf{\1\2}",

@@ -41,7 +41,7 @@ _VARIABLE = re.compile(
     rf"(?:\\{GREEK}|(?<![A-Za-z\\])(?!sqrt\()[A-Za-df-z])(?!.*(?:[=<>]|\\(?:[lg]e|neq?|approx)(?![A-Za-z])))"
 )
 """A variable, but no e, and not one that an equation or inequality says the value of."""
-_UNIT_VECTOR = re.compile(r"\\(?:hat ?\{(?:[ijknrxyz]|\\mathbf ?\{[ijknrxyz]\})\}|(?:vec|mathbf) ?\{[ijk]\})")
+_UNIT_VECTOR = re.compile(r"\\(?:hat ?\{[ijknrxyz]\}|(?:vec|mathbf) ?\{[ijk]\})")
 """None without a sign that it is one: an i, j or k may be a number, and the m behind it a factor."""
 _PLAIN_FRACTION = re.compile(r"(.*\d) ?\\frac ?\{([A-Za-z]+)\}\{([A-Za-z]+)\}")
 _NUMBERS = re.compile(r"[+-]?[\d.,:/ ]*\d")

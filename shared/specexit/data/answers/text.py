@@ -31,11 +31,13 @@ _AMOUNT = re.compile(r"(?<!\S)(-?)([\d.]+) ([€£¥¢₩₹₽])(?!\S)")
 _FORGIVEN = "°©®"
 """Symbols that say nothing of their own."""
 _TICKS = "✅✔✓☑"
+_BEGINS = r"[-+]?[\w.$€£¥₩₹₽\\([{\"'“‘«「『《【]"
+_ENDS = r"[\w*.!?%‰°#+$€£¥¢₩₹₽)\]}\"'’”»」』》】]"
 _DECORATION = re.compile(
-    rf"^[●•■▪◆★] +(?=[^\W\d_])|^[{_TICKS}]+ *(?=\w)|(?<=[\w*.!?)\"'’”]) *[🎉😊{_TICKS}\ufffc\ufffd]+$"
+    rf"^[●•■▪◆★] +(?=[^\W\d_])|^[{_TICKS}]+ *(?={_BEGINS})|(?<={_ENDS}) *[🎉😊{_TICKS}\ufffc\ufffd]+$"
 )
 """One bullet before words, a tick before an answer, and ticks behind it. Several stars are a number, and what is
-hollow may be the opposite of what is full; a cross says something."""
+hollow may be the opposite of what is full; a cross says something, and so does a tick behind a colon or a cross."""
 _OF_FLAGS = "".join(map(chr, range(0xE0020, 0xE0080)))
 """Letters that nobody sees, behind a flag: England's, Scotland's and Wales' are one symbol."""
 _SIGNS = str.maketrans("−–’⁄♯", "--'/#")
