@@ -17,12 +17,12 @@ from pydantic import BaseModel, ValidationError
 from specexit.errors import first_problem, printable, shown
 from specexit.method.splits import PROBE, FastTokenizer, first_difference
 from specexit.schemas.collect import CollectConfig
+from specexit.schemas.sampling import NEUTRAL
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.url import without_passwords
 from torch_specexit.chat import misread_by_transformers
 from torch_specexit.collecting.tracer import Response
 from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
-from torch_specexit.plugin.frontend.sampling import NEUTRAL
 
 LONGEST_TRY = 60.0
 """Seconds that a request which only checks whether the server works may take, its wait in a busy queue included."""
