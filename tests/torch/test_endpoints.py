@@ -346,6 +346,7 @@ def answering(**choice) -> httpx.Response:
         (httpx.Response(302), "302 Found"),
         (httpx.Response(500, text="two\nlines"), "500 Internal Server Error of http://s0/v1/completions: two lines"),
         (httpx.Response(500, text="\x1b[2J"), r"/v1/completions: \x1b[2J"),
+        (httpx.Response(504, text="nginx"), "completions: nginx; expected a gateway that waits as long as timeout="),
         (answering(token_ids=[], logprobs={"token_logprobs": []}), "a completion has no tokens"),
         (answering(token_ids=[1, 999_999]), "wrote token 999999, expected one of the target's"),
         (answering(token_ids=[1, -1]), "wrote token -1"),

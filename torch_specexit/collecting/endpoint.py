@@ -270,6 +270,8 @@ class Endpoint:
             there = printable(without_passwords(answer.headers["Location"]))
             return BadAnswer(f"{where}: {answer.status_code}: sends requests on to {there}, expected that address")
         said = f"{answer.status_code} {answer.reason_phrase} of {where}: {text}".rstrip(": ")
+        if answer.status_code == 504:  # of a gateway: answers come whole, so nothing passes it until the last token
+            said += "; expected a gateway that waits as long as timeout=, or the servers' own addresses"
         return httpx.HTTPStatusError(said, request=answer.request, response=answer)
 
     def _without_key(self, text: str) -> str:
