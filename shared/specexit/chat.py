@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from specexit.errors import InputError, printable, shown
 from specexit.keys import single_keys
 from specexit.schemas.chat import ChatConfig
+from specexit.schemas.sampling import NEUTRAL
 from specexit.schemas.url import why_no_url
 
 
@@ -247,10 +248,11 @@ def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]], serv
     """The request for the next turn of a conversation; ``server`` as in `saved`.
 
     Where the config names no temperature, the sampling is the one that the server's certificates cover, or else the
-    server's own.
+    server's own. Certificates cover none with a penalty, which a server may have as its default.
     """
     covers = (server.get("covers") or {}).get("sampling") or {}
     sampling = covers if config.temperature is None else {"temperature": config.temperature}
+    neutral = NEUTRAL if covers else {}
     body = {
         "model": model,
         "messages": messages,
@@ -259,7 +261,7 @@ def body_of(config: ChatConfig, model: str, messages: list[dict[str, str]], serv
         "skip_special_tokens": False,  # in some tokenizers the think markers are special, and would be lost
         "vllm_xargs": config.arguments,
     }
-    return body | sampling | ({"max_tokens": config.max_tokens} if config.max_tokens else {})
+    return body | neutral | sampling | ({"max_tokens": config.max_tokens} if config.max_tokens else {})
 
 
 def end_thinking(client: Client, request: str, console: Console) -> str:

@@ -362,8 +362,11 @@ def test_a_request_that_is_sampled_otherwise_is_served_the_same_and_called_uncer
     assert said["sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
     assert said["other_requests"] == 2
     (line,) = [line.getMessage() for line in caplog.records]
-    assert line.startswith("specexit: requests with {")
-    assert "exit uncertified: calibrated was {" in line
+    asked, _, made = line.partition(" exit uncertified: calibrated was ")
+    assert (asked.startswith("specexit: requests with {"), made[0]) == (True, "{")
+    unlike = {key for key, value in sampling.items() if value != CALIBRATED.get(key)} - {"max_tokens"}
+    assert {key for key in unlike if key not in asked} == set()
+    assert ("penalty" in asked) == any("penalty" in key for key in unlike)
 
 
 @pytest.mark.parametrize(

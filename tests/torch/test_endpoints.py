@@ -15,6 +15,7 @@ from specexit.config import ConfigError, load
 from specexit.data.prompts import Prompt
 from specexit.data.rows import Trace
 from specexit.schemas.collect import CollectConfig
+from specexit.schemas.sampling import NEUTRAL
 from tests.torch.pretend import TARGET, TOKENIZER
 from torch_specexit.collecting import endpoints
 from torch_specexit.collecting.endpoint import PROBE, Endpoint
@@ -23,7 +24,6 @@ from torch_specexit.collecting.tracer import Response
 from torch_specexit.collecting.work import NO_EXITS, Ask, CollectError, Decoding, NoAnswer
 from torch_specexit.plugin.frontend.arguments import ArgumentError, parse
 from torch_specexit.plugin.frontend.permissions import check_permitted
-from torch_specexit.plugin.frontend.sampling import NEUTRAL
 
 MODELS = {"data": [{"id": "tiny-reasoner"}]}
 CHOICE = {"token_ids": [1, 2], "finish_reason": "stop", "logprobs": {"token_logprobs": [-0.1, -0.2]}}
@@ -346,6 +346,7 @@ def answering(**choice) -> httpx.Response:
         (httpx.Response(302), "302 Found"),
         (httpx.Response(500, text="two\nlines"), "500 Internal Server Error of http://s0/v1/completions: two lines"),
         (httpx.Response(500, text="\x1b[2J"), r"/v1/completions: \x1b[2J"),
+        (httpx.Response(504, text="nginx"), "completions: nginx; expected a gateway that waits as long as timeout="),
         (answering(token_ids=[], logprobs={"token_logprobs": []}), "a completion has no tokens"),
         (answering(token_ids=[1, 999_999]), "wrote token 999999, expected one of the target's"),
         (answering(token_ids=[1, -1]), "wrote token -1"),

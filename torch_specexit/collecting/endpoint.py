@@ -17,12 +17,12 @@ from pydantic import BaseModel, ValidationError
 from specexit.errors import first_problem, printable, shown
 from specexit.method.splits import PROBE, FastTokenizer, first_difference
 from specexit.schemas.collect import CollectConfig
+from specexit.schemas.sampling import NEUTRAL
 from specexit.schemas.target import TargetConfig
 from specexit.schemas.url import without_passwords
 from torch_specexit.chat import misread_by_transformers
 from torch_specexit.collecting.tracer import Response
 from torch_specexit.collecting.work import NO_EXITS, CollectError, Decoding
-from torch_specexit.plugin.frontend.sampling import NEUTRAL
 
 LONGEST_TRY = 60.0
 """Seconds that a request which only checks whether the server works may take, its wait in a busy queue included."""
@@ -270,6 +270,8 @@ class Endpoint:
             there = printable(without_passwords(answer.headers["Location"]))
             return BadAnswer(f"{where}: {answer.status_code}: sends requests on to {there}, expected that address")
         said = f"{answer.status_code} {answer.reason_phrase} of {where}: {text}".rstrip(": ")
+        if answer.status_code == 504:  # of a gateway: answers come whole, so nothing passes it until the last token
+            said += "; expected a gateway that waits as long as timeout=, or the servers' own addresses"
         return httpx.HTTPStatusError(said, request=answer.request, response=answer)
 
     def _without_key(self, text: str) -> str:

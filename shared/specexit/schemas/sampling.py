@@ -27,6 +27,11 @@ COLDEST = 0.01
 """Lowest temperature above 0 that vLLM draws at: it takes this one in the place of any below."""
 
 
+NEUTRAL = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+"""Parameters that traces are collected without, and their values then. A server takes those that a request does not say
+from the model's ``generation_config.json``."""
+
+
 class SamplingConfig(Config):
     """How responses are drawn; the model card says how it wants to be. Trial answers are always greedy."""
 

@@ -234,9 +234,13 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _features(self) -> TrainConfig:
         if self.features is not None:
-            for name, value in (("eval_traces", self.eval_traces), ("target_int8", self.target_int8 or None)):
+            given = (("eval_traces", self.eval_traces, "null"), ("target_int8", self.target_int8 or None, "false"))
+            for name, value, without in given:
                 if value is not None:
-                    raise ValueError(f"{name}={value} with features={self.features}: there the target is not run")
+                    raise ValueError(
+                        f"{name}={value} with features={self.features}: there the target is not run, "
+                        f"expected {name}={without}"
+                    )
         return self
 
     @model_validator(mode="after")

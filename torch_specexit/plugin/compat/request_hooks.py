@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from specexit.schemas.sampling import NEUTRAL
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses
 from torch_specexit.plugin.compat.harmless import harmless
 from torch_specexit.plugin.frontend import arguments, reports, sampling
@@ -149,7 +150,7 @@ REQUEST_HOOKS = (
                 ("request_id", "external_req_id", "sampling_params", "lora_request", "cache_salt", "priority"),
             ),
             Has(f"{_ENGINE}:EngineCoreRequest", ("reasoning_ended", "reasoning_parser_kwargs")),
-            Has("vllm.sampling_params:SamplingParams", (*sampling.KEYS, *sampling.NEUTRAL)),
+            Has("vllm.sampling_params:SamplingParams", (*sampling.KEYS, *NEUTRAL)),
             Uses(f"{_ENGINE}.async_llm:AsyncLLM._add_request", ("output_processor", "engine_core")),
         ),
         upstream="vllm-project/vllm#56497 (logits processors are told of new requests, in the worker only)",

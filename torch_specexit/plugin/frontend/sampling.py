@@ -6,13 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from specexit.schemas.sampling import drawn
+from specexit.schemas.sampling import NEUTRAL, drawn
 
 KEYS = ("temperature", "top_p", "top_k")
 """Fields of the traces' sampling that decide which tokens are drawn."""
-
-NEUTRAL = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
-"""Parameters that traces are collected without, and their values then."""
 
 
 def covered(calibrated: Mapping[str, Any] | None) -> dict[str, float] | None:
@@ -30,10 +27,15 @@ def covered(calibrated: Mapping[str, Any] | None) -> dict[str, float] | None:
     return {"top_p": 1.0, "top_k": 0} | {key: calibrated[key] for key in KEYS if key in calibrated}
 
 
+def not_neutral(params: Any) -> dict[str, float]:
+    """What vLLM's `SamplingParams` say that traces are collected without (`NEUTRAL`), such as a penalty."""
+    said = {name: getattr(params, name) for name in NEUTRAL}
+    return {name: value for name, value in said.items() if not math.isclose(value, NEUTRAL[name])}
+
+
 def is_sampled_as(params: Any, calibrated: Mapping[str, float]) -> bool:
     """Whether vLLM's `SamplingParams` draw tokens as `covered` says. Seeds and lengths make no difference."""
-    plain = all(math.isclose(getattr(params, name), value) for name, value in NEUTRAL.items())
     asked, made = drawn({key: getattr(params, key) for key in KEYS}), drawn(calibrated)
     if asked is None or made is None:  # no temperature is said
         return False
-    return plain and all(math.isclose(a, b) for a, b in zip(asked, made, strict=True))
+    return not not_neutral(params) and all(math.isclose(a, b) for a, b in zip(asked, made, strict=True))

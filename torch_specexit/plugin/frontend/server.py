@@ -25,7 +25,7 @@ from torch_specexit.plugin.frontend.inner import inner, is_read
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, forced_by
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
-from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as
+from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as, not_neutral
 from torch_specexit.plugin.frontend.traffic import TrafficWatch, splits_of
 from torch_specexit.plugin.frontend.watch import PolicyWatch
 from torch_specexit.plugin.worker.interrupt import END_THINKING
@@ -152,7 +152,8 @@ class FrontEnd:
 
     def _note_sampling(self, params: Any, made: Any, forced: list[str]) -> None:
         if not self.other_sampling:
-            asked = ", ".join([str({key: getattr(params, key) for key in made}), *forced])
+            said = {key: getattr(params, key) for key in made} | not_neutral(params)
+            asked = ", ".join([str(said), *forced])
             logger.warning("specexit: requests with %s exit uncertified: calibrated was %s", asked, made)
         self.other_sampling += 1
 
