@@ -132,8 +132,8 @@ class Checks:
             )
         return (
             "has a test that passes whatever the program says, as nothing of it is checked when the test runs: "
-            "expected statements such as assert f(2) == 4, calls of the functions that hold them, or def check(candidate) and "
-            "the name to call it with as entry_point"
+            "expected statements such as assert f(2) == 4, calls of the functions that hold them, or def "
+            "check(candidate) and the name to call it with as entry_point"
         )
 
     @_unwarned()
