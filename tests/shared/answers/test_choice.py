@@ -14,6 +14,10 @@ EXTRACTED = [
         for text in ("The answer is (B); (A) is wrong.", "**Answer: (B)** (D) would need more", "Answer: B; A: no")
     ],
     ("The answer is (A), (B) is wrong.", "A"),
+    ("The answer is (A), (B) is clearly wrong.", "A"),
+    ("The answer is (A), (B) is false.", "A"),
+    ("The answer is (A), (B) does not fit.", "A"),
+    ("The answer is (A), (B) cannot be right.", "A"),
     ("The answer is (A) and (B) is not.", "A"),
     *[
         (text, None)

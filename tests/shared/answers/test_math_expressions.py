@@ -241,6 +241,7 @@ SAME = [
     (r"10\hat{i} m", r"10\hat i"),
     (r"3\mathbf{i}+4\mathbf{j} m", r"3\mathbf{i}+4\mathbf{j}"),
     (r"3\textbf{i}+4\textbf{j} m", r"3\textbf{i}+4\textbf{j}"),
+    (r"3\textbf{\hat{i}}+4\mathbf{\hat{\jmath}}", r"3\hat{i}+4\hat{\jmath}"),
     (r"3\hat{\mathbf{i}}+4\hat{\mathbf{j}} m", r"3\hat{\mathbf{i}}+4\hat{\mathbf{j}}"),
     (r"3\mathbf{\hat{i}}+4\mathbf{\hat{j}} m", r"3\hat{i}+4\hat{j}"),
     ("1.5E8 m", r"1.5\times10^8"),

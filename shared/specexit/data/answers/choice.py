@@ -48,7 +48,7 @@ _NEXT = (
     r"(?=[)\].,;:\"'!]|\s*$|\s+(?:and|or|are|both)\b)"
 )
 _EXPLAINED = r"(?:\s*:|\s+(?:is|was|does|has|would|cannot|fails|needs)\b)"
-_DENIED = r"\s+(?:is|was)\s+(?:wrong|incorrect|not)\b"
+_DENIED = r"\s+(?:(?:is|was)\s+(?:\w+ly\s+|also\s+)?(?:wrong|incorrect|false|not)|(?:does|would)\s+not|cannot|fails)\b"
 _ANOTHER = re.compile(
     r"[)\]\"']*(?:"
     rf"(?:\s*[,&/+|和与與或及]|\s*(?:[-–—(]\s*)?\b(?:and|or)\b){_NEXT}(?![)\]\"']*{_DENIED})"

@@ -9,11 +9,11 @@ import re
 import threading
 import warnings
 from codeop import compile_command
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from specexit.data.answers.base import AnswerKind
 from specexit.data.answers.sandbox import require_sandbox, run
@@ -30,6 +30,24 @@ _DEFINES = re.compile(
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 """What Python's parser says of text that is no program."""
 _PYTHONS = set(vars(builtins))
+_WRITTEN_ANEW = {
+    "abs",
+    "all",
+    "any",
+    "bin",
+    "chr",
+    "divmod",
+    "hex",
+    "max",
+    "min",
+    "oct",
+    "ord",
+    "pow",
+    "round",
+    "sorted",
+    "sum",
+}
+"""Python's functions that a task may ask for anew, as MBPP does for ``sum``."""
 _DEFINE_UNSEEN = {"*", "exec", "eval", "globals", "vars", "setattr"}
 """What may give a value to a name that stands nowhere in a source."""
 _AT_NEED = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -121,9 +139,16 @@ class Checks:
 
         Tests that do not plainly use the program are run, in the sandbox, with one that says what it is told.
         """
-        if why := self._why_none_passes():
+        return _flaw(self)
+
+    def _why_all_or_none_pass(self) -> str | None:
+        try:
+            read = _Source.of(self.test)
+        except _UNREADABLE as error:
+            return f"has a test that is no Python: {error}"
+        if why := self._why_none_passes(read):
             return why
-        if self._plainly_ask() or not self._pass_whatever_it_says():
+        if self._plainly_ask(read) or not self._pass_whatever_it_says(read):
             return None
         if self.entry_point:
             return (
@@ -137,68 +162,92 @@ class Checks:
         )
 
     @_unwarned()
-    def _why_none_passes(self) -> str | None:
+    def _why_none_passes(self, read: _Source) -> str | None:
         """What of them is no Python, or cannot be called."""
-        try:
-            tree = ast.parse(self.test, "test")
-            compile(tree, "test", "exec")
-        except _UNREADABLE as error:
-            return f"has a test that is no Python: {error}"
         try:
             compile_command(self.prompt, symbol="exec")  # it may be a beginning, such as a function's head
         except _UNREADABLE as error:
             return f"has a prompt that is no Python, but runs before the program: {error}"
-        if "__file__" in _read(ast.walk(tree)) - _given(tree):
-            return "has a test that reads __file__, but it runs as no file: expected it to call what it tests"
+        if "__file__" in read.names and re.search(r"\bmain\s*\([^()]*__file__", self.test):
+            return "has a test that hands __file__ to main, but it runs as no file: expected it to call what it tests"
         if self.entry_point:
             if not self.entry_point.strip() or _tree(f"({self.entry_point})") is None:
                 return f"has entry_point {self.entry_point!r}, expected the name of what the program defines"
-            if "check" not in _given(tree) and not re.search(r"\bcheck\b", self.prompt):
+            if "check" not in read.given and not re.search(r"\bcheck\b", self.prompt):
                 return (
                     f"has entry_point {self.entry_point!r}, which check is called with, but its test defines no check: "
                     "leave entry_point out, or write the test as def check(candidate)"
                 )
         return None
 
-    @_unwarned()
-    def _plainly_ask(self) -> bool:
+    def _plainly_ask(self, read: _Source) -> bool:
         """Whether an assertion that always runs uses the program, in no block and in nothing evaluated at need.
 
-        So without a program it fails. Most tests are such, and need not be run to know.
+        So it fails with some program. Most tests are such, and need not be run to know.
         """
-        tree = ast.parse(self.test)
-        body, given = tree.body, _given(tree)
-        if (given | _read(ast.walk(tree))) & _DEFINE_UNSEEN:
+        if (read.given | read.names) & _DEFINE_UNSEEN:
             return False
-        asked: set[str] | None = None
+        body, its = read.tree.body, read.names - read.given - _PYTHONS - set(re.findall(r"\w+", self.prompt))
         if self.entry_point:
             checks = [node for node in body if getattr(node, "name", None) == "check"]
             if len(checks) != 1 or not isinstance(check := checks[0], ast.FunctionDef) or check.decorator_list:
                 return False
             if any(isinstance(node, ast.Return | ast.Yield | ast.YieldFrom) for node in ast.walk(check)):
                 return False
-            body, asked = check.body, {argument.arg for argument in check.args.args[:1]}
-        for statement in body:
-            if isinstance(statement, ast.Assert):
-                used = _read(_at_once(statement.test)) - given
-                used = used & asked if asked is not None else used - set(re.findall(r"\w+", self.prompt)) - _PYTHONS
-                if used:
-                    return True
-        return False
+            body, its = check.body, {argument.arg for argument in check.args.args[:1]} - read.given
+        return any(
+            isinstance(statement, ast.Assert) and _compares(statement.test) and _read(_at_once(statement.test)) & its
+            for statement in body
+        )
 
-    def _pass_whatever_it_says(self) -> bool:
+    def _pass_whatever_it_says(self, read: _Source) -> bool:
         """Whether they pass, in the sandbox, where all that is asked of a program is false, and where all is true.
 
-        Tests that need a number of it before others that never run fail there, and so are not found.
+        Not found are those that need a number of it, or a module that it imports, before others that never run.
         """
-        prompt = "" if _tree(self.prompt) is None else self.prompt  # a beginning needs the program to be read at all
-        names = sorted(_read(ast.walk(ast.parse(self.test))) - _PYTHONS)
+        lines = self.prompt.splitlines()
+        while lines and _tree("\n".join(lines)) is None:  # a beginning needs the program to be read at all
+            lines.pop()
+        names = sorted(read.asked - (_PYTHONS - _WRITTEN_ANEW))
         for verdict in (False, True):
-            any_program = _ANY_PROGRAM + "".join(f"{name} = _Any({verdict})\n" for name in names)
+            any_program = [_ANY_PROGRAM, *(f"{name} = _Any({verdict})" for name in names), *lines]
             entry_point = f"_Any({verdict})" if self.entry_point else None
-            if not passes("", replace(self, prompt=any_program + prompt, entry_point=entry_point)):
+            if not passes("", replace(self, prompt="\n".join(any_program), entry_point=entry_point)):
                 return False
         return True
+
+
+@lru_cache(maxsize=1 << 14)  # a test may have megabytes, and `collect` checks the prompts that it has read once more
+def _flaw(tests: Checks) -> str | None:
+    return tests._why_all_or_none_pass()
+
+
+class _Source(NamedTuple):
+    """A test as it reads."""
+
+    tree: ast.Module
+    given: Set[str]
+    """Names that get a value, as a variable or a function, by an import, an exception or a pattern."""
+    names: Set[str]
+    """Names whose value is read."""
+    asked: Set[str]
+    """Those that are read for more than an attribute, as a module that a program may import is."""
+
+    @classmethod
+    @_unwarned()
+    def of(cls, source: str) -> _Source:
+        """A source, read once.
+
+        Raises:
+          SyntaxError, ValueError, RecursionError, MemoryError: it is no Python.
+        """
+        tree = ast.parse(source, "test")
+        nodes = list(ast.walk(tree))
+        variables = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+        others = [getattr(node, field, None) for node in nodes for field in ("name", "asname", "rest")]
+        given = variables | {name.partition(".")[0] for name in others if isinstance(name, str)}
+        owners = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+        return cls(tree, given, _read(nodes), _read([node for node in nodes if id(node) not in owners]))
 
 
 class Code(AnswerKind):
@@ -342,6 +391,13 @@ def _does_something(source: str) -> bool:
     return any(not isinstance(node, ast.Expr) or any(isinstance(n, ast.Call) for n in ast.walk(node)) for node in body)
 
 
+def _compares(expression: ast.expr) -> bool:
+    """Whether an expression is one comparison or call, or not one; a tuple, say, is true whatever it holds."""
+    if isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.Not):
+        expression = expression.operand
+    return isinstance(expression, ast.Call) or (isinstance(expression, ast.Compare) and len(expression.ops) == 1)
+
+
 def _at_once(expression: ast.expr) -> list[ast.AST]:
     """The parts of an expression, but for those that are evaluated at need."""
     found, left = list[ast.AST](), list[ast.AST]([expression])
@@ -354,11 +410,3 @@ def _at_once(expression: ast.expr) -> list[ast.AST]:
 
 def _read(nodes: Iterable[ast.AST]) -> set[str]:
     return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-
-
-def _given(tree: ast.AST) -> set[str]:
-    """Names that get a value, as a variable or a function, by an import, an exception or a pattern."""
-    every = list(ast.walk(tree))
-    variables = {node.id for node in every if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    others = [getattr(node, field, None) for node in every for field in ("name", "asname", "rest")]
-    return variables | {name.partition(".")[0] for name in others if isinstance(name, str)}

@@ -99,7 +99,7 @@ _SPELLINGS = [
         # Bold type, which a vector may have beside its arrow or hat.
         r"\\textbf ?\{([ijk])\}": r"\\mathbf{\1}",
         rf"\\(vec|hat) ?\{{ ?{WRAPPER}\{{([A-Za-z])\}} ?\}}": r"\\\1{\2}",
-        r"\\mathbf ?\{ ?\\(vec|hat) ?\{([A-Za-z])\} ?\}": r"\\\1{\2}",
+        r"\\(?:mathbf|textbf) ?\{ ?\\(vec|hat) ?\{([A-Za-z]|\\[a-z]+)\} ?\}": r"\\\1{\2}",
         rf"\\Delta ?\{{ ?((?:[A-Za-z]|{LETTER})(?:_\w)?) ?\}}": r"\\Delta \1",
         r"\{ ?\\(?:rm|sf|it) ([^{}]*)\}|\\(?:rm|sf|it) ?\{([^{}]*)\}": r"\\text{\1\2}",
         r"\{ ?\\bf ([^{}]*)\}|\\bf ?\{([^{}]*)\}": r"\\mathbf{\1\2}",
