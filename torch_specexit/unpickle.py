@@ -60,6 +60,8 @@ def read_bin(path: Path) -> dict[str, torch.Tensor]:
         if tensor.is_quantized or tensor.layout is not torch.strided:
             kind = f"quantised to {tensor.dtype}" if tensor.is_quantized else str(tensor.layout)
             raise BinError(f"holds {shown(name)}, which is {kind}, expected plain numbers")
+        if tensor.is_meta:
+            raise BinError(f"holds {shown(name)}, which is on the meta device and so without numbers, expected them")
         if tensor.nbytes > path.stat().st_size:
             raise BinError(f"holds {shown(name)} of {tensor.nbytes} bytes, expected no more than the file has")
     _check_parts(found, members)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as property_settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy import stats as scipy_stats
 
 from specexit import tiny
@@ -26,7 +27,7 @@ from specexit.drafts.tensors import weights_hash
 from specexit.errors import InputError
 from specexit.method.calibrate import calibrate
 from specexit.method.certify import CertificateError
-from specexit.method.decision import OFF
+from specexit.method.decision import MOST_TOKENS, OFF
 from specexit.schemas.calibrate import CalibrateConfig
 from specexit.schemas.target import load_target_config, save_target
 from tests.shared.calibration import refused
@@ -148,6 +149,25 @@ def test_samples_of_a_prompt_count_as_shares_of_it(setting):
     assert certificate.bound > 1 - 0.1 ** (1 / N)  # more than of no error at all
     assert stored.sampling == {"temperature": 0.6, "max_tokens": 100}
     assert (stored.population.prompts, stored.population.traces) == (N, 4 * N)
+
+
+def test_a_longest_response_of_null_is_no_limit(setting):
+    """Traces of other programs say so; the longest of null and 100 was a TypeError."""
+    said = {"sampling": lambda i: json.dumps({"max_tokens": None if i % 2 else 100})}
+    paths = setting(np.full(N, 0.995), [True] * N, **said)
+    assert calibrate(CalibrateConfig(**paths)).sampling == {"max_tokens": None}
+
+
+def test_a_longest_response_that_is_no_number_is_refused(setting):
+    paths = setting(np.full(N, 0.995), [True] * N, sampling='{"max_tokens": "100"}')
+    refused(paths, r"sampling: max_tokens is '100', expected a number, or null for no limit")
+
+
+@pytest.mark.parametrize("key", ["patience", "min_thinking_tokens"])
+def test_what_no_policy_may_say_is_refused_before_anything_is_read(key, tmp_path):
+    given = {"draft": tmp_path, "traces": tmp_path, "scores": tmp_path, key: 2 * MOST_TOKENS}
+    with pytest.raises(ValidationError, match=f"{key}\n  Input should be less than or equal to {MOST_TOKENS}"):
+        CalibrateConfig(**given)
 
 
 def test_a_trace_that_stands_there_twice_is_refused(setting):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -376,14 +377,23 @@ def test_an_output_that_is_a_broken_link_is_refused(imported, tmp_path):
         export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
 
 
-def test_a_published_draft_in_the_hub_s_cache_is_read_through_its_links(tmp_path):
-    """``snapshots/REVISION`` links into ``blobs`` beside it, and nowhere else."""
-    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+@pytest.mark.parametrize("below", [".", "draft"])
+def test_a_published_draft_in_the_hub_s_cache_is_read_through_its_links(below, tmp_path):
+    """``snapshots/REVISION`` and the folders in it link into ``blobs`` beside it, and nowhere else."""
+    hub = tmp_path / "models--a--b"
+    blobs, folder = hub / "blobs", hub / "snapshots" / "0123" / below
     blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
+    folder.mkdir(parents=True)
     (blobs / "c").write_text(json.dumps(CONFIGS["angelslim"]))
     save_file(tensors_of("angelslim"), blobs / "w")
-    (snapshot / "config.json").symlink_to("../../blobs/c")
-    (snapshot / WEIGHTS).symlink_to("../../blobs/w")
-    import_draft(ImportConfig(draft=snapshot, target=write_target(tmp_path / "of"), out=tmp_path / "draft"))
+    up = "../" * len(folder.relative_to(hub).parts)
+    (folder / "config.json").symlink_to(f"{up}blobs/c")
+    (folder / WEIGHTS).symlink_to(f"{up}blobs/w")
+    target = write_target(tmp_path / "of")
+    import_draft(ImportConfig(draft=folder, target=target, out=tmp_path / "draft"))
     assert describe(tmp_path / "draft")["origin"] == "imported, layout angelslim"
+    shutil.copy(blobs / "w", hub / "other")
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(f"{up}other")
+    with pytest.raises(DraftError, match="is a link out of its folder"):
+        import_draft(ImportConfig(draft=folder, target=target, out=tmp_path / "no"))

@@ -43,6 +43,8 @@ def write(what, good, out):
         torch.save(good | {"fc.weight": scaled}, out)
     elif what == "sparse":
         torch.save(good | {"fc.weight": good["fc.weight"].float().to_sparse()}, out)
+    elif what == "meta":
+        torch.save(good | {"fc.weight": good["fc.weight"].to("meta")}, out)
     elif what == "nameless":
         torch.save(good | {"": good["norm.weight"]}, out)
     elif what == "a pointer":
@@ -103,6 +105,7 @@ HOSTILE = {
     "shell": r"is refused by PyTorch: .*unsupported GLOBAL posix\.system",
     "quantised": r"holds 'fc\.weight', which is quantised to torch\.qint8, expected plain numbers",
     "sparse": r"holds 'fc\.weight', which is torch\.sparse_coo, expected plain numbers",
+    "meta": r"holds 'fc\.weight', which is on the meta device and so without numbers, expected them",
     "bare pickle": "cannot be read as a checkpoint",
     "legacy": r"is in PyTorch's format from before 1\.6, .* expected the tensors saved anew",
     "nested": "holds 'model': dict, expected tensors by their names",

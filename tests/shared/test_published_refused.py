@@ -220,6 +220,14 @@ COPIED = {
     "AngelSlim of Qwen2.5, its layers": ("angelslim", {"model_type": "qwen2", "num_hidden_layers": 28}),
     "AngelSlim by transformers 5": ("angelslim", TRANSFORMERS_5),
     "SpecForge by transformers 5": ("specforge", TRANSFORMERS_5),
+    "SpecForge of Qwen3, its layers": (
+        "specforge",
+        {"num_hidden_layers": 36, "layer_types": ["full_attention"] * 36},
+    ),
+    "SafeAILab of Qwen3, its layers": (
+        "safeailab",
+        {"num_hidden_layers": 36, "layer_types": ["full_attention"] * 36},
+    ),
     "SpecForge of Gemma 3": (
         "specforge",
         {"sliding_window": 512, "use_sliding_window": False, "target_model_type": "gemma3_text"},
@@ -396,6 +404,13 @@ def test_tensors_that_are_not_understood_are_refused_by_name(change, message, tm
     with pytest.raises(DraftError, match=message):
         imported(tmp_path, "angelslim", tensors=tensors)
     assert not (tmp_path / "draft").exists()
+
+
+def test_tensors_behind_an_unknown_prefix_are_refused_by_it(tmp_path):
+    """As a data-parallel wrapper saves them; d2t, which was there, was said to be missing."""
+    tensors = {f"module.{name}": tensor for name, tensor in tensors_of("angelslim").items()}
+    with pytest.raises(DraftError, match=r"tensor module\.fc\.weight stands behind a prefix that no layout has"):
+        imported(tmp_path, "angelslim", tensors=tensors)
 
 
 def test_a_draft_of_the_first_eagle_is_refused_for_what_it_is_and_no_target_is_asked_for(tmp_path):

@@ -140,6 +140,14 @@ def test_nan_signals_are_refused(paths, perfect):
         simulate(SimulateConfig(**paths))
 
 
+def test_a_task_that_is_called_no_task_counts_with_the_traces_of_none(paths, traces):
+    named = [dataclasses.replace(trace, task=("no task", None, "sums")[i % 3]) for i, trace in enumerate(traces)]
+    write_traces(paths["traces"], named)
+    simulation = simulate(SimulateConfig(**paths))
+    assert {name: part.n for name, part in simulation.tasks.items()} == {"no task": 14, "sums": 6}
+    assert simulation.n == 20
+
+
 def test_of_many_tasks_the_largest_have_tables() -> None:
     """Of 400 tasks 34,000 lines were printed."""
     tasks = {f"task {i:02}": Part.model_construct(n=9 if i == 20 else 1) for i in range(21)}

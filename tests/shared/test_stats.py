@@ -227,6 +227,12 @@ def test_a_p_value_of_shares_is_small_no_more_often_than_it_says(n, values, prob
     assert sum(missed) <= delta
 
 
+def test_the_bound_of_a_mean_near_one_is_one():
+    """Its bisection came to a rate of 1, of whose logarithm there is none."""
+    assert mean_upper_bound(0.95, 1, 0.1) == 1.0
+    assert hoeffding_bentkus(0.5, 1, 1.0) == 0.0
+
+
 @given(st.integers(1, 500), st.data(), st.floats(0.001, 0.5))
 def test_for_whole_errors_it_is_never_below_the_exact_p_value(n, data, rate):
     errors = data.draw(st.integers(0, n))

@@ -43,7 +43,7 @@ def inside(folder: Path, name: str) -> Path:
             f"{folder}: {shown(name)} is named as a file of weights, expected the name of a file in that folder"
         )
     home = folder.resolve()
-    homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    homes = [home, *(above.parent / "blobs" for above in home.parents if above.name == "snapshots")]
     try:
         if path.resolve(strict=True).parent not in homes:
             raise TensorError(f"{path}: is a link out of its folder, to {path.resolve()}")

@@ -200,6 +200,7 @@ class Published:
         if twice:
             raise DraftError(f"{home}: two tensors are {twice[0]} in layout {self.layout.name}")
         self.stored = {self.names[name]: place for name, place in stored.items()}
+        self._check_prefix()
         self._check_layer(stored)
         fields = self._fields(options, target)
         self.config = self._config(fields)
@@ -240,6 +241,15 @@ class Published:
             f"{self.path}: architectures is {found}, which no layout has; where it is written as one of {known} is, "
             "say layout="
         )
+
+    def _check_prefix(self) -> None:
+        """Refuse tensors behind an unknown prefix by it: later checks would only name one as missing."""
+        behind = next((name for name in self.stored if name.endswith(".fc.weight")), None)
+        if behind is not None and "fc.weight" not in self.stored:
+            raise DraftError(
+                f"{self.home}: tensor {behind} stands behind a prefix that no layout has, expected fc.weight or "
+                "model.fc.weight"
+            )
 
     def _check_layer(self, names: Iterable[str]) -> None:
         """Refuse a layer of another kind by what it is: later checks would only name missing or unknown tensors."""

@@ -20,7 +20,7 @@ from specexit.data.rows import AnyTrace, short_hash
 from specexit.data.scratch import Scratch
 from specexit.data.seen import HALF
 from specexit.drafts.policy import wrong_sampling
-from specexit.errors import InputError, listed
+from specexit.errors import InputError, listed, shown
 
 Unjudged = Literal["refuse", "error"]
 
@@ -120,7 +120,16 @@ def one_sampling(traces: Outlines, path: Path) -> dict[str, Any]:
     for one, other in pairwise(kinds):
         if one != other:
             raise SampleError(f"{path}: traces of sampling {one} and of {other} are mixed, expected one")
-    return kinds[0] | {key: max(sampling.get(key, 0) for sampling in found) for key in sorted(lengths)}
+    return kinds[0] | {key: _longest(key, found, path) for key in sorted(lengths)}
+
+
+def _longest(key: str, found: list[dict[str, Any]], path: Path) -> float | None:
+    """The largest of several samplings' values of a length; None, which is no limit, where one of them is that."""
+    values = [sampling[key] for sampling in found if key in sampling]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise SampleError(f"{path}: sampling: {key} is {shown(value)}, expected a number, or null for no limit")
+    return None if None in values else max(values)
 
 
 def _check_once(traces: Outlines) -> None:

@@ -252,8 +252,13 @@ def _known(traces: Outlines) -> dict[str, Known]:
     """What is known of each task, by name, in one query: there may be thousands of tasks."""
     names = list(traces.texts["task"])
     asked = "task, count(*), count(distinct prompt), sum(not throughout), sum(not is_known)"
-    found = {names[task] or "": Known(*numbers) for task, *numbers in traces.ask(asked, "group by task")}
-    return {name or NO_TASK: known for name, known in sorted(found.items())}
+    found: dict[str, Known] = {}
+    for name, *numbers in sorted(
+        (names[task] or "", *numbers) for task, *numbers in traces.ask(asked, "group by task")
+    ):
+        before = found.get(name or NO_TASK, Known(0, 0, 0, 0))  # a task may be called so
+        found[name or NO_TASK] = Known(*map(sum, zip(before, numbers, strict=True)))
+    return found
 
 
 def _points(tally: Tally, part: int | None) -> list[Point]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from specexit.config import Config
+from specexit.method.decision import MOST_TOKENS
 from specexit.schemas.early import EARLY, EarlyShare
 
 
@@ -64,8 +65,10 @@ class CalibrateConfig(Config):
         default="none", description="ewma: a moving average per token (source fc alone: servers run no other)"
     )
     alpha: float = Field(default=0.1, gt=0, le=1, description="weight of the newest value in the moving average")
-    patience: int = Field(default=1, ge=1, description="boundaries in a row that must pass")
-    min_thinking_tokens: int = Field(default=0, ge=0, description="no exit before this many thinking tokens")
+    patience: int = Field(default=1, ge=1, le=MOST_TOKENS, description="boundaries in a row that must pass")
+    min_thinking_tokens: int = Field(
+        default=0, ge=0, le=MOST_TOKENS, description="no exit before this many thinking tokens"
+    )
 
     @field_validator("epsilon")
     @classmethod

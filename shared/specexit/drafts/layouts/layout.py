@@ -267,10 +267,14 @@ def plain_fields(keys: Keys) -> Fields:
 def llama_fields(keys: Keys) -> Fields:
     """Fields of a class whose layer is Llama's for every target, whatever its config took from the target.
 
-    The tensors tell of biases and head norms, and those of a second layer or of another kind of layer are refused by
-    name. No tensor tells of a window, so a narrow one is noted.
+    Full attention in all of the target's layers is full attention in the draft's one. The tensors tell of biases and
+    head norms, and those of a second layer or of another kind of layer are refused by name. No tensor tells of a
+    window, so a narrow one is noted.
     """
     keys.ignore("model_type", "num_hidden_layers", "attention_bias")
+    types = keys.rest.get("layer_types")
+    if isinstance(types, list) and types and all(one == "full_attention" for one in types):
+        keys.ignore("layer_types")
     width, positions = keys.rest.get("sliding_window"), keys.rest.get("max_position_embeddings")
     wide = isinstance(width, int) and isinstance(positions, int) and width >= positions
     if keys.rest.get("use_sliding_window") is None and width is not None and not wide:

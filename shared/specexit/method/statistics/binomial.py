@@ -100,6 +100,8 @@ def hoeffding_bentkus(total: float, n: int, rate: float) -> float:
     mean = total / n
     if mean >= rate:
         return 1.0
+    if rate >= 1:  # to which bisection rounds where one is beside it
+        return 0.0
     zero = mean * math.log(mean / rate) if mean > 0 else 0.0
     entropy = zero + (1 - mean) * (math.log1p(-mean) - math.log1p(-rate))
     # Rounding must not lift a sum that is a whole number to the next one.
