@@ -1,16 +1,24 @@
-"""How devices become a mesh, on stand-ins for the chips of one or several slices, and how rows are cut over them."""
+"""How devices become a mesh, on stand-ins for the chips of one or several slices, and how parameters and rows are cut
+over them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from jax_specexit.model.context import order
-from jax_specexit.sharding import device_grid
+from jax_specexit.model.draft import Draft
+from jax_specexit.sharding import device_grid, spec_of
 from jax_specexit.training.data import check_length
+from jax_specexit.weights import abstract_target
 from specexit.config import ConfigError
+from specexit.drafts.directory import DraftConfig, SpecExitBlock
 from specexit.errors import lasts
 from specexit.schemas.train import MeshConfig, TrainConfig
+from tests.jax.conftest import SHAPE
+from tests.shapes import TINY_DRAFT
 
 
 @dataclass(frozen=True)
@@ -106,3 +114,40 @@ def test_rows_that_cannot_be_cut_so_are_refused(base_recipe: TrainConfig, change
     config = TrainConfig.model_validate(base_recipe.model_dump() | changes)
     with pytest.raises(ConfigError, match=message):
         check_length(config, 128)
+
+
+IN, OUT = ("fsdp", "tensor"), ("tensor", "fsdp")
+ATTENTION = {"q/kernel": IN, "k/kernel": IN, "v/kernel": IN, "o/kernel": OUT}
+SPLIT = {
+    "draft": {
+        **{"embedding": OUT, "fc/kernel": ("fsdp", None), **ATTENTION, "lm_head/kernel": IN},
+        **{"mlp/gate/kernel": IN, "mlp/up/kernel": IN, "mlp/down/kernel": OUT},
+    },
+    "target": {
+        **{"embedding": OUT, "lm_head/kernel": IN, "layers/mlp/router/kernel": (None, "fsdp", None)},
+        **{f"layers/attention/{name}": (None, *axes) for name, axes in ATTENTION.items()},
+        **{f"layers/mlp/experts/{name}/kernel": (None, "expert", *IN) for name in ("gate", "up")},
+        **{f"layers/mlp/experts/{name}/scale": (None, "expert", "tensor") for name in ("gate", "up")},
+        "layers/mlp/experts/down/kernel": (None, "expert", *OUT),
+        "layers/mlp/experts/down/scale": (None, "expert", None),
+    },
+}
+"""Parameters of a draft, and of a target in int8 with experts -> the mesh axis that each dimension is split over."""
+
+
+@pytest.mark.parametrize("model", SPLIT)
+def test_every_large_parameter_is_split_over_fsdp_and_what_is_small_is_whole_everywhere(model: str) -> None:
+    """One that is whole trains the same, and takes the memory of all shards on every device."""
+    geometry = {"own_embeddings": True, "attention_bias": True, "num_aux_hidden_states": 3}
+    draft = DraftConfig.model_validate(TINY_DRAFT | {"target_num_hidden_layers": 4} | geometry)
+    draft = draft.model_copy(update={"specexit": SpecExitBlock(target="t")})
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    target = replace(SHAPE, tie_word_embeddings=False, **experts)
+    made = {
+        "draft": lambda: nnx.eval_shape(lambda: Draft(draft, rngs=nnx.Rngs(0))),
+        "target": lambda: abstract_target(target, "bfloat16", int8=True),
+    }
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(made[model]()))):
+        found["/".join(str(key.key) for key in path)] = tuple(spec_of(path, leaf))
+    assert {name: axes for name, axes in found.items() if any(axes)} == SPLIT[model]

@@ -46,7 +46,7 @@ def test_the_audited_share_is_the_rate():
 THOUGHT = [10, 11, 12, 13, 14, 15]
 
 
-def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,)):
+def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,), transition=()):
     """The result of an audit whose exit would have come behind two thoughts; tokens decode to themselves."""
     asked = []
 
@@ -57,7 +57,7 @@ def audit_of(early, full, *, max_tokens=100, output=None, prompt=(START,)):
     def decode(ids):
         return full if ids else ""
 
-    audit = Audit(generate, decode, TOKENS, 200)
+    audit = Audit(generate, decode, TOKENS, 200, transition=transition)
     output = [*THOUGHT, END, 20, 21] if output is None else output
     case = Case("r", array("i", prompt), array("i", output), 2 if prompt else 3, max_tokens)
     return asyncio.run(audit.judge(case)), asked
@@ -67,6 +67,8 @@ def test_an_audit_asks_what_an_exit_would_have_asked():
     result, asked = audit_of(r"\boxed{7}", r"\boxed{7}")
     assert result == "same"
     assert asked == [([START, 10, 11, END], 97, "r")]
+    _, asked = audit_of(r"\boxed{7}", r"\boxed{7}", transition=(7,))
+    assert asked == [([START, 10, 11, 7, END], 96, "r")]
 
 
 @pytest.mark.parametrize(
@@ -565,4 +567,5 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
     assert not asked["lora"].load_inplace, "no weights of then for clients of today"
     assert asked["request"] == "specexit-audit-r"
     assert asked["inner"]
+    assert (asked["params"].temperature, asked["params"].max_tokens) == (0, 5)
     assert asked["params"].extra_args is None  # it asks for nothing, so no server can refuse it

@@ -11,6 +11,7 @@ from tests.serving.ends import NAMED, REQUEST, Engine, admitted_state, front_end
 from torch_specexit.plugin.frontend import finished as remembered
 from torch_specexit.plugin.frontend.arguments import RESOLVED
 from torch_specexit.plugin.frontend.callers import BATCH, MOST_ID, MarkCallers, caller
+from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.worker.rule import OVER, THINKING
 
@@ -223,6 +224,21 @@ def test_conversations_of_a_batch_are_parts_of_its_response(path, response):
     assert request.sampling_params.extra_args[RESOLVED]["response"] == response
     front.finish(state, {"outcome": "exit"})
     assert front.find(SimpleNamespace(external_req_ids={}), response)["finished"]
+
+
+def test_a_request_behind_another_on_one_connection_is_not_taken_for_an_audit():
+    """As that other one may have begun one, in the context that both share."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(inner.get())
+
+    async def answer():
+        inner.set(True)
+        await MarkCallers(app)({"type": "http", "path": BATCH}, None, None)
+
+    asyncio.run(answer())
+    assert seen == [False]
 
 
 def test_a_part_of_an_id_finds_nothing():

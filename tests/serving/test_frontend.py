@@ -335,6 +335,7 @@ OTHERWISE = [
     CALIBRATED | {"min_p": 0.05},
     CALIBRATED | {"repetition_penalty": 1.1},
     CALIBRATED | {"presence_penalty": 0.5},
+    CALIBRATED | {"frequency_penalty": 0.5},
     CALIBRATED | {"logit_bias": {5: 1.0}},
 ]
 

@@ -211,11 +211,12 @@ def test_audits_of_another_point_say_nothing_about_the_one_that_serves():
 
 
 def test_a_bolder_point_of_an_effort_steps_alone_and_under_a_ceiling_with_all():
-    holder, operation, _ = hold(efforts={"low": "bold", "high": "careful"}, audit_rate=0.0)
+    holder, operation, moves = hold(efforts={"low": "bold", "high": "careful"}, audit_rate=0.0)
     operation.switch(point="usual")
     for _ in range(200):
         holder.add("bold", changed=True)
         holder.add("gone with the last policy file", changed=True)
+    assert moves == ["stricter"]  # audits that were under way then say nothing more
     assert (served_to(operation, "low")[0], operation.served().name, operation.mode) == ("usual", "usual", "exit")
     feed(holder, operation, True)
     assert [served_to(operation, effort)[0] for effort in ("low", "medium", "high")] == ["careful"] * 3

@@ -30,6 +30,7 @@ from torch_specexit.plugin.worker.rule import (
     OVER,
     STATE,
     STEPS_BACK,
+    THINKING,
     Admission,
     Markers,
     Sampled,
@@ -394,6 +395,31 @@ def test_a_marker_is_heard_though_a_step_within_it_is_left_alone(kernel):
     pair.compare_tables()
 
 
+@pytest.mark.parametrize("way", ["at the cap", "interrupted", "at a split token"])
+def test_a_marker_that_the_model_writes_is_left_alone(kernel, way):
+    ids = replace(IDS, marker=(6, 7, 9))
+    ids = replace(ids, split=frozenset({7}), by_string={}) if way == "at a split token" else ids
+    limits = {} if way == "at a split token" else {"validity": 1.0}
+    pair, one, text = Pair(kernel, "draft", smooth=False, ids=ids), torch.ones(1, dtype=torch.int32), []
+    most = 2 if way == "at the cap" else None
+    pair.add("a", ALWAYS._replace(policy=Policy(thresholds=limits, max_thinking_tokens=most), margin=0))
+    for at, token in enumerate([5, 6, 7, 9]):
+        for slots in pair.slots if way == "interrupted" and at == 2 else ():
+            slots.interrupt("a", now=True)
+        text += pair.step(["a"], torch.tensor([[token]]), one).tokens[0].tolist()
+    assert text == [5, 6, 7, 9]
+    pair.compare_tables()
+
+
+def test_a_lost_row_takes_the_next_token_for_the_rest_of_no_marker(kernel):
+    pair, one = Pair(kernel, "draft", smooth=False, ids=replace(IDS, marker=(6, 7))), torch.ones(1, dtype=torch.int32)
+    pair.add("a", ALWAYS)
+    pair.step(["a"], torch.tensor([[6]]), one)
+    pair.step(["a"], torch.tensor([[7]]), one, back=torch.tensor([-6]))
+    assert pair.slots[0].tables.state[pair.slots[0].row_of["a"], STATE.index("phase")] == THINKING
+    pair.compare_tables()
+
+
 @pytest.mark.parametrize(("now", "lost", "expected"), [(False, 1, 7), (False, 5, 7), (False, 9, END), (True, 1, END)])
 def test_an_interrupt_ends_thinking_at_the_margin_where_exits_were_not_lost_on_the_way(kernel, now, lost, expected):
     """A step that is left alone loses them, be it in front of the interrupt, behind 3 tokens, or behind it."""
@@ -492,6 +518,15 @@ def test_a_row_falls_back_to_its_own_copy_before_a_rebuilt_one_and_is_lost_where
     assert state[STATE.index("streak")] == 1  # the rebuilt one knows of no verdict
     assert pair.step(["a"], torch.tensor([[5]]), one, back=torch.tensor([-1])).tokens.tolist() == [[5]]
     assert state[STATE.index("on")] == 0
+    pair.compare_tables()
+
+
+def test_a_row_goes_back_to_no_copy_of_a_branch_that_was_dropped_before(kernel):
+    pair = Pair(kernel, "draft", smooth=False)
+    pair.add("a", ALWAYS)
+    for back, tokens in ((0, [5, 5]), *[(0, [5])] * 4, (3, [5, END]), (0, [7]), (1, [2]), (0, [8])):
+        n = torch.tensor([len(tokens)], dtype=torch.int32)
+        assert pair.step(["a"], torch.tensor([tokens]), n, back=torch.tensor([back])).tokens.tolist() == [tokens]
     pair.compare_tables()
 
 

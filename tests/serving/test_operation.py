@@ -262,6 +262,15 @@ def test_an_operator_switches_and_lifts_what_audits_have_imposed():
     assert server.name == "bold"
 
 
+def test_where_the_stricter_point_was_rejected_too_the_next_one_serves():
+    server = operation(efforts={"low": "bold", "medium": "usual"})
+    server.switch(point="untested")
+    for name in ("bold", "usual"):
+        server.reject(server.file.point(name))
+    assert [get(server, effort=effort).point for effort in ("low", "medium")] == ["careful"] * 2
+    assert server.resolve(None).point == "untested"
+
+
 def test_under_a_ceiling_nothing_bolder_is_served_however_it_is_asked_for():
     server = operation(requests="any", efforts={"low": "bold"}, loras={"poet": "untested"})
     server.switch(point="bold")

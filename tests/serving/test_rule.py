@@ -36,9 +36,11 @@ from torch_specexit.plugin.worker.rule import (
     CAP,
     KNOBS,
     NO_LIMIT,
+    OVER,
     RECORD,
     STATE,
     STEPS_BACK,
+    THINKING,
     Admission,
     Markers,
 )
@@ -213,6 +215,39 @@ def test_a_verdict_that_was_due_is_not_carried_out_where_nobody_knows_what_has_b
     assert step.tokens.tolist() == [[5]]
 
 
+def test_a_row_goes_back_to_no_copy_of_a_branch_that_was_dropped_before():
+    """There it was thinking behind the same 5 tokens; in the text it has ended. A marker was forced into the answer."""
+    slots = Slots(CPU)
+    slots.add("r", EXITS)
+    rule = rule_for(slots)
+    for at, tokens in (
+        (0, [5, 5]),
+        (2, [5]),
+        (3, [5]),
+        (4, [5]),
+        (5, [5]),
+        (3, [5, END]),
+        (5, [7]),
+        (5, [2]),
+        (6, [8]),
+    ):
+        rule.step(step := given_step(["r"], [tokens], at=[at]), torch.zeros(1, 6, 4), WELL)
+        assert step.tokens.tolist() == [tokens]
+
+
+def test_a_lost_row_takes_the_next_token_for_the_rest_of_no_marker():
+    """Thinking is not over: a client can still end it."""
+    slots = Slots(CPU)
+    slots.add("r", EXITS)
+    rule = rule_for(slots, markers=Markers.of(replace(IDS, marker=(6, 7)), VOCAB, CPU))
+    rule.step(given_step(["r"], [[6]]), torch.zeros(1, 6, 4), WELL)
+    rule.step(given_step(["r"], [[7]], at=[7]), torch.zeros(1, 6, 4), WELL)
+    assert state_of(slots, "r")["phase"] == THINKING
+    slots.interrupt("r", now=True)
+    rule.step(step := given_step(["r"], [[5]], at=[8]), torch.zeros(1, 6, 4), WELL)
+    assert step.tokens.tolist() == [[6]]
+
+
 def test_nothing_is_decided_where_a_rank_has_failed():
     slots = Slots(CPU)
     slots.add("r", EXITS)
@@ -251,6 +286,38 @@ def test_an_end_marker_of_several_tokens_is_heard_and_written():
     hears, writes = state_of(slots, "hears"), state_of(slots, "writes")
     assert (hears["phase"], hears["thoughts"], hears["exited"]) == (2, 3, 0)
     assert (writes["phase"], writes["thoughts"], writes["exited"]) == (2, 2, 1)
+
+
+THREE = Markers.of(replace(IDS, marker=(6, 7, 9)), VOCAB, CPU)
+"""The end marker is three tokens."""
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_no_second_end_marker_is_forced_into_the_one_that_the_model_writes(interrupted):
+    slots = Slots(CPU)
+    most = None if interrupted else 2  # reached behind the marker's first token
+    slots.add("r", EXITS._replace(policy=Policy(thresholds={"validity": 1.0}, max_thinking_tokens=most), margin=0))
+    rule, text = rule_for(slots, markers=THREE), []
+    for at, token in enumerate([5, 6, 7, 9]):
+        if interrupted and at == 2:
+            slots.interrupt("r", now=True)
+        rule.step(step := given_step(["r"], [[token]], at=[at]), torch.zeros(1, 6, 4), WELL)
+        text += step.tokens[0].tolist()
+    assert text == [5, 6, 7, 9]
+    state = state_of(slots, "r")
+    assert (state["phase"], state["thoughts"], state["exited"]) == (OVER, 1, 0)
+
+
+def test_a_split_token_within_an_end_marker_is_no_boundary():
+    markers = Markers.of(replace(IDS, marker=(6, 7, 9), split=IDS.split | {7}, by_string={}), VOCAB, CPU)
+    slots, text = Slots(CPU), []
+    slots.add("r", EXITS)
+    rule = rule_for(slots, markers=markers)
+    for at, token in enumerate([5, 6, 7, 9]):
+        rule.step(step := given_step(["r"], [[token]], at=[at]), torch.zeros(1, 6, 4), WELL)
+        text += step.tokens[0].tolist()
+    assert text == [5, 6, 7, 9]
+    assert state_of(slots, "r")["exited"] == 0
 
 
 NEVER = Admission(True, OFF, prompt=1)

@@ -40,6 +40,13 @@ def test_sign_flips_count_ties_and_never_give_a_p_value_of_0():
     assert sign_flip_test(np.ones(200)) == 1 / 10_001
 
 
+@pytest.mark.parametrize("unit", [0.3, 0.7])
+def test_sign_flips_give_the_same_in_any_unit(unit):
+    """Sums of 0.7 differ in their last bits with the order, those of 1 do not: both have the same ties."""
+    differences = np.repeat([1.0, -1.0], [15, 5])
+    assert sign_flip_test(unit * differences) == sign_flip_test(differences)
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 6, 7, 40])
 @pytest.mark.parametrize("mean", [-1.0, 0.0, 0.5, 3.0])
 def test_the_t_test_is_students(n, mean):

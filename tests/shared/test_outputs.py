@@ -31,6 +31,20 @@ with new_folder(Path(sys.argv[1])) as beside:
 assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 """
 
+FORK = """
+import os, signal, sys
+from pathlib import Path
+from specexit.outputs import new_folder
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+with new_folder(Path(sys.argv[1])) as beside:
+    (beside / "file").touch()
+    child = os.fork()
+    if child == 0:
+        signal.raise_signal(signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert (beside / "file").exists()
+"""
+
 
 @pytest.fixture
 def writing(tmp_path):
@@ -54,6 +68,12 @@ def test_a_process_that_is_told_to_end_leaves_nothing_and_ends_by_that_signal(nu
     process.communicate()
     assert process.returncode == -number
     assert not list((tmp_path / "parent").iterdir())
+
+
+def test_a_forked_process_that_is_told_to_end_leaves_the_folder_to_its_parent(tmp_path):
+    """As workers of a pool are."""
+    subprocess.run([sys.executable, "-c", FORK, tmp_path / "out"], check=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
 
 
 def test_a_signal_that_is_ignored_stays_so(writing, tmp_path):

@@ -1,6 +1,8 @@
 """``policy.json``: written and read back, read from older directories, moved there by `migrate`, refused by field."""
 
+import errno
 import json
+import os
 
 import pytest
 import yaml
@@ -145,6 +147,22 @@ def test_migrate_moves_the_policy_and_changes_nothing_else(old_draft, capsys):
     printed = capsys.readouterr().err
     assert "written" in printed
     assert "was there already" in printed
+
+
+def test_a_disk_that_is_full_in_the_midst_of_a_write_leaves_a_policy(old_draft, monkeypatch):
+    """The file comes first: taken out of ``config.json`` before, no policy was left."""
+    written = []
+
+    def write_text(path, text):
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path.name)
+        path.write_text(text)
+
+    monkeypatch.setattr(policies, "write_text", write_text)
+    with pytest.raises(OSError, match="No space"):
+        write_policy(old_draft, STORED)
+    assert read_policy(old_draft) == STORED
 
 
 def test_a_directory_that_has_lost_its_policy_is_refused_with_what_to_do(draft):
