@@ -22,6 +22,7 @@ from specexit.buckets import BucketError, BucketPath, location
 from specexit.config import ConfigError, PassingError, append_text, write_text
 from specexit.errors import install
 from specexit.method.signals import NAMES
+from specexit.status import whole_lines
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -346,22 +347,16 @@ def _counted(value: np.floating) -> float | None:
 
 
 def _until(path: Path, step: int) -> list[str]:
-    """The whole lines of a metrics file up to a step: a kill may have cut the last one.
-
-    A line that cannot be read, as a power failure leaves them, is left out and said.
-    """
+    """The `whole_lines` of a metrics file up to a step; one that cannot be read is left out and said."""
     kept = []
-    whole = path.read_bytes().decode(errors="replace").split("\n")[:-1]
-    for i, line in enumerate(whole, 1):
-        try:
-            later = json.loads(line)["step"] > step
-        except (ValueError, KeyError, TypeError):
+    for i, (text, line) in enumerate(whole_lines(path), 1):
+        if line is None:
             said = f"{path}: line {i} is left out: expected a JSON object with a step"
             Console(stderr=True).print(said, soft_wrap=True, markup=False)
             continue
-        if later:
+        if line["step"] > step:
             break
-        kept.append(f"{line}\n")
+        kept.append(f"{text}\n")
     return kept
 
 

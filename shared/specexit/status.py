@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from specexit.config import PassingError
 from specexit.errors import LASTING
@@ -53,6 +54,23 @@ def read_status(run: Path) -> tuple[Status, int, int]:
     if status not in get_args(Status):
         raise PassingError(f"{path}: status is {status!r}, expected one of {', '.join(get_args(Status))}")
     return status, step, steps
+
+
+def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Each line of a run's ``metrics.jsonl``, and the JSON object that it is; None where it is not one with a step, as
+    a power failure leaves lines.
+
+    A last line without its end, which a kill has cut or which is being written, does not count.
+
+    Raises:
+      OSError: the file is not there or cannot be read.
+    """
+    for text in path.read_bytes().decode(errors="replace").split("\n")[:-1]:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        yield text, line if isinstance(line, dict) and type(line.get("step")) is int else None
 
 
 def check_finished(run: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from specexit.method.signals import NAMES
-from torch_specexit.plugin.step_cost import HIDDEN, WIDTH, Made, fc_temporary_bytes
+from torch_specexit.bench.step_cost import HIDDEN, WIDTH, Made, fc_temporary_bytes
 from torch_specexit.plugin.worker import copies, logprobs
 from torch_specexit.plugin.worker.copies import Copies
 from torch_specexit.plugin.worker.model import WithSignals

@@ -10,8 +10,8 @@ import torch
 
 from tests.serving.simulation import CPU, END, VOCAB, given_step
 from tests.serving.worker import alone, boundary_and_more, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
+from torch_specexit.bench.step_cost import Made
 from torch_specexit.plugin.compat import wraps
-from torch_specexit.plugin.step_cost import Made
 from torch_specexit.plugin.worker import requests
 from torch_specexit.plugin.worker.interrupt import RESOLVED
 from torch_specexit.plugin.worker.runner_v2 import keep_logits

@@ -13,7 +13,7 @@ from specexit.method.signals import NAMES
 from tests.serving.conftest import OFF, serve
 from tests.serving.simulation import Request, Simulation
 from tests.serving.test_kernel import POLICIES, fused, modes
-from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
+from torch_specexit.bench.rule_cost import STEPS, Scene, launches
 from torch_specexit.plugin.worker.rule import RECORD
 
 pytestmark = [

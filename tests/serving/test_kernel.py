@@ -18,7 +18,7 @@ from specexit.method.splits import ThinkTokens
 from tests.marks import SLOW
 from tests.serving.conftest import run_program
 from tests.serving.simulation import CPU, END, GARBAGE, IDS, START, VOCAB, WIDEST, Request, Simulation
-from torch_specexit.plugin.worker.cost import STEPS, Scene, launches
+from torch_specexit.bench.rule_cost import STEPS, Scene, launches
 from torch_specexit.plugin.worker.loops import FINGERPRINT, LoopSearch
 from torch_specexit.plugin.worker.ranks import INCOMPLETE
 from torch_specexit.plugin.worker.reading import Reader

@@ -239,12 +239,12 @@ def _against(turns: dict[int, dict[str, Turns]], name: str, seed: int) -> dict[s
 
 
 def count_operations(*, interpreted: bool) -> dict[str, Any]:
-    """What `plugin.step_cost` counts, in a process of its own; without a GPU it needs Triton's interpreter.
+    """What `step_cost` counts, in a process of its own; without a GPU it needs Triton's interpreter.
 
     Raises:
       BenchError: that process fails.
     """
-    command = python("torch_specexit.plugin.step_cost")
+    command = python("torch_specexit.bench.step_cost")
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if interpreted else {})
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -64,26 +64,41 @@ def trace_files(path: Path) -> list[Path]:
         if last_of(file) not in there:
             raise TraceError(f"{last_of(file)}: is gone, though {file.name} is a part of it: take a whole copy")
     if path.is_dir() and (manifest := path / MANIFEST).exists():
-        finished, asked, n = _recorded(manifest)
-        gone = sorted(finished - {file.name for file in files})
+        collected = read_collected(manifest)
+        gone = sorted(collected.hashes.keys() - {file.name for file in files})
         if gone:
             raise TraceError(
                 f"{path / gone[0]}: is gone, though {MANIFEST} names it; the `collect` command that wrote the folder "
                 f"makes it again, and without {MANIFEST} the other files are all there is"
             )
-        if n < asked:
-            _say_unfinished(path, n, asked)
+        if collected.answered < collected.asked:
+            _say_unfinished(path, collected.answered, collected.asked)
     return files
 
 
-def _recorded(manifest: Path) -> tuple[set[str], int, int]:
-    """Files that `collect` has finished, traces that it was asked for (0 where an older one wrote it), and those in the
-    files that a server answered."""
+class Collected(NamedTuple):
+    """What a folder's manifest says to those who read the traces."""
+
+    hashes: dict[str, str | None]
+    """SHA-256 of each file that `collect` has finished; None where the manifest does not say."""
+    asked: int
+    """Traces that it was asked for; 0 where an older one wrote the manifest."""
+    answered: int
+    """Those in the files that a server answered; 0 where ``asked`` is."""
+
+
+def read_collected(manifest: Path) -> Collected:
+    """Read a manifest, which is there.
+
+    Raises:
+      TraceError: it cannot be read as one.
+    """
     try:
         record = json.loads(manifest.read_bytes())
         files, asked = record["files"], record.get("traces") or 0
         counts = [entry["counts"] for entry in files.values()] if asked else []
-        return set(files), asked, sum(one["traces"] - one.get("failed", 0) for one in counts)
+        answered = sum(one["traces"] - one.get("failed", 0) for one in counts)
+        return Collected({name: entry.get("sha256") for name, entry in files.items()}, asked, answered)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"{manifest}: cannot be read as what `collect` writes: remove it") from error
 

@@ -7,7 +7,6 @@ sits in the file's metadata, and files of older versions are read as well.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,16 @@ from specexit.data.checks import once
 from specexit.data.outlines import Outlines, outlines
 from specexit.data.parts import last_of
 from specexit.data.rows import SCHEMAS, BareTrace, LabelledTrace, Trace, ids_sha256
-from specexit.data.stream import MANIFEST, TraceError, blocks, read_batches, rows_of, trace_files, values_of
+from specexit.data.stream import (
+    MANIFEST,
+    TraceError,
+    blocks,
+    read_batches,
+    read_collected,
+    rows_of,
+    trace_files,
+    values_of,
+)
 from specexit.outputs import put
 from specexit.schemas.target import TargetConfig, copy_beside, find_target, other_boundaries_beside
 
@@ -353,10 +361,7 @@ def check_collected(path: Path) -> None:
     manifest = path / MANIFEST
     if not manifest.exists():
         return
-    try:
-        hashes = {name: entry["sha256"] for name, entry in json.loads(manifest.read_bytes())["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TraceError(f"{manifest}: cannot be read as what `collect` writes: remove it") from error
+    hashes = read_collected(manifest).hashes
     files: dict[str, list[Path]] = {}
     for file in trace_files(path):
         files.setdefault(last_of(file).name, []).append(file)

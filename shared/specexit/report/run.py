@@ -14,7 +14,7 @@ from specexit.report.figures import Figure, training
 from specexit.report.shown import ReportError
 from specexit.report.watched import Watched, watched
 from specexit.schemas.target import TARGET_FILE
-from specexit.status import read_status
+from specexit.status import read_status, whole_lines
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,16 @@ def _target_of(path: Path) -> str:
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
     """The lines of ``metrics.jsonl`` as mappings, and the numbers of those that cannot be read and are left out.
 
-    A power failure leaves such lines. A last line without its end, which a kill has cut or which is being written, does
-    not count.
+    `whole_lines` says which these are.
 
     Raises:
       ReportError: the file is not there or cannot be read.
     """
     try:
-        whole = path.read_bytes().decode(errors="replace").split("\n")[:-1]
+        found = [line for _, line in whole_lines(path)]
     except OSError as error:
         raise ReportError(f"{path}: cannot be read as what train writes: {error!r}") from error
-    lines, left_out = [], []
-    for i, text in enumerate(whole, 1):
-        try:
-            line = json.loads(text)
-            lines.append(dict(line, step=int(line["step"])))
-        except (ValueError, KeyError, TypeError):  # not JSON, or without a step
-            left_out.append(i)
-    return lines, tuple(left_out)
+    return [line for line in found if line is not None], tuple(i for i, line in enumerate(found, 1) if line is None)
 
 
 def training_rows(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

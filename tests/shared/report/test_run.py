@@ -38,7 +38,7 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
     assert read_lines(run / "metrics.jsonl") == whole
 
 
-@pytest.mark.parametrize("damaged", [b"\0\0\n", b"\xff\n", b'{"loss": 1.0}\n'])
+@pytest.mark.parametrize("damaged", [b"\0\0\n", b"\xff\n", b'{"loss": 1.0}\n', b'{"step": "40"}\n'])
 def test_a_damaged_line_is_left_out_and_named(tmp_path: Path, damaged: bytes) -> None:
     """As a power failure leaves them, in a run that has ended as in one that `train` goes on with."""
     run = write_run(tmp_path / "train", watched_lines())

@@ -7,5 +7,5 @@ which rows belong to whom; `kernel`, `kernel_rows` and `fused` are the rule in T
 `ranks` has all ranks judge alike, `openings` says if a prompt opens the thinking, `loops` finds thinking that goes
 in circles, `reading` and `checking` work rows out from tokens alone, `copies` brings news to the host, and `weights`
 knows whether the draft is whole. `interrupt` lets a client end the thinking, `forbidden` says where an exit may not
-write, `logprobs` corrects those of forced tokens, and `cost` says what a step costs.
+write, and `logprobs` corrects those of forced tokens.
 """

@@ -1,9 +1,9 @@
 """What a decoding step of the exit rule costs: operations of PyTorch on a CPU, launches of the Triton kernel.
 
-``python -m torch_specexit.plugin.worker.cost`` prints both as JSON. Operations are all ``aten`` calls that PyTorch's
-profiler records, those within others included; what `twin` does in Python and numpy is none. Without a GPU the launches
-are counted in Triton's interpreter, for which ``TRITON_INTERPRET=1`` has to be set; where there is no Triton either,
-they are null.
+``python -m torch_specexit.bench.rule_cost`` prints both as JSON. Operations are all ``aten`` calls that PyTorch's
+profiler records, those within others included; what `torch_specexit.plugin.worker.twin` does in Python and numpy is
+none. Without a GPU the launches are counted in Triton's interpreter, for which ``TRITON_INTERPRET=1`` has to be set;
+where there is no Triton either, they are null.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ STEPS = {
 """Threshold of validity, and the tokens drawn in the step before and in the step that is counted. plain: no boundary;
 judged: a verdict to go on, and with source ``draft`` the next boundary, too; exit: the one exit of a request."""
 
-BATCH, WIDTH = 8, 4
-"""Requests of a step, and tokens of each: one more than are drafted."""
+BATCH = 8
+"""Requests of a step."""
+WIDTH = 4
+"""Tokens of each request in a step: three drafted ones, and the target's own."""
 
 PROMPT = 131_072
 """Tokens of a long prompt."""

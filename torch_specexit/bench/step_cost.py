@@ -1,6 +1,6 @@
 """What exits cost a server in each decoding step, apart from the model: counted, at batches of 1 to 1,024 requests.
 
-``python -m torch_specexit.plugin.step_cost`` prints it as JSON, together with what `torch_specexit.plugin.worker.cost`
+``python -m torch_specexit.bench.step_cost`` prints it as JSON, together with what `torch_specexit.bench.rule_cost`
 counts. All but the times is the same on any machine; these are CPU times of one thread, each the best of some
 repetitions, and belong to three processes: worker, engine core and front end.
 """
@@ -19,17 +19,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specexit.method.signals import NAMES
+from torch_specexit.bench import rule_cost
+from torch_specexit.bench.rule_cost import WIDTH
 from torch_specexit.plugin.frontend import reports
 from torch_specexit.plugin.outcome import KEY, Reporter
-from torch_specexit.plugin.worker import cost
 from torch_specexit.plugin.worker.copies import news_of
 from torch_specexit.plugin.worker.exits import runs_triton
 from torch_specexit.plugin.worker.rule import RECORD, STATE, THINKING
 from torch_specexit.plugin.worker.twin import Twin
 
 BATCHES = (1, 32, 1024)
-WIDTH = 4
-"""Tokens of a step: three drafted ones, and the target's own."""
 HIDDEN, LAYERS = 8192, 3
 """Hidden size of a large target, and how many of its layers source ``fc`` reads."""
 
@@ -57,19 +56,19 @@ def quiet_step(batch: int) -> dict[str, int | None]:
     version: Any = Twin
     if triton := runs_triton(device):
         from torch_specexit.plugin.worker.fused import Fused as version
-    scene = cost.Scene(version, "draft", 1.0, device, batch, WIDTH)
-    scene.step(cost.PLAIN)()  # the first step reports the new requests
+    scene = rule_cost.Scene(version, "draft", 1.0, device, batch, WIDTH)
+    scene.step(rule_cost.PLAIN)()  # the first step reports the new requests
     scene.advance()
-    step = scene.step(cost.PLAIN)
+    step = scene.step(rule_cost.PLAIN)
     launches, made = None, None
     if triton:
-        launches = cost.launches(step)
+        launches = rule_cost.launches(step)
     else:
         step()
     sent = news_of(scene.names, scene.rule.report[:batch].cpu().numpy())
     if triton:
         scene.advance()
-        made = allocations(scene.step(cost.PLAIN))
+        made = allocations(scene.step(rule_cost.PLAIN))
     return {"launches": launches, "allocations": made, "rows_sent": len(sent)}
 
 
@@ -108,7 +107,7 @@ def fc_temporary_bytes(batch: int) -> int:
 def milliseconds(prepare: Callable[[], Callable[[], object]]) -> float:
     """CPU time of the action that ``prepare`` makes ready, in ms: the least of some repetitions."""
     taken = []
-    for _ in range(cost.REPETITIONS):
+    for _ in range(rule_cost.REPETITIONS):
         action = prepare()
         begun = process_time_ns()
         action()
@@ -175,4 +174,4 @@ def by_batch(batch: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(cost.measure() | {"by_batch": {str(batch): by_batch(batch) for batch in BATCHES}}, indent=2))
+    print(json.dumps(rule_cost.measure() | {"by_batch": {str(batch): by_batch(batch) for batch in BATCHES}}, indent=2))
