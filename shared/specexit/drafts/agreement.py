@@ -62,14 +62,20 @@ def compare(jax: dict[str, np.ndarray], torch: dict[str, np.ndarray], dtype: str
             step = int(name.rpartition("_")[2])
             apart = logits_apart(jax[name], torch[name], absolute=exact)
             found["logits" if step == 0 else f"logits, draft step {step}"] = overall(apart, dtype)
-        elif name == "raw" and not exact:
-            for column, signal in enumerate(SIGNALS):
-                found[signal.name] = overall(signals_apart(jax[name], torch[name])[:, column], dtype)
-        elif name == "signals" and exact:
-            for column, signal in enumerate(SIGNALS):
-                scale = 1.0 if signal.activation == "sigmoid" else torch[name][:, column]
-                found[signal.name] = overall(np.abs(jax[name] - torch[name])[:, column] / scale, dtype)
+    if "signals" in jax:
+        apart = _of_signals(jax, torch, exact=exact)
+        found |= {signal.name: overall(apart[:, column], dtype) for column, signal in enumerate(SIGNALS)}
     return found
+
+
+def _of_signals(
+    jax: dict[str, np.ndarray], torch: dict[str, np.ndarray], *, exact: bool
+) -> Float[np.ndarray, "rows signals"]:
+    """Differences of signals: behind their activation if ``exact``, else before it, see `compare`."""
+    if not exact:
+        return signals_apart(jax["raw"], torch["raw"])
+    scale = np.where([signal.activation == "sigmoid" for signal in SIGNALS], 1.0, torch["signals"])
+    return np.abs(jax["signals"] - torch["signals"]) / scale
 
 
 def drafts_agree(same: int, compared: int, dtype: str) -> bool:

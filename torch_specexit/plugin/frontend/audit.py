@@ -338,7 +338,6 @@ def generator_of(engine: Any) -> Callable[..., Any]:
     """What an `Audit` generates with: vLLM's `AsyncLLM`, at the lowest priority where its scheduler knows any."""
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     ranked = engine.vllm_config.scheduler_config.policy == "priority"
     engine = weakref.proxy(engine)  # the engine is to go when its owner lets go of it
@@ -350,26 +349,15 @@ def generator_of(engine: Any) -> Callable[..., Any]:
             try:
                 return await ask(prompt, max_tokens, case)
             except Exception as error:
+                if _cut_off(error):
+                    raise CutOffError from error
                 if type(error).__name__ not in BUSY:
                     raise
             await asyncio.sleep(seconds)
             seconds = min(2 * seconds, MOST_SECONDS_BUSY)
 
-    async def adapter(lora: Any) -> Any:
-        """What an audit may ask for in place of its request's adapter, or a `NotLoadedError`."""
-        if lora is None:
-            return None
-        client = engine.engine_core  # of several engines `AsyncLLM.list_loras` returns what the first one has
-        asked = (client._call_utility_async("list_loras", engine=core) for core in client.core_engines)
-        if not all(lora.lora_int_id in loaded for loaded in await asyncio.gather(*asked)):
-            raise NotLoadedError
-        lora = copy.copy(lora)
-        if getattr(lora, "load_inplace", False):  # its weights of then would come into the requests of clients
-            lora.load_inplace = False
-        return lora
-
     async def ask(prompt: Sequence[int], max_tokens: int, case: Case) -> str:
-        """Ask once, as `generate`; vLLM's own error where it takes no more requests."""
+        """Ask once, as `generate`; vLLM's own error where it takes no more requests, or ends."""
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
@@ -380,25 +368,39 @@ def generator_of(engine: Any) -> Callable[..., Any]:
         if case.cache_salt is not None:
             tokens["cache_salt"] = case.cache_salt
         inner.set(True)  # for the task that runs this audit
+        lora = await _adapter(engine, case.lora)
         answer = None
-        try:
-            lora = await adapter(case.lora)
-            async for output in engine.generate(
-                tokens, params, f"{PREFIX}{case.request}", lora_request=lora, priority=priority
-            ):
-                answer = output.outputs[0]
-        except (EngineDeadError, ReferenceError) as error:  # the latter where its owner has let go of it
-            raise CutOffError from error
-        except EngineGenerateError as error:
-            if "after shutdown" in str(error.__cause__):  # of the threads that read prompts, and end first
-                raise CutOffError from error
-            raise
-        except Exception as error:
-            if "Server shutting down" in str(error):  # to what is asked besides requests
-                raise CutOffError from error
-            raise
+        async for output in engine.generate(
+            tokens, params, f"{PREFIX}{case.request}", lora_request=lora, priority=priority
+        ):
+            answer = output.outputs[0]
         if answer is None or answer.finish_reason == "abort":
             raise CutOffError
         return answer.text
 
     return generate
+
+
+async def _adapter(engine: Any, lora: Any) -> Any:
+    """What an audit may ask for in place of its request's adapter, or a `NotLoadedError`."""
+    if lora is None:
+        return None
+    client = engine.engine_core  # of several engines `AsyncLLM.list_loras` returns what the first one has
+    asked = (client._call_utility_async("list_loras", engine=core) for core in client.core_engines)
+    if not all(lora.lora_int_id in loaded for loaded in await asyncio.gather(*asked)):
+        raise NotLoadedError
+    lora = copy.copy(lora)
+    if getattr(lora, "load_inplace", False):  # its weights of then would come into the requests of clients
+        lora.load_inplace = False
+    return lora
+
+
+def _cut_off(error: Exception) -> bool:
+    """Whether an error says that the engine ends, has ended or is gone."""
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    if isinstance(error, EngineGenerateError):
+        return "after shutdown" in str(error.__cause__)  # of the threads that read prompts, and end first
+    if isinstance(error, EngineDeadError | ReferenceError):  # the latter where its owner has let go of it
+        return True
+    return "Server shutting down" in str(error)  # to what is asked besides requests
