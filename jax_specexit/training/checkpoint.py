@@ -49,6 +49,8 @@ class Checkpoints:
     """The checkpoints in ``<run>/checkpoints``, and the best parameters in ``<run>/best``; use as a context manager.
 
     A kill in the middle of a save leaves an orbax temporary that the next start removes; the step before it is intact.
+    In a mounted bucket without a hierarchical namespace a folder is renamed file by file: a kill meanwhile leaves a part
+    of the step under its final name, which has to be removed by hand. ``gs://`` has no such gap.
     Every process must make the same calls. Every method that saves or waits raises `DiskFullError` where there is no
     room, also for a save that an earlier call began.
 
@@ -242,12 +244,16 @@ def whole(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, KeyError, AttributeError, FileNotFoundError) as error:
+    except Exception as error:
+        # An array whose data cannot be read: orbax hides what TensorStore said behind an `Exception` with its settings.
+        found = error.__cause__ if type(error) is Exception else error
+        if not isinstance(found, (ValueError, KeyError, AttributeError, FileNotFoundError)):
+            raise
         others = [other for other in manager.all_steps() if other != step]
         without = f", or that folder removed, and step {max(others)} is taken" if others else ""
         # No type of these errors tells a damaged checkpoint from one of other parameters.
         raise PassingError(
-            f"{manager.directory / str(step)}: cannot be read as a checkpoint: {_said(error)}; "
+            f"{manager.directory / str(step)}: cannot be read as a checkpoint: {_said(found)}; "
             "expected it whole, as `specexit train` wrote it, with the parameters that its run's recipe makes in this "
             f"version; where a part of it is lost, that brought back{without}"
         ) from error

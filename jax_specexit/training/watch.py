@@ -34,7 +34,9 @@ class Watch:
     def __init__(self, config: TrainConfig, shapes: Shapes, mesh: Mesh, kind: str):
         rates = config.optimizer
         peaks = {"muon": rates.muon_rate, "adam": rates.adam_rate, "head": rates.head_rate}
-        self.schedules = {name: schedule(rates, peak, config.steps) for name, peak in peaks.items()}
+        # All of them now: asked of the devices behind a step, one would come when that step is done.
+        updates = np.arange(config.steps)
+        self.rates = {name: np.asarray(schedule(rates, peak, config.steps)(updates)) for name, peak in peaks.items()}
         self.config = config
         shorter = {k: config.model_copy(update={"ttt_steps": k}) for k in (1, config.ttt_steps)}
         self.useful = {k: sum(w.useful for w in step_work(one, shapes, mesh)) for k, one in shorter.items()}
@@ -47,9 +49,7 @@ class Watch:
         MFU is useful FLOPs (`jax_specexit.planning.work.Work`: as if a row were one text, padding included) of the
         ``timed`` steps over what a device's share of its chip's published peak gives in the ``seconds`` that they took.
         """
-        found: dict[str, Any] = {
-            "learning_rate": {name: float(np.asarray(rate(update - 1))) for name, rate in self.schedules.items()}
-        }
+        found: dict[str, Any] = {"learning_rate": {name: float(rate[update - 1]) for name, rate in self.rates.items()}}
         if self.chip is not None and timed:
             useful = sum(self.useful[steps_of(self.config, one)] for one in timed)
             found["mfu"] = round(useful / seconds / (self.chip.flops / self.chip.devices), 4)

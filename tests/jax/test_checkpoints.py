@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from jax_specexit.stored import open_checkpoint
 from jax_specexit.training import checkpoint
-from jax_specexit.training.checkpoint import FOLDERS, Checkpoints, opened, restore_params
+from jax_specexit.training.checkpoint import FOLDERS, Checkpoints, opened, restore_params, whole
 from jax_specexit.training.room import DiskFullError
 from jax_specexit.training.step import Followed, TrainState
 from specexit.config import ConfigError, PassingError
@@ -205,6 +205,38 @@ def test_a_checkpoint_that_lacks_parts_is_named_with_the_one_that_can_be_taken(t
     assert len(str(said.value)) < 500
     shutil.rmtree(newest)
     judged(tmp_path, None, {})
+
+
+def test_half_a_renamed_checkpoint_is_named_with_the_one_that_can_be_taken(tmp_path: Path) -> None:
+    """As a kill leaves it in a mounted bucket, where files move one by one."""
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2)) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(step, state_of(step))
+    newest, temporary = (tmp_path / "checkpoints" / name for name in ("4", "4.orbax-checkpoint-tmp"))
+    newest.rename(temporary)
+    newest.mkdir()
+    (temporary / "_CHECKPOINT_METADATA").rename(newest / "_CHECKPOINT_METADATA")
+
+    like = jax.eval_shape(lambda: state_of(0))
+    said = rf"^{newest}: cannot be read as a checkpoint: .*that folder removed, and step 2 is taken$"
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2)) as checkpoints, pytest.raises(PassingError, match=said):
+        checkpoints.restore(like)
+    shutil.rmtree(newest)
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2)) as checkpoints:
+        restored = checkpoints.restore(like)
+    assert restored is not None
+    assert restored[0] == 2
+
+
+def test_what_arrays_lack_is_said_without_the_settings_of_their_store(tmp_path: Path) -> None:
+    """Orbax raises an `Exception` of its own from TensorStore's error. It was a traceback."""
+    said = "cannot be read as a checkpoint: ValueError: NOT_FOUND: d/1; expected it whole"
+    with (
+        Checkpoints(tmp_path, CheckpointConfig()) as checkpoints,
+        pytest.raises(PassingError, match=said),
+        whole(checkpoints.manager, 4),
+    ):
+        raise Exception("settings") from ValueError("NOT_FOUND: d/1")
 
 
 @pytest.mark.parametrize("damage", [None, "", "[1]", '{"measure": null}', '{"score": "high"}'])

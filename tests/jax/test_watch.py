@@ -123,6 +123,17 @@ def test_rates_are_those_of_the_schedule(base_recipe: TrainConfig, shapes: Shape
     assert rates[2]["muon"] < 0.1 * peak
 
 
+def test_rates_are_known_without_the_device(base_recipe: TrainConfig, shapes: Shapes, mesh: Mesh) -> None:
+    """Asked of it behind a step that it computes, they came when that was done, and the host stood still till then."""
+    config = recipe(base_recipe)
+    watch, rates = Watch(config, shapes, mesh, "cpu"), config.optimizer
+    with jax.transfer_guard("disallow"):
+        told = [watch(update, [], 0.0)["learning_rate"] for update in range(1, config.steps + 1)]
+    for name, peak in (("muon", rates.muon_rate), ("adam", rates.adam_rate), ("head", rates.head_rate)):
+        rate = schedule(rates, peak, config.steps)
+        assert [line[name] for line in told] == pytest.approx([float(rate(i)) for i in range(config.steps)], rel=1e-5)
+
+
 @pytest.mark.parametrize(("warmup", "decay", "falling"), [(0.04, 0.5, 50), (0.6, 0.6, 40), (0.04, 1.0, 96)])
 def test_the_last_rate_is_the_floor(warmup: float, decay: float, falling: int) -> None:
     """Also where warm-up and decay together are more than the run: the decay begins behind the warm-up."""

@@ -123,6 +123,13 @@ def test_a_pod_finds_what_a_recipe_names_by_relative_paths() -> None:
     assert spec["workingDir"] == spec["volumeMounts"][0]["mountPath"]
 
 
+def test_a_pod_saves_where_no_folder_is_renamed() -> None:
+    """A kill during the rename in a mounted bucket left half a checkpoint, at which a hundred restarts failed."""
+    out = next(entry["value"] for entry in container()["env"] if entry["name"] == "OUT")
+    (volume,) = job()["template"]["spec"]["volumes"]
+    assert out.startswith(f"gs://{volume['csi']['volumeAttributes']['bucketName']}/")
+
+
 GCLOUD = """#!/usr/bin/env bash
 # ssh to all workers, or to one, which is watched: this machine
 while [ $# -gt 0 ]; do
