@@ -49,8 +49,8 @@ class Checkpoints:
     """The checkpoints in ``<run>/checkpoints``, and the best parameters in ``<run>/best``; use as a context manager.
 
     A kill in the middle of a save leaves an orbax temporary that the next start removes; the step before it is intact.
-    In a mounted bucket without a hierarchical namespace a folder is renamed file by file: a kill meanwhile leaves part of
-    the step under its final name, which has to be removed by hand. ``gs://`` has no such gap.
+    In a mounted bucket without a hierarchical namespace a folder is renamed file by file: a kill meanwhile leaves part
+    of the step under its final name, which has to be removed by hand. ``gs://`` has no such gap.
     Every process must make the same calls. Every method that saves or waits raises `DiskFullError` where there is no
     room, also for a save that an earlier call began.
 
