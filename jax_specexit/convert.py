@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -43,6 +44,9 @@ from specexit.schemas.target import find_target, save_target
 
 MAX_FILE_GIB = 5.0
 """Largest file of weights, unless ``max_file_gib`` says otherwise."""
+FEW = 0.01
+"""Share of weights that may become 0 in float16 without a word: some do in every draft of full size."""
+logger = logging.getLogger(__name__)
 
 
 def convert(config: ConvertConfig) -> None:
@@ -90,7 +94,7 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
 
         def values(tensor: str) -> Iterator[np.ndarray]:
             found = [vocabulary[tensor]] if tensor in vocabulary else pieces(tensor)
-            yield from (piece.astype(types[tensor][0], copy=False) for piece in found)
+            yield from (_cast(piece, types[tensor][0], tensor, run) for piece in found)
 
         with new_folder(config.out) as beside:
             largest = int((config.max_file_gib or MAX_FILE_GIB) * 2**30)
@@ -113,6 +117,26 @@ def _to_draft(config: ConvertConfig, run: Path) -> str:
             hashes = {"parameters_blake3": hashed.hexdigest(), "weights_blake3": together(written)}
             write_text(beside / FILE, json.dumps(record | hashes, indent=2) + "\n")
     return f"checkpoint of step {checkpoint.step}, in {shape.torch_dtype}"
+
+
+def _cast(piece: np.ndarray, dtype: np.dtype, tensor: str, run: Path) -> np.ndarray:
+    """A piece of a tensor in the type that it is written in; it warns where over `FEW` of it become 0.
+
+    Raises:
+      DraftError: a weight is beyond what the type holds.
+    """
+    with np.errstate(over="ignore"):
+        cast = piece.astype(dtype, copy=False)
+    if cast.dtype == np.float16 and piece.dtype != np.float16:  # the exponents of the others are alike
+        if (beyond := np.isinf(cast) & np.isfinite(piece)).any():
+            raise DraftError(
+                f"{run}: tensor {tensor} holds {float(piece[beyond][0]):g}, beyond float16, which ends at 65504: "
+                "expected dtype=bfloat16 or dtype=float32"
+            )
+        lost = (np.count_nonzero(piece) - np.count_nonzero(cast)) / max(1, piece.size)
+        if lost > FEW:
+            logger.warning("%s: %.0f %% of a part of %s is 0 in float16; bfloat16 keeps it", run, 100 * lost, tensor)
+    return cast
 
 
 def _as_before(path: Path, shape: DraftConfig) -> tuple[dict[str, str], list[list[str]] | None]:

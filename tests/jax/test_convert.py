@@ -22,6 +22,7 @@ import pytest
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping
 from pydantic import ValidationError
+from safetensors.numpy import load_file, save_file
 
 from jax_specexit.convert import convert
 from jax_specexit.evaluation.evaluate import evaluate
@@ -175,6 +176,25 @@ def test_an_import_comes_back_in_the_types_it_was_published_in(matrices, vectors
     assert {t.dtype.name for t in read_draft(tmp_path / "wider")[1].values()} == {"float32", "int64", "bool"}
     offered = [describe(tmp_path / name)["exports to"] for name in ("again", "wider")]
     assert ["original" in formats for formats in offered] == [True, False]
+
+
+def test_what_float16_does_not_hold_is_named(tmp_path, write_run, caplog):
+    """A weight beyond it was "NaN or infinity", as if the run was broken; small ones became 0 without a word."""
+    convert(ConvertConfig(run=write_run("fc"), out=tmp_path / "draft"))
+    tensors = load_file(tmp_path / "draft" / WEIGHTS)
+    kept = tensors["fc.weight"].copy()
+    for name, value in (("large", 1e6), ("small", 1e-9)):
+        tensors["fc.weight"] = np.where(np.arange(kept.size).reshape(kept.shape) < kept.size // 2, value, kept)
+        save_file(tensors, tmp_path / "draft" / WEIGHTS, metadata={"format": "pt"})
+        convert(ConvertConfig(draft=tmp_path / "draft", out=tmp_path / name))
+    with pytest.raises(
+        DraftError, match=r"large: tensor fc\.weight holds 1e\+06, beyond float16, .* dtype=bfloat16 or"
+    ):
+        convert(ConvertConfig(run=tmp_path / "large", out=tmp_path / "half", dtype="float16"))
+    assert not (tmp_path / "half").exists()
+    assert not caplog.messages
+    convert(ConvertConfig(run=tmp_path / "small", out=tmp_path / "half", dtype="float16"))
+    assert any("% of a part of fc.weight is 0 in float16; bfloat16 keeps it" in said for said in caplog.messages)
 
 
 def test_a_directory_in_several_files_comes_back_in_the_same_ones(tmp_path, write_run):
