@@ -189,12 +189,12 @@ def test_csv_holds_lists_as_json_and_long_texts(tmp_path):
 def test_tests_of_a_program_may_be_an_object(tmp_path, name, write):
     rows = [
         {"prompt": "Square.", "answer_kind": "code", "reference": {"test": "assert f(3) == 9", "entry_point": None}},
-        {"prompt": "Cube.", "answer_kind": "code", "reference": {"test": "def check(g): g(2)", "entry_point": "f"}},
+        {"prompt": "Cube.", "answer_kind": "code", "reference": {"test": "def check(g): assert g(2) == 8", "entry_point": "f"}},
     ]
     square, cube = (prompt.reference or "" for prompt in read_prompts(write(tmp_path / name, rows)))
     assert (Checks.loads(square), Checks.loads(cube)) == (
         Checks("assert f(3) == 9"),
-        Checks("def check(g): g(2)", "f"),
+        Checks("def check(g): assert g(2) == 8", "f"),
     )
     rows[1]["reference"]["entry_point"] = None
     with pytest.raises(PromptError, match=r"2: reference .* has a test that .* as entry_point \(answer kind code\)"):
