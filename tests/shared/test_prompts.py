@@ -187,14 +187,15 @@ def test_csv_holds_lists_as_json_and_long_texts(tmp_path):
 @pytest.mark.skipif(sandbox._missing() is not None, reason=f"no sandbox: {sandbox._missing()}")
 @pytest.mark.parametrize(("name", "write"), [("p.jsonl", write_jsonl), ("p.parquet", write_parquet)])
 def test_tests_of_a_program_may_be_an_object(tmp_path, name, write):
+    check = "def check(g): assert g(2) == 8"
     rows = [
         {"prompt": "Square.", "answer_kind": "code", "reference": {"test": "assert f(3) == 9", "entry_point": None}},
-        {"prompt": "Cube.", "answer_kind": "code", "reference": {"test": "def check(g): assert g(2) == 8", "entry_point": "f"}},
+        {"prompt": "Cube.", "answer_kind": "code", "reference": {"test": check, "entry_point": "f"}},
     ]
     square, cube = (prompt.reference or "" for prompt in read_prompts(write(tmp_path / name, rows)))
     assert (Checks.loads(square), Checks.loads(cube)) == (
         Checks("assert f(3) == 9"),
-        Checks("def check(g): assert g(2) == 8", "f"),
+        Checks(check, "f"),
     )
     rows[1]["reference"]["entry_point"] = None
     with pytest.raises(PromptError, match=r"2: reference .* has a test that .* as entry_point \(answer kind code\)"):
