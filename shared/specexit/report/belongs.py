@@ -78,8 +78,7 @@ def other_run(draft: Path, run: Path) -> str | None:
         return None
     told = tuple(part for part in Path(os.path.normpath(named)).parts if part != "..")
     parts = Path(os.path.abspath(str(run))).parts
-    if (
-        told and parts[len(parts) - len(told) :] == told
-    ):  # as `convert` was given it, perhaps from another working directory
+    # As `convert` was given it, perhaps from another working directory.
+    if told and parts[len(parts) - len(told) :] == told:
         return None
     return f"The draft was made from the run {cut(named)}: nobody has checked that {run} is a copy of it."

@@ -30,23 +30,7 @@ _DEFINES = re.compile(
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 """What Python's parser says of text that is no program."""
 _PYTHONS = set(vars(builtins))
-_WRITTEN_ANEW = {
-    "abs",
-    "all",
-    "any",
-    "bin",
-    "chr",
-    "divmod",
-    "hex",
-    "max",
-    "min",
-    "oct",
-    "ord",
-    "pow",
-    "round",
-    "sorted",
-    "sum",
-}
+_WRITTEN_ANEW = {"abs", "all", "any", "bin", "divmod", "hex", "max", "min", "oct", "pow", "round", "sorted", "sum"}
 """Python's functions that a task may ask for anew, as MBPP does for ``sum``."""
 _DEFINE_UNSEEN = {"*", "exec", "eval", "globals", "vars", "setattr"}
 """What may give a value to a name that stands nowhere in a source."""
@@ -141,26 +125,6 @@ class Checks:
         """
         return _flaw(self)
 
-    def _why_all_or_none_pass(self) -> str | None:
-        try:
-            read = _Source.of(self.test)
-        except _UNREADABLE as error:
-            return f"has a test that is no Python: {error}"
-        if why := self._why_none_passes(read):
-            return why
-        if self._plainly_ask(read) or not self._pass_whatever_it_says(read):
-            return None
-        if self.entry_point:
-            return (
-                f"has entry_point {self.entry_point!r}, which check is called with, but passes whatever it says: "
-                "expected def check(candidate), not async, with statements such as assert candidate(2) == 4"
-            )
-        return (
-            "has a test that passes whatever the program says, as nothing of it is checked when the test runs: "
-            "expected statements such as assert f(2) == 4, calls of the functions that hold them, or def "
-            "check(candidate) and the name to call it with as entry_point"
-        )
-
     @_unwarned()
     def _why_none_passes(self, read: _Source) -> str | None:
         """What of them is no Python, or cannot be called."""
@@ -219,7 +183,25 @@ class Checks:
 
 @lru_cache(maxsize=1 << 14)  # a test may have megabytes, and `collect` checks the prompts that it has read once more
 def _flaw(tests: Checks) -> str | None:
-    return tests._why_all_or_none_pass()
+    """As `Checks.flaw`."""
+    try:
+        read = _Source.of(tests.test)
+    except _UNREADABLE as error:
+        return f"has a test that is no Python: {error}"
+    if why := tests._why_none_passes(read):
+        return why
+    if tests._plainly_ask(read) or not tests._pass_whatever_it_says(read):
+        return None
+    if tests.entry_point:
+        return (
+            f"has entry_point {tests.entry_point!r}, which check is called with, but passes whatever it says: "
+            "expected def check(candidate), not async, with statements such as assert candidate(2) == 4"
+        )
+    return (
+        "has a test that passes whatever the program says, as nothing of it is checked when the test runs: expected "
+        "statements such as assert f(2) == 4, calls of the functions that hold them, or def check(candidate) and the "
+        "name to call it with as entry_point"
+    )
 
 
 class _Source(NamedTuple):
