@@ -53,6 +53,16 @@ EXTRACTED = [
             "It is hot.\n\nB) [A]^2",
         )
     ],
+    # an explanation in brackets
+    *[
+        (text, "B")
+        for text in (
+            "The answer is **(B)** (A and C do not conserve energy).",
+            "The answer is B (A and C are wrong).",
+            "B (A or C would violate it)",
+            "(B) (A and C are both wrong)",
+        )
+    ],
     (r"\boxed{B}", "B"),
     (r"\boxed{b}", "B"),
     (r"\boxed{(B)}", "B"),

@@ -264,6 +264,10 @@ NO_TESTS = [
     ({"test": f"{CASE}unittest.main()"}, UNUSED),
     ({"test": f"{CASE}if __name__ == '__main__':\n    unittest.main()"}, UNUSED),
     ({"test": f"import pytest\n{TEST}pytest.main([__file__])"}, "has a test that hands __file__ to main, "),
+    (
+        {"test": f"import pytest, sys\n{TEST}if __name__ == '__main__':\n    sys.exit(pytest.main([__file__, '-q']))"},
+        "has a test that hands __file__ to main, ",
+    ),
     ({"test": f"import pytest\n@pytest.mark.parametrize('x', [3])\n{TEST}"}, UNUSED),
     ({"test": DERIVED}, UNUSED),
     ({"test": LISTED}, UNUSED),
@@ -392,6 +396,19 @@ TESTS = [
     {"test": f"import heapq\nT = []\ndef reg(f):\n    heapq.heappush(T, (1, f))\n@reg\n{TEST}for _, f in T:\n    f()"},
     {"test": f"T = {{}}\ndef reg(f):\n    T[f.__name__]: object = f\n@reg\n{TEST}for f in T.values():\n    f()"},
     {"test": f"import sys\n{CASE}if not {SUITE}.wasSuccessful():\n    sys.exit(1)"},
+    # an exit that counts what failed
+    {"test": "import sys\nfailed = sum(square(x) != x * x for x in range(4))\nif failed:\n    sys.exit(failed)"},
+    {"test": "import sys\nwrong = max(square(x) != x * x for x in range(4))\nwrong and sys.exit(wrong)"},
+    {
+        "test": "import sys\nfailed = 0\nfor x in range(5):\n    if square(x) != x * x:\n        failed += 1\n"
+        "if failed:\n    sys.exit(failed)"
+    },
+    # a file that is handed on only where there is one
+    {"test": "import pytest\nassert square(3) == 9\nif '__file__' in globals():\n    pytest.main([__file__])"},
+    {
+        "test": "# as a file: pytest.main([__file__])\nhere = __file__ if '__file__' in globals() else ''\n"
+        "assert square(3) == 9"
+    },
     # the program's name with another value
     {"test": "import functools\nsquare = functools.cache(square)\nassert square(3) == 9"},
     {"test": "given = square\ndef square(x):\n    return given(x)\nassert square(3) == 9"},
@@ -415,6 +432,22 @@ def test_forms_of_tests(fields):
         program, wrong = "        return x * x", "        return x + 7"
     assert same_answer(program, reference, "code")
     assert not same_answer(wrong, reference, "code")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"test": "for x in (1, 2):\n    assert square(x) is not None"},
+        {"test": "a = square()\nb = square()\nassert a is b"},
+        {"test": "for name in ('push', 'pop'):\n    assert hasattr(square, name)"},
+        {"test": "def check(candidate):\n    y = candidate(3)\n    assert y is not None", "entry_point": "square"},
+    ],
+)
+def test_tests_may_ask_whether_there_is_an_answer_or_the_same_one_or_a_name(fields):
+    """They failed with programs, and were refused as tests that pass whatever the program says."""
+    reference = json.dumps(fields)
+    assert kind("code").why_no_reference(reference) is None
+    assert not same_answer("x = iter(range(9))\ndef square(n=0):\n    return next(x) or None", reference, "code")
 
 
 def test_a_program_may_take_a_name_of_pythons():

@@ -65,7 +65,9 @@ class _Any:
     __iter__ = None
 
 def _exit(status=None):
-    if status not in (None, 0, 5):
+    if status is None or type(status) in (int, bool) and not status:
+        return
+    if type(status) is not int or status != 5 or not sys._getframe(1).f_globals["__name__"].startswith("unittest"):
         raise SystemExit(status)
 
 sys.exit = _exit
@@ -73,6 +75,8 @@ sys.exit = _exit
 """Whatever is called, looked up or compared of a program: it comes out as it is told.
 
 An exit that says that all went well comes to nothing, as does one of a ``unittest.main`` that found no tests (5)."""
+_ANY_ANSWERS = ("_Any(False)", "_Any(True)", "(lambda *_, **__: None)", "(lambda *_, **__: object())")
+"""Of the last two tests are told that ask whether there is an answer, whether it is the same one, or has a name."""
 _silence = threading.RLock()
 
 
@@ -132,7 +136,7 @@ class Checks:
             compile_command(self.prompt, symbol="exec")  # it may be a beginning, such as a function's head
         except _UNREADABLE as error:
             return f"has a prompt that is no Python, but runs before the program: {error}"
-        if "__file__" in read.names and re.search(r"\bmain\s*\([^()]*__file__", self.test):
+        if "__file__" in read.names and _hands_its_file_to_main(read.tree):
             return "has a test that hands __file__ to main, but it runs as no file: expected it to call what it tests"
         if self.entry_point:
             if not self.entry_point.strip() or _tree(f"({self.entry_point})") is None:
@@ -165,7 +169,7 @@ class Checks:
         )
 
     def _pass_whatever_it_says(self, read: _Source) -> bool:
-        """Whether they pass, in the sandbox, where all that is asked of a program is false, and where all is true.
+        """Whether they pass, in the sandbox, whatever of `_ANY_ANSWERS` the program is.
 
         Not found are those that need a number of it, or a module that it imports, before others that never run.
         """
@@ -173,9 +177,9 @@ class Checks:
         while lines and _tree("\n".join(lines)) is None:  # a beginning needs the program to be read at all
             lines.pop()
         names = sorted(read.asked - (_PYTHONS - _WRITTEN_ANEW))
-        for verdict in (False, True):
-            any_program = [_ANY_PROGRAM, *(f"{name} = _Any({verdict})" for name in names), *lines]
-            entry_point = f"_Any({verdict})" if self.entry_point else None
+        for one in _ANY_ANSWERS:
+            any_program = [_ANY_PROGRAM, *(f"{name} = {one}" for name in names), *lines]
+            entry_point = one if self.entry_point else None
             if not passes("", replace(self, prompt="\n".join(any_program), entry_point=entry_point)):
                 return False
         return True
@@ -202,6 +206,19 @@ def _flaw(tests: Checks) -> str | None:
         "statements such as assert f(2) == 4, calls of the functions that hold them, or def check(candidate) and the "
         "name to call it with as entry_point"
     )
+
+
+def _hands_its_file_to_main(tree: ast.Module) -> bool:
+    """Whether a statement that runs does, as ``pytest.main([__file__])``; others are for the sandbox to find."""
+    guarded = [node.body for node in tree.body if isinstance(node, ast.If) and "__name__" in _read(ast.walk(node.test))]
+    calls = [
+        node
+        for statement in [*tree.body, *(each for body in guarded for each in body)]
+        if isinstance(statement, ast.Expr | ast.Assign)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call) and "main" in (getattr(node.func, "id", ""), getattr(node.func, "attr", ""))
+    ]
+    return any("__file__" in _read(ast.walk(given)) for call in calls for given in call.args)
 
 
 class _Source(NamedTuple):
