@@ -264,10 +264,14 @@ NO_TESTS = [
     ({"test": f"{CASE}unittest.main()"}, UNUSED),
     ({"test": f"{CASE}if __name__ == '__main__':\n    unittest.main()"}, UNUSED),
     ({"test": f"import pytest\n{TEST}pytest.main([__file__])"}, "has a test that hands __file__ to main, "),
-    (
-        {"test": f"import pytest, sys\n{TEST}if __name__ == '__main__':\n    sys.exit(pytest.main([__file__, '-q']))"},
-        "has a test that hands __file__ to main, ",
-    ),
+    *[
+        ({"test": f"import pytest, sys\n{TEST}{end}"}, "has a test that hands __file__ to main, ")
+        for end in (
+            "if __name__ == '__main__':\n    sys.exit(pytest.main([__file__, '-q']))",
+            "raise SystemExit(pytest.main([__file__]))",
+            "pytest.main(args=[__file__])",
+        )
+    ],
     ({"test": f"import pytest\n@pytest.mark.parametrize('x', [3])\n{TEST}"}, UNUSED),
     ({"test": DERIVED}, UNUSED),
     ({"test": LISTED}, UNUSED),

@@ -53,8 +53,8 @@ _ANOTHER = re.compile(
     r"[)\]\"']*(?:"
     rf"(?:\s*[,&/+|和与與或及]|\s*(?:[-–—(]\s*)?\b(?:and|or)\b){_NEXT}(?![)\]\"']*{_DENIED})"
     rf"|\s*;{_NEXT}(?![)\]\"']*{_EXPLAINED})"
-    rf"|(?:\s*\(|(?<=\])\s*\[)[{_LETTERS}](?=[)\]])"
-    rf"(?=[)\](\[\s.,;\"'!]*(?:$|[{_LETTERS}][)\]]|(?:and|or|are|both|because|since|as)\b)))"
+    rf"|(?:\s*\(|(?<=\])\s*\[)[{_LETTERS}]"
+    rf"(?=[)\]][)\](\[\s.,;\"'!]*(?:$|[{_LETTERS}][)\]]|(?:and|or|are|both|because|since|as)\b)))"
 )
 """A letter behind the first. One that is denied, or explained in a clause of its own, is not chosen; and "(E)-hexene"
 is no letter, but the text of the first option."""

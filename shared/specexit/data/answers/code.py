@@ -209,16 +209,12 @@ def _flaw(tests: Checks) -> str | None:
 
 
 def _hands_its_file_to_main(tree: ast.Module) -> bool:
-    """Whether a statement that runs does, as ``pytest.main([__file__])``; others are for the sandbox to find."""
+    """Whether a plain statement does that always runs, as ``pytest.main([__file__])``; the sandbox finds others."""
     guarded = [node.body for node in tree.body if isinstance(node, ast.If) and "__name__" in _read(ast.walk(node.test))]
-    calls = [
-        node
-        for statement in [*tree.body, *(each for body in guarded for each in body)]
-        if isinstance(statement, ast.Expr | ast.Assign)
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Call) and "main" in (getattr(node.func, "id", ""), getattr(node.func, "attr", ""))
-    ]
-    return any("__file__" in _read(ast.walk(given)) for call in calls for given in call.args)
+    plain = [statement for body in (tree.body, *guarded) for statement in body if not hasattr(statement, "body")]
+    calls = [node for statement in plain for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    mains = [call for call in calls if "main" in (getattr(call.func, "id", ""), getattr(call.func, "attr", ""))]
+    return any("__file__" in _read(ast.walk(call)) for call in mains)
 
 
 class _Source(NamedTuple):
