@@ -89,7 +89,8 @@ def device_grid(config: MeshConfig, devices: Sequence[Any]) -> Shaped[np.ndarray
 
     On TPUs they are in the order of the interconnect, so that neighbours on the mesh are neighbours in the torus. Only
     the data centre's network joins several slices, so each slice holds whole replicas: ``data`` runs over the slices
-    first, and nothing but the sum of the gradients crosses them.
+    first, and nothing but the sum of the gradients crosses them. Elsewhere each process counts as a slice, and
+    ``dcn_data=1`` is one mesh over all of them: what joins processes of one machine is no slow network.
 
     Raises:
       ConfigError: see `make_mesh`; a `PassingError` where the next start may find devices that fit.
