@@ -29,6 +29,19 @@ def architecture(config: Mapping[str, Any]) -> str:
     return str(found[0]) if isinstance(found, list) else f"{found!r}, which is no list"
 
 
+def untrainable(config: Mapping[str, Any]) -> str | None:
+    """Why JAX has no forward pass of the target of a ``config.json``; None where it has one.
+
+    Example:
+      >>> untrainable({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True})
+      'use_sliding_window is True, only False is implemented'
+    """
+    found = architecture(config)
+    if found not in ARCHITECTURES:
+        return f"architectures is {found}, but `specexit train` knows {', '.join(ARCHITECTURES)}"
+    return unimplemented(config)
+
+
 def unimplemented(config: Mapping[str, Any]) -> str | None:
     """The first field of a known architecture's ``config.json`` with a value that is not implemented; None without one.
 

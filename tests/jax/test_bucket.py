@@ -7,6 +7,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -394,6 +395,24 @@ def test_a_bucket_that_refuses_is_one_line_before_anything_is_loaded(
     assert line.startswith("error: ")
     with pytest.raises(BucketError, match=message):
         load(TrainConfig, path, [f"out={out}"]).out.check_writable()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("field", ["data", "eval_traces", "target", "init_from"])
+def test_what_nobody_may_read_is_one_line_that_names_it(
+    base_recipe: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, field: str
+) -> None:
+    path, place = tmp_path / "recipe.yaml", f"gs://sealed/{field}"
+    path.write_text(yaml.safe_dump(base_recipe.model_dump(mode="json")))
+    if field == "target":
+        target = load_target_config(base_recipe.target).model_dump(mode="json")
+        (tmp_path / "target.yaml").write_text(yaml.safe_dump(target | {"path": place}))
+        place = str(tmp_path / "target.yaml")
+    given = [f"out={tmp_path / 'run'}", "eval_traces=null", f"{field}={place}"]
+    with pytest.raises(SystemExit):
+        cli.run("train", [str(path), *given])
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: gs://sealed/{field}.*does not have storage.objects.get access", line)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mounted_bucket_in_which_no_folder_can_be_renamed_is_refused(

@@ -195,6 +195,33 @@ def test_a_model_that_is_gone_is_said_before_any_side_starts(tmp_path, write_ran
         verify(VerifyConfig(draft=draft, traces=traces, target=str(tmp_path / "target.yaml")))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        (
+            "architectures",
+            ["GptOssForCausalLM"],
+            "architectures is GptOssForCausalLM, but `specexit train` knows",
+        ),
+        ("quantization_config", {"quant_method": "fp8"}, "quantization_config is {'quant_method': 'fp8'}"),
+    ],
+)
+def test_a_target_that_jax_cannot_run_is_refused_before_any_side_starts(
+    field, value, said, tmp_path, write_random_draft, make_trace, monkeypatch
+):
+    """PyTorch had read every trace by then, and nothing said what to do instead."""
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a side was started"))
+    draft, traces = write_random_draft(tmp_path / "draft", "fc", **TINY), tmp_path / "traces.parquet"
+    write_traces(traces, [make_trace()])
+    tiny = load_target_config("tiny-reasoner")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(tiny.hf_config() | {field: value}))
+    save_target(tmp_path, tiny.model_copy(update={"path": str(tmp_path / "model")}))
+    with pytest.raises(VerifyError, match=rf"model/config\.json: {re.escape(said)}.* `specexit score` and"):
+        verify(VerifyConfig(draft=draft, traces=traces, target=str(tmp_path / "target.yaml")))
+    assert not (draft / "verify.json").exists()
+
+
 def test_traces_of_another_tokenizer_are_refused_before_any_side_starts(
     tmp_path, write_random_draft, make_trace, monkeypatch
 ):

@@ -182,6 +182,26 @@ def test_an_interrupted_benchmark_goes_on_with_the_draft_it_began_with_and_no_ot
     _is_kept_or_refused(ours, results, pretend)
 
 
+def test_responses_that_ran_out_of_tokens_may_be_taken_after_all_and_nothing_is_measured_twice(
+    inputs: Path, tmp_path: Path, pretend: type[Pretend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key judges replies and changes none: hours were thrown away for it, and the error did not name it."""
+    ask = pretend.ask
+
+    def cut(self: Pretend, job: dict) -> dict:
+        reply = ask(self, job)
+        return reply | {"requests": [one | {"finish_reason": "length"} for one in reply["requests"]]}
+
+    monkeypatch.setattr(pretend, "ask", cut)
+    with pytest.raises(BenchError, match="a larger max_unfinished takes them as they are and goes on from here"):
+        bench(small(inputs, tmp_path, max_unfinished=0.05))
+    first = measuring(pretend.asked)
+    pretend.asked.clear()
+    bench(small(inputs, tmp_path, max_unfinished=1.0))
+    assert first
+    assert len(first) + len(measuring(pretend.asked)) == 8
+
+
 def _is_kept_or_refused(ours: BenchConfig, results: Results, pretend: type[Pretend]) -> None:
     """Finished results are there for what they are of, and in the way of anything else."""
     of_draft = ("weights", "computation", "boundaries", "policy", "serving")

@@ -82,7 +82,9 @@ def test_a_trial_that_is_cut_off_is_undecided_and_said(server, tmp_path, capsys)
     for trace in read_traces(tmp_path / "out"):  # an exit where nobody knows counts as an error, and the trace counts
         assert can_judge(trace)
         assert trace.boundary_agrees == [state == "agrees" for state in trace.boundary_state]
-    assert "of the trials were cut off" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "of the trials were cut off" in said
+    assert "collect into a new folder with a larger trial_max_tokens" in said  # the same one refuses it
 
 
 def test_too_few_finished_traces_are_an_error_and_stay(server, tmp_path):

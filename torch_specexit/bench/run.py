@@ -90,7 +90,7 @@ def bench(config: BenchConfig) -> Results:
         with new_folder(config.out) as folder, tempfile.TemporaryDirectory(prefix="specexit-bench-") as scratch:
             # First, as what cannot be replayed is to be refused before hours of measuring.
             simulation = replay_curves(config, folder)
-            journal = Journal(config.out, asked | {"machine": machine()})
+            journal = Journal(config.out, _decisive(asked) | {"machine": machine()})
             runs, results = run_methods(config, target, traces, journal, Path(scratch))
             write_requests(folder / "requests.jsonl", runs)
             write_results(folder / "results.json", results)
@@ -128,6 +128,11 @@ def shown(results: Results, *remarks: str) -> Results:
 def asked_of(config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
     """What tells one benchmark from another: its config, the versions that measure, and its inputs."""
     return {"config": config.model_dump(mode="json"), "versions": versions(), "inputs": dict(inputs)}
+
+
+def _decisive(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without what only judges replies: an interrupted benchmark goes on with another."""
+    return {**asked, "config": {key: value for key, value in asked["config"].items() if key != "max_unfinished"}}
 
 
 def replay_curves(config: BenchConfig, folder: Path) -> Path | None:

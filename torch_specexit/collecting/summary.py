@@ -126,8 +126,8 @@ def _warnings(config: CollectConfig, counts: Counts) -> Iterator[str]:
     if counts.trials and counts.undecided > config.max_undecided * counts.trials:
         yield (
             f"{_percent(counts.undecided, counts.trials)} of the trials were cut off or state nothing, so nobody knows "
-            "what they would have answered; raise trial_max_tokens, or give the target's trial a text that makes it "
-            "answer at once"
+            "what they would have answered; collect into a new folder with a larger trial_max_tokens, or with a text "
+            "in the target's trial that makes it answer at once"
         )
     if counts.unbroken > config.max_unbroken * counts.answered:
         yield (

@@ -19,7 +19,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.sampling import is_greedy
 from specexit.schemas.target import FOR_DRAFTS, ModelCardSampling, TargetConfig, TrialConfig
 from specexit.tiny import MIXED
-from specexit.trainable import ARCHITECTURES, architecture, unimplemented
+from specexit.trainable import untrainable
 from torch_specexit.engine import chosen_length
 
 SPLIT_SIZE = 500
@@ -197,13 +197,7 @@ def trial_of(config: CollectConfig, target: TargetConfig, kind: str) -> TrialCon
 
 
 def _check_trainable(target: TargetConfig) -> None:
-    fields = target.hf_config()
-    found = architecture(fields)
-    if found in ARCHITECTURES:
-        why = unimplemented(fields)
-    else:
-        why = f"architectures is {found}, but `specexit train` knows {', '.join(ARCHITECTURES)}"
-    if why is not None:
+    if (why := untrainable(target.hf_config())) is not None:
         raise ConfigError(
             f"target {target.name}: {why}; any_architecture=true collects all the same, to train from `specexit "
             "features` where vLLM can draft for it with EAGLE-3, or for other uses"

@@ -49,6 +49,7 @@ from specexit.outputs import removed_at_the_end
 from specexit.processes import python
 from specexit.schemas.target import TargetConfig, target_reference
 from specexit.schemas.verify import VerifyConfig
+from specexit.trainable import untrainable
 
 VLLM = "vllm"
 PROBES = {"jax": "jax_specexit.probe", "torch": "torch_specexit.probe", VLLM: "torch_specexit.engine_probe"}
@@ -70,8 +71,9 @@ def verify(config: VerifyConfig) -> dict[str, float]:
       DraftError, TraceError: an input is unusable, or draft and traces are of different targets, or of different
         tokenizers.
       ConfigError: the target is unknown, its model is not there, or the one given is not theirs.
-      VerifyError: a framework is not installed, no trace says anything of the draft, a side failed to run, a difference
-        is beyond the tolerance, the two draft otherwise, or the draft looks wrongly converted.
+      VerifyError: a framework is not installed, JAX has no forward pass of the target, no trace says anything of the
+        draft, a side failed to run, a difference is beyond the tolerance, the two draft otherwise, or the draft looks
+        wrongly converted.
     """
     missing = [name for name in ("jax", "torch") if find_spec(name) is None]
     if missing:
@@ -79,6 +81,11 @@ def verify(config: VerifyConfig) -> dict[str, float]:
     draft, _ = open_draft(config.draft)
     target = target_of_both(config.traces, config.draft, draft.target_name, config.target)
     target.model_file("config.json")  # where the model is gone, no side has to start
+    if (why := untrainable(target.hf_config())) is not None:
+        raise VerifyError(
+            f"{target.config_place}: {why}: there is nothing to compare PyTorch with. Judge the draft with `specexit "
+            "score` and `specexit simulate`"
+        )
     check_tokenizer(config.traces, target)  # another one's ids are other text, which no draft guesses
     config, asked = _within(config, draft, target), config.tokens
     n, passed_over = _passed_over(config, vocab_size_of(target), asked)
