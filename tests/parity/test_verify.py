@@ -198,11 +198,7 @@ def test_a_model_that_is_gone_is_said_before_any_side_starts(tmp_path, write_ran
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        (
-            "architectures",
-            ["GptOssForCausalLM"],
-            "architectures is GptOssForCausalLM, but `specexit train` knows",
-        ),
+        ("architectures", ["GptOssForCausalLM"], "architectures is GptOssForCausalLM, but `specexit train`"),
         ("quantization_config", {"quant_method": "fp8"}, "quantization_config is {'quant_method': 'fp8'}"),
     ],
 )

@@ -248,8 +248,8 @@ def _check_finished(config: BenchConfig, run: Run, batch: int, n: int) -> None:
         raise BenchError(
             f"max_new_tokens={config.max_new_tokens}: {len(cut)} responses of {BASELINE} ran out of tokens, of {n} at "
             f"batch {batch} ({answering} of them in the answer); expected at most {config.max_unfinished:.0%}, or "
-            "accuracy says nothing: a larger max_unfinished takes them as they are and goes on from here, a larger "
-            "max_new_tokens is another benchmark"
+            "accuracy says nothing: choose a larger max_new_tokens, which is another benchmark, or have `bench` go on "
+            "with a larger max_unfinished, which takes them as they are"
         )
 
 
