@@ -14,7 +14,7 @@ from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend import tracing
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.server import FrontEnd
-from torch_specexit.plugin.outcome import KEY, NOW, UNCUT
+from torch_specexit.plugin.outcome import KEY, UNCUT
 from torch_specexit.plugin.worker.rule import OVER
 
 pytestmark = pytest.mark.vllm
@@ -96,17 +96,15 @@ def test_vllms_span_of_a_request_says_how_its_thinking_ended(spans):
     }
 
 
-def test_a_span_of_a_request_that_a_stop_string_has_ended_says_nothing_of_how_it_would_have_gone_on(spans):
-    """vLLM makes it before that is taken out of the report."""
+def test_a_span_of_a_request_that_a_stop_string_has_ended_says_what_its_client_gets(spans):
+    """vLLM makes it before the report is final."""
     engine = Engine(stop=["."])
     (state,) = engine.processor.request_states.values()
     engine.step({0: row(OVER, 50, exited=1)})
-    # As the engine core has told it; the front end has dropped two tokens.
-    setattr(state, KEY, getattr(state, KEY) | {"outcome": "exit", NOW: "answering", UNCUT: (0, 51)})
-    state.detokenizer.output_token_ids = [0] * 49
+    state.detokenizer.output_token_ids = [0] * 49  # two tokens of the step are dropped
     _, attributes = spans(state)
     assert (attributes["specexit.outcome"], attributes["specexit.thinking_tokens"]) == ("natural_end", 49)
-    assert not {f"specexit.{NOW}", f"specexit.{UNCUT}"} & set(attributes)
+    assert f"specexit.{UNCUT}" not in attributes
 
 
 def test_a_span_of_a_request_without_a_report_says_nothing_of_another(spans):

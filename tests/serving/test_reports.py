@@ -44,6 +44,45 @@ def test_a_stop_string_ends_a_request_that_the_engine_core_believes_to_run():
     assert last == {"outcome": "exit", "thinking_tokens": 30, "signals": NAMED}
 
 
+def test_requests_with_stop_strings_cost_a_report_only_where_there_is_news():
+    """Each of their outputs used to bring a whole report, 1,024 a step, as a string may turn out to have ended it."""
+    engine = Engine(stop=["."])
+    (told,) = engine.step({0: row(THINKING, 20)})
+    assert told == {"outcome": "thinking", "thinking_tokens": 20, "signals": NAMED}
+    (output,) = outputs = [core_output(name) for name in engine.requests]
+    engine.reporter.report({}, {0: SimpleNamespace(outputs=outputs, finished_requests=None)}, None)
+    assert output.kv_transfer_params is None
+
+
+@pytest.mark.parametrize(
+    ("thinking", "expected"),
+    [
+        (row(THINKING, 20), {"outcome": "natural_end", "thinking_tokens": 58}),
+        (row(OVER, 30, exited=1), {"outcome": "exit", "thinking_tokens": 30}),
+        (row(THINKING, 20, on=0), {"outcome": "off", "thinking_tokens": 58}),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_stop_string_long_after_the_last_news_ends_the_report_that_is_on_its_way(thinking, expected, n):
+    engine = Engine(n=n, stop=["."])
+    setattr(engine.processor, KEY, front_end())
+    engine.step({0: thinking}, n_output=40)
+    (quiet,) = engine.step({}, running=[0], n_output=50)
+    assert quiet is not None
+    (last,) = engine.step({}, running=[0], stopped=[0], dropped=2)
+    assert (last if n == 1 else last["choices"][0]) == expected | {"signals": NAMED}
+    assert getattr(engine.stats, KEY) == [expected | {"signals": NAMED}]
+
+
+def test_what_a_stop_string_ends_in_a_loop_is_as_uncertified_as_any_end_in_one():
+    engine, front = Engine(stop=["."]), front_end()
+    labelled(engine, front)
+    (told,) = engine.step({0: row(OVER, 30, exited=1 + outcome.ENDED.index("loop"))})
+    assert (told["outcome"], told["certified"]) == ("answering", True)
+    (last,) = engine.step({}, running=[0], stopped=[0])
+    assert (last["outcome"], last["certified"]) == ("loop", False)
+
+
 @pytest.mark.parametrize(
     ("thinking", "dropped", "finish", "expected"),
     [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from time import process_time_ns
 from types import SimpleNamespace
 from typing import Any
@@ -18,17 +18,24 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from specexit.drafts.directory import SpecExitBlock
+from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.signals import NAMES
 from torch_specexit.bench import rule_cost
 from torch_specexit.bench.rule_cost import WIDTH
 from torch_specexit.plugin.frontend import reports
-from torch_specexit.plugin.outcome import KEY, Reporter
+from torch_specexit.plugin.frontend.activity import Activity
+from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.server import FrontEnd
+from torch_specexit.plugin.outcome import KEY, UNCUT, Record, Reporter
 from torch_specexit.plugin.worker.copies import news_of
 from torch_specexit.plugin.worker.exits import runs_triton
 from torch_specexit.plugin.worker.rule import RECORD, STATE, THINKING
 from torch_specexit.plugin.worker.twin import Twin
 
 BATCHES = (1, 32, 1024)
+NEWS = 20
+"""Requests of a batch, if it has so many, that there is news of in a step with news."""
 HIDDEN, LAYERS = 8192, 3
 """Hidden size of a large target, and how many of its layers source ``fc`` reads."""
 
@@ -115,9 +122,9 @@ def milliseconds(prepare: Callable[[], Callable[[], object]]) -> float:
     return min(taken) / 1e6
 
 
-def _row() -> list[float]:
-    """The record of a request that thinks and has been judged."""
-    values = {"phase": THINKING, "thoughts": 50, "judged": 1, "on": 1}
+def _row(judged: int = 1) -> list[float]:
+    """The record of a request that thinks and has been judged so many times."""
+    values = {"phase": THINKING, "thoughts": 50, "judged": judged, "on": 1}
     return [float(values.get(column, 0)) for column in STATE[: len(RECORD)]]
 
 
@@ -127,13 +134,16 @@ def _outputs(names: list[str]) -> list[Any]:
     return [EngineCoreOutput(name, [0]) for name in names]
 
 
-def engine_core(names: list[str]) -> Callable[[], Callable[[], object]]:
-    """What the engine core does in a step without news."""
-    params = SimpleNamespace(stop=None, extra_args=None)
+def engine_core(
+    names: list[str], news: Sequence[str] = (), stop: Sequence[str] = ()
+) -> Callable[[], Callable[[], object]]:
+    """What the engine core does in a step with news of some requests, or of none; ``stop`` are stop strings of all."""
+    params = SimpleNamespace(stop=stop, extra_args=None)
     requests = {name: SimpleNamespace(sampling_params=params, num_output_tokens=60) for name in names}
-    reporter = Reporter()
+    reporter, judged = Reporter(), count(1)
 
-    def step(records: dict[str, Sequence[float]]) -> Callable[[], object]:
+    def step(told: Sequence[str]) -> Callable[[], object]:
+        records = dict.fromkeys(told, _row(judged=next(judged)))
         outputs = {0: SimpleNamespace(outputs=_outputs(names), finished_requests=None)}
 
         def take() -> None:
@@ -142,35 +152,42 @@ def engine_core(names: list[str]) -> Callable[[], Callable[[], object]]:
 
         return take
 
-    step(dict.fromkeys(names, _row()))()
-    return lambda: step({})
+    step(names)()
+    return lambda: step(news)
 
 
-def front_end(names: list[str]) -> Callable[[], Callable[[], object]]:
-    """What the front end does in a step without news."""
+def front_end(
+    names: list[str], news: Sequence[str] = (), stop: Sequence[str] = ()
+) -> Callable[[], Callable[[], object]]:
+    """What the front end of a server does in a step with news of some requests, or of none."""
+    front = FrontEnd(Operation(SpecExitBlock(target="a target"), PolicyFile(), Serving()), Activity())
     states = {name: SimpleNamespace(request_id=name, external_req_id=name, parent_req=None) for name in names}
-    processor = SimpleNamespace(request_states=states)
+    processor = SimpleNamespace(request_states=states, **{KEY: front})
+    for state in states.values():
+        setattr(state, reports.ADMITTED, front.operation.resolve(None))
+    uncut = {UNCUT: (None, Record.from_row(_row()))} if stop else {}
 
-    def step(report: dict[str, Any] | None) -> Callable[[], object]:
+    def step(told: Sequence[str]) -> Callable[[], object]:
         outputs = _outputs(names)
-        for output in outputs:
-            output.kv_transfer_params = None if report is None else {KEY: dict(report)}
+        for output in outputs[: len(told)]:
+            report = {"outcome": "thinking", "thinking_tokens": 50, "signals": {}} | uncut
+            output.kv_transfer_params = {KEY: report}
         return lambda: reports.settle(processor, reports.attach(processor, outputs), None)
 
-    step({"outcome": "thinking", "thinking_tokens": 50, "signals": {}})()
-    return lambda: step(None)
+    step(names)()
+    return lambda: step(news)
 
 
 def by_batch(batch: int) -> dict[str, Any]:
     """What is counted and timed at one batch size."""
     names = [f"request {i}" for i in range(batch)]
     report = torch.zeros(batch, len(RECORD) + 1).numpy()
-    return quiet_step(batch) | {
-        "worker_ms": milliseconds(lambda: lambda: news_of(names, report)),
-        "engine_core_ms": milliseconds(engine_core(names)),
-        "front_end_ms": milliseconds(front_end(names)),
-        "fc_temporary_bytes": fc_temporary_bytes(batch),
-    }
+    timed: dict[str, Any] = {"worker_ms": milliseconds(lambda: lambda: news_of(names, report))}
+    for process, of in (("engine_core", engine_core), ("front_end", front_end)):
+        timed[f"{process}_ms"] = milliseconds(of(names))
+        timed[f"{process}_news_ms"] = milliseconds(of(names, news=names[:NEWS]))
+        timed[f"{process}_stop_ms"] = milliseconds(of(names, stop=["a stop string"]))
+    return quiet_step(batch) | timed | {"fc_temporary_bytes": fc_temporary_bytes(batch)}
 
 
 if __name__ == "__main__":

@@ -27,11 +27,9 @@ the draft is whole again."""
 REPLACED_KEY = "specexit_replaced"
 """Attribute of a model runner's output, present where the draft's weights are not those that the engine has started
 with. It is also the key under which the `EngineCoreOutput` of a request that ends says so."""
-NOW = "now"
-"""Key in a report that is final unless the request goes on: the outcome if it does go on."""
 UNCUT = "uncut"
-"""Key in a report on a request with stop strings: the output token at which its thinking starts, and how many output
-tokens it has. vLLM's front end drops those of a step that come after a stop string."""
+"""Key in a report on a request with stop strings, which vLLM's front end looks for: how many output tokens the report
+counts if it is final, else None, and the `Record`. Where a string is found, the front end makes the report from it."""
 
 
 HANDED_OVER = "handed_over"
@@ -133,8 +131,6 @@ class Reporter:
         """The scheduler's requests of which there is a record, by id."""
         self.replaced = False
         """Whether the draft's weights have been replaced."""
-        self.may_stop: set[str] = set()
-        """Those of `requests` with stop strings: any of their outputs may turn out to be the last."""
         self.awaiting: set[int] = set()
         """Clients that have been told that the draft is not whole, and not yet that it is whole again."""
         self.failed = False
@@ -154,11 +150,8 @@ class Reporter:
                 if record.on or known is None or known.phase != OVER:
                     setattr(request, RECORD_KEY, record)
                 self.requests[name] = request
-                if request.sampling_params.stop:
-                    self.may_stop.add(name)
         if len(self.requests) > len(requests) + MOST_GONE:
             self.requests = {name: requests[name] for name in self.requests if name in requests}
-            self.may_stop &= self.requests.keys()
 
     def report(
         self,
@@ -175,7 +168,6 @@ class Reporter:
           inactive: why exits have failed, if they have.
           awaiting: why the draft was not whole in the step, if it was not.
         """
-        may_stop = self.may_stop
         failing = inactive is not None and not self.failed
         if failing:
             self._lose()
@@ -184,12 +176,12 @@ class Reporter:
                 self._tell_of_weights(number, client, awaiting)
             for output in client.outputs:
                 name = output.request_id
-                if output.finish_reason is not None or failing or name in records or name in may_stop:
+                if output.finish_reason is not None or failing or name in records:
                     self._tell(output, fresh=failing or name in records)
                 if inactive is not None:
                     output.kv_transfer_params = {**(output.kv_transfer_params or {}), INACTIVE_KEY: inactive}
             for name in client.finished_requests or ():
-                self._forget(name)
+                self.requests.pop(name, None)
 
     def _lose(self) -> None:
         """Drop what is known of thinking that goes on: exits have failed, and nobody will report where it ends."""
@@ -216,30 +208,22 @@ class Reporter:
         if output.finish_reason is not None:
             if self.replaced:
                 output.kv_transfer_params[REPLACED_KEY] = True
-            self._forget(output.request_id)
-
-    def _forget(self, name: str) -> None:
-        self.requests.pop(name, None)
-        self.may_stop.discard(name)
+            self.requests.pop(output.request_id, None)
 
 
 def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> dict[str, Any] | None:
     """The report that goes with one output; None where there is no news of a running request: it has not been judged
     again, and its phase has not changed."""
+    may_stop = bool(request.sampling_params.stop)
     if finish_reason is not None:
         cut_off, n_output = str(finish_reason) != "stop", request.num_output_tokens
         told = record.describe(n_output, cut_off=cut_off, handed_over=_is_handed_over(request))
-        return told | ({UNCUT: (int(record.start), n_output)} if request.sampling_params.stop else {})
-    # A stop string is found by the front end, so any output of such a request may turn out to be its last.
-    if request.sampling_params.stop:
-        n_output = request.num_output_tokens
-        told = record.describe(n_output, cut_off=False)
-        return told | {NOW: record.now, UNCUT: (int(record.start), n_output)}
-    news = (record.now, record.judged, record.signals)
+        return told | ({UNCUT: (n_output, record)} if may_stop else {})
+    news = record if may_stop else (record.now, record.judged, record.signals)
     if not fresh or getattr(request, KEY, None) == news:
         return None
     setattr(request, KEY, news)
-    return record.progress()
+    return record.progress() | ({UNCUT: (None, record)} if may_stop else {})
 
 
 def _is_handed_over(request: Any) -> bool:

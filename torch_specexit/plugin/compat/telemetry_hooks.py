@@ -16,7 +16,7 @@ _METRICS = "when stat logger plug-ins see single requests, and do not switch sta
 
 def _do_tracing(original: Method) -> Method:
     def do_tracing(self: Any, engine_core_output: Any, req_state: Any, *args: Any, **kwargs: Any) -> None:
-        harmless(lambda: reports.cut(req_state))
+        harmless(lambda: reports.cut(self, req_state))
         with tracing.of_request(getattr(req_state, KEY, None)):
             original(self, engine_core_output, req_state, *args, **kwargs)
 

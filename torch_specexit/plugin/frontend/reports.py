@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch_specexit.plugin.certified import ends_as_calibrated
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_by_itself
-from torch_specexit.plugin.outcome import AWAITING_KEY, INACTIVE_KEY, KEY, NOW, REPLACED_KEY, UNCUT
+from torch_specexit.plugin.outcome import AWAITING_KEY, INACTIVE_KEY, KEY, REPLACED_KEY, UNCUT, Record
 
 if TYPE_CHECKING:
     from torch_specexit.plugin.frontend.operation import Admitted
@@ -22,7 +22,8 @@ ADMITTED = "specexit_admitted"
 """Attribute of a `RequestState`: what the server has decided about the request."""
 
 LATEST = "specexit_latest"
-"""Attribute of an `OutputProcessor`: what outputs of each running request say while there is no news of it, by id."""
+"""Attribute of an `OutputProcessor`, by id of each running request: what its outputs say while there is no news of it,
+and its state where a stop string may end it, else None."""
 
 MOST_GONE = 64
 """Aborted requests, which vLLM forgets without an output, that may pile up here before they are forgotten, too."""
@@ -46,9 +47,9 @@ def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
       outputs: `EngineCoreOutput` of one step.
 
     Returns:
-      States of the requests that there is news of, or that end, and of which anything is known.
+      States of the requests that there is news of, or that end or may, and of which anything is known.
     """
-    latest: dict[str, dict[str, Any]] = vars(processor).setdefault(LATEST, {})
+    latest: dict[str, tuple[dict[str, Any], Any]] = vars(processor).setdefault(LATEST, {})
     if len(latest) > len(processor.request_states) + MOST_GONE:
         for gone in latest.keys() - processor.request_states.keys():
             del latest[gone]
@@ -56,13 +57,15 @@ def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
     ended, known = front is not None and front.activity.ended, []
     for output in outputs:
         if output.kv_transfer_params is None and output.finish_reason is None and not ended:
-            told = latest.get(output.request_id)
-            if told is not None:
-                output.kv_transfer_params = told
+            if (at := latest.get(output.request_id)) is not None:
+                output.kv_transfer_params, may_stop = at
+                if may_stop is not None:
+                    known.append(may_stop)
         elif (state := processor.request_states.get(output.request_id)) is not None:
             _take_in(processor, state, output)
             if (report := getattr(state, KEY, None)) is not None:
-                told = latest[output.request_id] = {KEY: report} if state.parent_req is None else _of_all(state)
+                told = {KEY: report} if state.parent_req is None else _of_all(state)
+                latest[output.request_id] = told, state if hasattr(state, UNCUT) else None
                 output.kv_transfer_params = {**(output.kv_transfer_params or {}), **told}
                 known.append(state)
     return known
@@ -83,15 +86,23 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
     if params.pop(REPLACED_KEY, False) and front is not None:
         front.doubt("the draft's weights are not those that the server started with")
     if (report := params.get(KEY)) is not None:
-        admitted: Admitted | None = getattr(state, ADMITTED, None)
-        if admitted is not None and front is not None:
-            # It may have begun before a lasting doubt was known.
-            otherwise = not ends_as_calibrated(report, admitted.policy, front.operation.serving.thinking_margin)
-            uncertified = otherwise or front.operation.lasting
-            admitted = admitted._replace(certified=False) if uncertified else admitted
-        setattr(state, KEY, _labelled(report, admitted))
+        if (uncut := report.pop(UNCUT, None)) is not None:
+            setattr(state, UNCUT, uncut)
+        setattr(state, KEY, _as_admitted(processor, state, report))
     elif front is not None and front.activity.ended and not hasattr(state, KEY):
         setattr(state, KEY, dict(NOTHING_KNOWN))
+
+
+def _as_admitted(processor: Any, state: Any, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with the policy that its request runs under, and whether a certificate holds for how it has ended."""
+    front: FrontEnd | None = getattr(processor, KEY, None)
+    admitted: Admitted | None = getattr(state, ADMITTED, None)
+    if admitted is not None and front is not None:
+        # It may have begun before a lasting doubt was known.
+        otherwise = not ends_as_calibrated(report, admitted.policy, front.operation.serving.thinking_margin)
+        uncertified = otherwise or front.operation.lasting
+        admitted = admitted._replace(certified=False) if uncertified else admitted
+    return _labelled(report, admitted)
 
 
 def _labelled(report: dict[str, Any], admitted: Admitted | None) -> dict[str, Any]:
@@ -125,24 +136,21 @@ def choices_of(state: Any) -> list[dict[str, Any] | None]:
     return list(choices)
 
 
-def cut(state: Any) -> None:
-    """Cut the report on a request that has ended down to the tokens that its client gets: vLLM drops what a step has
-    brought behind a stop string, even the end of the thinking."""
-    report = getattr(state, KEY, None) or {}
-    start, n_output = report.pop(UNCUT, (0, 0))
-    sent = len(state.detokenizer.output_token_ids) if n_output else 0
-    if sent >= n_output:
+def cut(processor: Any, state: Any) -> None:
+    """Cut the report on a request that has ended down to the tokens that its client gets: vLLM's front end finds stop
+    strings, and drops what a step has brought behind one, even the end of the thinking."""
+    n_output, record = vars(state).pop(UNCUT, (0, None))
+    if record is None:
+        return
+    sent = len(state.detokenizer.output_token_ids)
+    if n_output is not None and sent >= n_output:
         return
     setattr(state, BY_ITSELF, False)  # though the model may have ended its answer in that step
-    kept, written = report["thinking_tokens"], report.pop("transition_tokens", 0)
-    room = max(sent - start, 0)
-    report["thinking_tokens"] = min(kept, room)
-    if (left := min(written, room - kept)) > 0:
-        report["transition_tokens"] = left
-    if report.get("would_exit", 0) > room:
-        del report["would_exit"]
-    if room <= kept + written and report["outcome"] != "off":
-        report["outcome"] = "natural_end"
+    report: dict[str, Any] = getattr(state, KEY)
+    ended = _as_admitted(processor, state, Record(*record).describe(sent, cut_off=False))
+    # The very object is on its way to the client, who is served after this.
+    report.clear()
+    report.update(ended)
 
 
 def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
@@ -156,15 +164,11 @@ def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
     front: FrontEnd | None = getattr(processor, KEY, None)
     latest: dict[str, Any] = getattr(processor, LATEST)
     for state in states:
-        report = getattr(state, KEY)
-        now = report.pop(NOW, None)
         if state.request_id in processor.request_states:
-            # The report is the very object that is on its way to the client, who is served after this.
-            report["outcome"] = now or report["outcome"]
-            report.pop(UNCUT, None)
             continue
-        cut(state)
+        cut(processor, state)
         latest.pop(state.request_id, None)
+        report = getattr(state, KEY)
         if report["outcome"] in RUNNING:  # the engine core could not say how it ended
             report["outcome"] = "off"
             for label in LABELS:

@@ -7,21 +7,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch_specexit.plugin.outcome import NOW, UNCUT
-
 _report: ContextVar[Mapping[str, Any] | None] = ContextVar("specexit_report", default=None)
 
 
 def attributes_of(report: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a report; OpenTelemetry knows no nested ones, and no null.
 
-    A span is of a request that has ended, so how it would stand if it went on is left out.
-
     Example:
       >>> attributes_of({"outcome": "exit", "thinking_tokens": 9, "signals": {"validity": 0.9}, "point": None})
       {'specexit.outcome': 'exit', 'specexit.thinking_tokens': 9, 'specexit.signals.validity': 0.9}
     """
-    flat = {name: value for name, value in report.items() if name not in ("signals", NOW, UNCUT) and value is not None}
+    flat = {name: value for name, value in report.items() if name != "signals" and value is not None}
     flat |= {f"signals.{name}": value for name, value in report.get("signals", {}).items()}
     return {f"specexit.{name}": value for name, value in flat.items()}
 
