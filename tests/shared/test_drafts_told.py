@@ -125,6 +125,55 @@ def test_the_card_says_how_a_draft_was_verified(tmp_path, target, write_random_d
     assert not (out / "policy.json").exists()
 
 
+@pytest.mark.parametrize("source", ["draft", "fc"])
+def test_what_a_plain_draft_s_card_says_of_its_verification_stays_true_in_its_folder(
+    source, tmp_path, target, write_random_draft
+):
+    """`verify.json` stayed behind, so the folder whose card told of it was not verified."""
+    folder = write_random_draft(tmp_path / "draft", source, **SHAPE)
+    (folder / "verify.json").write_text(json.dumps(verification_of(folder)))
+    _, _, out = exported(folder, tmp_path, "eagle3", target)
+    assert describe(out)["verified"] == "yes, on 4 traces"
+    assert json.loads((out / "verify.json").read_text())["differences"] == {"logits": 1e-6}
+    (folder / "verify.json").write_text(json.dumps(verification_of(folder) | {"weights_blake3": "of others"}))
+    _, _, out = exported(folder, tmp_path / "stale", "eagle3", target)
+    assert describe(out)["verified"].startswith("stale")
+
+
+@pytest.mark.parametrize("unusable", ["{", "[]", '{"differences": 3}'])
+def test_a_verification_that_cannot_be_used_keeps_no_draft_from_being_exported(
+    unusable, tmp_path, target, write_random_draft
+):
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    (folder / "verify.json").write_text(unusable)
+    _, _, out = exported(folder, tmp_path, "eagle3", target)
+    assert "Not verified." in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            Policy(thresholds={"validity": 0.75}, early={"validity": 0.5}, patience=3, max_thinking_tokens=4000),
+            "validity 0.75 (8 tokens before, validity 0.5), 3 boundaries in a row, and at any boundary from 4,000 "
+            "tokens on",
+        ),
+        (
+            Policy(thresholds={"confidence": 0.8, "remaining": 200}, smoothing="ewma", alpha=0.25),
+            "confidence 0.8 and remaining 200, signals averaged by token with weight 0.25 of the newest",
+        ),
+        (Policy(thresholds={}, min_thinking_tokens=500), "any boundary, from 500 tokens on"),
+    ],
+)
+def test_a_policy_is_told_whole(policy, said, tmp_path, target, write_random_draft):
+    """Its thresholds alone would be another's; one without any, which exits at any boundary, `exits at nothing`."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    write_policy(folder, PolicyFile(points=(OperatingPoint(name="default", policy=policy),)))
+    assert describe(folder)["policy default"] == f"exits at {said}; no certificate"
+    _, _, out = exported(folder, tmp_path, "plugin", target)
+    assert f"* `default` (default): exits at {said}. Without a certificate" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("lacking", "key"),
     [

@@ -215,7 +215,7 @@ def gather(
             "counted",
             "prompt_ms": "CPU time of a worker for finding out whether a prompt of 131,072 tokens opens the thinking",
             "by_batch": "a step of so many requests without news: launches of the kernel, tensors allocated around it, "
-            "rows sent on to the engine core, CPU milliseconds of three processes (of two also with news of 20 of them, "
+            "rows sent on to the engine core, CPU milliseconds of three processes (of two also with news of 20, "
             "and where all have stop strings), and the most bytes that source fc gathers at a time (hidden size 8,192, "
             "three draft tokens)",
         },

@@ -15,7 +15,7 @@ from specexit.drafts.certified import confidence, doubts_of, in_percent, proviso
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.files import MAX_NAME
 from specexit.drafts.hold import held_points
-from specexit.drafts.policy import FILE, OperatingPoint, PolicyFile, read_policy
+from specexit.drafts.policy import FILE, OperatingPoint, PolicyFile, exits_of, read_policy
 from specexit.drafts.published import hub_name, read_origin
 from specexit.drafts.verified import Accepted, Served, read_verification
 from specexit.errors import cut, printable
@@ -129,11 +129,10 @@ def _exit(folder: Path, target: Path) -> str:
     doubts, held = doubts_of(folder, stored, target), held_points(folder, stored)
     lines = ["## Early exit", ""]
     for point in stored.points:
-        thresholds = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
         default = " (default)" if point.name == stored.default else ""
         said = _certificate(point, doubts, stored.sampling)
         said += AUDITED if point.name in held else ""
-        lines.append(f"* `{point.name}`{default}: exits at {thresholds or 'nothing'}. {said}")
+        lines.append(f"* `{point.name}`{default}: exits at {exits_of(point.policy)}. {said}")
     mode = stored.serving.mode
     lines += [] if mode == "exit" else ["", f"`{FILE}` says mode `{mode}`, in which a server makes no exits."]
     return "\n".join([*lines, "", *_not_covered(stored)])

@@ -48,8 +48,10 @@ from specexit.drafts.tensors import (
     write_tensors,
 )
 from specexit.drafts.verified import FILE as VERIFIED
+from specexit.drafts.verified import MAX_BYTES as MOST_VERIFIED
 from specexit.drafts.window import window_fields
 from specexit.errors import shown
+from specexit.method.signals import NAMES
 from specexit.outputs import new_folder
 from specexit.schemas.export import ExportConfig
 from specexit.schemas.target import TargetConfig, find_target, save_target
@@ -106,6 +108,8 @@ def export(config: ExportConfig) -> None:
         for file in form.files:
             if (config.draft / file).exists():
                 write_bytes(beside / file, read_bytes(config.draft / file, policy.MAX_BYTES))
+        if config.format == "eagle3":
+            _leave_out_signals(beside / VERIFIED)
         if config.format == "plugin":
             hand_on_record(config.draft, beside)
         _follow(config.draft, beside, together(written))
@@ -145,6 +149,17 @@ def _follow(draft: Path, folder: Path, written: str) -> None:
     for file in (policy.FILE, VERIFIED):
         if (folder / file).exists():
             write_bytes(folder / file, (folder / file).read_bytes().replace(was.encode(), written.encode()))
+
+
+def _leave_out_signals(path: Path) -> None:
+    """Take the differences of signals out of the verification of a draft that is written without them."""
+    try:
+        said = read_json(path, MOST_VERIFIED)
+        differences = said["differences"]
+        said["differences"] = {name: value for name, value in differences.items() if name not in NAMES}
+    except (TensorError, KeyError, TypeError, AttributeError):  # there is none, or none that anybody could use
+        return
+    write_text(path, json.dumps(said, indent=2) + "\n")
 
 
 CALLERS = ("tenants", "loras")
@@ -191,7 +206,7 @@ def _eagle3(config: ExportConfig, draft: DraftConfig, stored: dict[str, Stored],
     layers = draft.eagle_aux_hidden_state_layer_ids
     nested = {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers]}
     beside = {"eagle_config": nested} if _in_front_of_layers(draft) else {}
-    return Form(fields | {"architectures": [architecture]} | beside, _trunk(draft, stored))
+    return Form(fields | {"architectures": [architecture]} | beside, _trunk(draft, stored), (VERIFIED,))
 
 
 def _warn_of_sglang(folder: Path, draft: DraftConfig) -> None:

@@ -18,7 +18,7 @@ from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.files import TensorError
 from specexit.drafts.hold import FILE as HOLD
 from specexit.drafts.hold import held_points
-from specexit.drafts.policy import PolicyFile, read_policy
+from specexit.drafts.policy import PolicyFile, exits_of, read_policy
 from specexit.drafts.published import Origin, read_origin
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import acceptance_words, read_verification
@@ -100,7 +100,6 @@ def _trained(folder: Path) -> str:
 def _policy(found: PolicyFile, doubts: list[str]) -> dict[str, str]:
     rows = {}
     for point in found.points:
-        at = ", ".join(f"{name} {value:g}" for name, value in point.policy.thresholds.items())
         certificate, c = "no certificate", point.certificate
         own = point.uncertified_because()
         wrong = [*([] if own is None else [own]), *doubts]
@@ -111,7 +110,7 @@ def _policy(found: PolicyFile, doubts: list[str]) -> dict[str, str]:
             most = f"at most {in_percent(c.epsilon)}% with {confidence(c.delta)}% confidence"
             certificate = f"{what}: {most} ({c.n} prompts){provisos(c, found.sampling)}"
         default = ", default" if found.default == point.name != "default" else ""
-        rows[f"policy {point.name}{default}"] = f"exits at {at or 'nothing'}; {certificate}"
+        rows[f"policy {point.name}{default}"] = f"exits at {exits_of(point.policy)}; {certificate}"
     return rows
 
 
