@@ -2,7 +2,8 @@
 
 What vLLM does around the rule is done here by hand: a random part of the requests runs in each step, in random order,
 prompts in chunks included; steps are dropped, and requests go on from the tokens before them, after a preemption or at
-once; and everything that the rule must not look at is garbage.
+once; what a request has written becomes part of its prompt, as that is continued or goes to another instance; and
+everything that the rule must not look at is garbage.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Simulation:
       transition: tokens that are forced before ``</think>``.
       guard: against loops; there are loops then.
       drops: how often steps are dropped.
+      continues: how often a prompt is continued by what the request has written.
       device: of the rule.
     """
 
@@ -94,9 +96,11 @@ class Simulation:
         transition: tuple[int, ...] = (),
         guard: LoopGuard | None = None,
         drops: float = 0.15,
+        continues: float = 0.0,
         device: torch.device = CPU,
     ):
         self.source, self.requests, self.rng, self.device, self.drops = source, requests, rng, device, drops
+        self.continues, self.continued = continues, 0
         self.closing, self.guard = [*transition, END], guard
         self.streams = [self._stream() for _ in requests]
         self.raw = [rng.normal(0, 2, (len(stream) + 1, len(NAMES))).astype(np.float32) for stream in self.streams]
@@ -118,10 +122,14 @@ class Simulation:
         markers = Markers.of(IDS, VOCAB, device, transition=transition, loops=loops)
         self.rule = make(self.slots, markers, source, smooth=smooth)
         self.checker, self.reader = Checker(self.slots, markers), Reader(markers)
-        for i, request in enumerate(requests):
-            size, mask = int(rng.integers(1, 9)), IDS.mask(request.strings)
-            admission = Admission(True, request.policy, mask, request.shadow, prompt=size, margin=request.margin)
-            self.slots.add(f"r{i}", admission)
+        for i in range(len(requests)):
+            self._admit(i, int(rng.integers(1, 9)))
+
+    def _admit(self, i: int, prompt: int) -> None:
+        request = self.requests[i]
+        mask = IDS.mask(request.strings)
+        admission = Admission(True, request.policy, mask, request.shadow, prompt=prompt, margin=request.margin)
+        self.slots.add(f"r{i}", admission)
 
     def _spoil(self, rng: np.random.Generator) -> None:
         """Some requests have signals that no target should give."""
@@ -163,6 +171,8 @@ class Simulation:
             for i in batch:
                 if self.rng.random() < self.drops:
                     self.drop(i)
+                if self.continues and self.rng.random() < self.continues:
+                    self.continue_(i)
         raise AssertionError("requests do not end")
 
     def drop(self, i: int) -> None:
@@ -176,6 +186,19 @@ class Simulation:
         if self.rng.random() < 0.5:
             self.checker.compare(f"r{i}", self.texts[i])
             self.slots.rebuild(f"r{i}", *self.reader.rebuild(self.slots.admissions[f"r{i}"], self.texts[i]))
+
+    def continue_(self, i: int) -> None:
+        """A request that thinks goes on as a new one, whose prompt has what it has written."""
+        exit, size = self.exits[i], len(self.texts[i])
+        if size == 0 or END in self.texts[i] or self.done(i) or (exit is not None and size > exit.position):
+            return
+        self.streams[i], self.raw[i] = self.streams[i][size:], self.raw[i][size:]
+        self.exits[i] = self.requests[i].exit(self.streams[i], self.raw[i], self.guard)
+        self.checker.forget([f"r{i}"])
+        self._admit(i, self.slots.admissions[f"r{i}"].prompt + size)
+        self.texts[i], self.began[i] = [], []
+        self.records.pop(i, None)
+        self.continued += 1
 
     def step(self, batch: list[int]) -> None:
         """One decoding step of some of the requests."""

@@ -54,12 +54,16 @@ sources = pytest.mark.parametrize("source", ["draft", "fc"])
 @given(data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_any_schedule_gives_the_text_and_the_outcome_of_the_definition(source, smooth, data):
-    """Steps of any size, in any order; dropped ones, and requests that come back from a preemption."""
+    """Steps of any size, in any order; dropped ones, requests that come back from a preemption, and ones whose prompts
+    are continued."""
     batch = data.draw(st.lists(requests(smooth), min_size=1, max_size=5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     transition = tuple(data.draw(st.lists(st.integers(4, VOCAB - 1), max_size=3)))
     guard = data.draw(st.none() | st.builds(LoopGuard, st.integers(1, 4), st.integers(2, 4)))
-    simulation = Simulation(Twin, source, batch, rng, smooth=smooth, transition=transition, guard=guard)
+    continues = data.draw(st.sampled_from([0.0, 0.1]))
+    simulation = Simulation(
+        Twin, source, batch, rng, smooth=smooth, transition=transition, guard=guard, continues=continues
+    )
     simulation.run()
     simulation.check()
 

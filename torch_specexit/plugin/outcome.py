@@ -135,7 +135,7 @@ class Reporter:
         """Clients that have been told that the draft is not whole, and not yet that it is whole again."""
         self.failed = False
 
-    def take(self, records: dict[str, Sequence[float]], requests: Mapping[str, Any]) -> None:
+    def take(self, records: Mapping[str, Sequence[float]], requests: Mapping[str, Any]) -> None:
         """Take in news, before the scheduler takes in the step.
 
         Args:
@@ -155,7 +155,7 @@ class Reporter:
 
     def report(
         self,
-        records: dict[str, Sequence[float]],
+        records: Mapping[str, Sequence[float]],
         outputs: dict[int, Any],
         inactive: str | None,
         awaiting: str | None = None,
