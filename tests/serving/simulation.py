@@ -2,8 +2,8 @@
 
 What vLLM does around the rule is done here by hand: a random part of the requests runs in each step, in random order,
 prompts in chunks included; steps are dropped, and requests go on from the tokens before them, after a preemption or at
-once; what a request has written becomes part of its prompt, as that is continued or goes to another instance; and
-everything that the rule must not look at is garbage.
+once; what a request has written becomes part of its prompt, where that is continued; and everything that the rule must
+not look at is garbage.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import yaml
 from specexit.config import write_text
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
-from specexit.drafts.certified import confidence, doubts_of, in_percent, provisos
+from specexit.drafts.certified import confidence, doubts_of, exits_of, in_percent, provisos
 from specexit.drafts.config import DraftConfig
 from specexit.drafts.files import MAX_NAME
 from specexit.drafts.hold import held_points
-from specexit.drafts.policy import FILE, OperatingPoint, PolicyFile, exits_of, read_policy
+from specexit.drafts.policy import FILE, OperatingPoint, PolicyFile, read_policy
 from specexit.drafts.published import hub_name, read_origin
 from specexit.drafts.verified import Accepted, Served, read_verification
 from specexit.errors import cut, printable

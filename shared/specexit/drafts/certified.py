@@ -1,4 +1,5 @@
-"""Whether a draft's certificates hold: what they were made with, compared with what is served or lies in a directory.
+"""Whether a draft's certificates hold: what they were made with, compared with what is served or lies in a directory;
+and policies and certificates in words.
 
 Servers compare all that they serve; `inspect`, `migrate`, the model card and the report what a draft directory tells by
 itself.
@@ -18,6 +19,7 @@ from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import FILE, Certificate, Fingerprints, PolicyFile
 from specexit.drafts.tensors import weights_hash
 from specexit.errors import cut, shown
+from specexit.method.decision import EARLY_TOKENS, Policy
 from specexit.schemas.sampling import drawn, is_greedy
 
 CHECKPOINT_NAMES = {
@@ -130,6 +132,32 @@ def provisos(found: Certificate, sampling: Mapping[str, Any] | None) -> str:
     worst = f"of the worst of {len(found.groups)} groups" if found.groups else None
     clauses = (worst, trial, left_out(found), judged_otherwise(sampling))
     return "".join(f"; {clause}" for clause in clauses if clause is not None)
+
+
+def exits_of(policy: Policy) -> str:
+    """Where a policy exits, for people: all that it says, as its thresholds alone would be another policy's.
+
+    Example:
+      >>> exits_of(Policy(thresholds={"validity": 0.9}, early={"validity": 0.45}, patience=2, max_thinking_tokens=4000))
+      'validity 0.9 (8 tokens before, validity 0.45), 2 boundaries in a row, and at any boundary from 4,000 tokens on'
+      >>> exits_of(Policy(thresholds={}, min_thinking_tokens=500))
+      'any boundary, from 500 tokens on'
+    """
+    held, early = (
+        " and ".join(f"{name} {value:g}" for name, value in thresholds.items())
+        for thresholds in (policy.thresholds, policy.early)
+    )
+    said = (held or "any boundary") + (f" ({EARLY_TOKENS} tokens before, {early})" if early else "")
+    if policy.patience > 1:
+        said += f", {policy.patience} boundaries in a row"
+    if policy.smoothing != "none":
+        by = {"ewma": "token", "round": "round"}[policy.smoothing]
+        said += f", signals averaged by {by} with weight {policy.alpha:g} of the newest"
+    if policy.min_thinking_tokens:
+        said += f", from {policy.min_thinking_tokens:,} tokens on"
+    if policy.max_thinking_tokens is not None:
+        said += f", and at any boundary from {policy.max_thinking_tokens:,} tokens on"
+    return said
 
 
 def in_percent(share: float) -> str:

@@ -12,13 +12,13 @@ from specexit.buckets import BucketPath
 from specexit.config import ConfigError
 from specexit.data.overlap import read_prompts
 from specexit.drafts.begun import imported_as
-from specexit.drafts.certified import confidence, doubts_of, in_percent, provisos
+from specexit.drafts.certified import confidence, doubts_of, exits_of, in_percent, provisos
 from specexit.drafts.directory import check_given, open_draft
 from specexit.drafts.export import formats_of, weights_type
 from specexit.drafts.files import TensorError
 from specexit.drafts.hold import FILE as HOLD
 from specexit.drafts.hold import held_points
-from specexit.drafts.policy import PolicyFile, exits_of, read_policy
+from specexit.drafts.policy import PolicyFile, read_policy
 from specexit.drafts.published import Origin, read_origin
 from specexit.drafts.tensors import weights_hash
 from specexit.drafts.verified import acceptance_words, read_verification

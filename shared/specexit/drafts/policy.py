@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from specexit.config import Config, write_text
 from specexit.drafts.files import TensorError, parse_json, read_object
 from specexit.errors import InputError, dotted, repeated, shown
-from specexit.method.decision import EARLY_TOKENS, MOST_TOKENS, Policy
+from specexit.method.decision import MOST_TOKENS, Policy
 from specexit.method.loops import LoopGuard
 
 FILE = "policy.json"
@@ -65,32 +65,6 @@ def policy_sha256(policy: Policy) -> str:
     """
     said = json.dumps(policy.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
-def exits_of(policy: Policy) -> str:
-    """Where a policy exits, for people: all that it says, as its thresholds alone would be another policy's.
-
-    Example:
-      >>> exits_of(Policy(thresholds={"validity": 0.9}, early={"validity": 0.45}, patience=2, max_thinking_tokens=4000))
-      'validity 0.9 (8 tokens before, validity 0.45), 2 boundaries in a row, and at any boundary from 4,000 tokens on'
-      >>> exits_of(Policy(thresholds={}, min_thinking_tokens=500))
-      'any boundary, from 500 tokens on'
-    """
-    held, early = (
-        " and ".join(f"{name} {value:g}" for name, value in thresholds.items())
-        for thresholds in (policy.thresholds, policy.early)
-    )
-    said = (held or "any boundary") + (f" ({EARLY_TOKENS} tokens before, {early})" if early else "")
-    if policy.patience > 1:
-        said += f", {policy.patience} boundaries in a row"
-    if policy.smoothing != "none":
-        by = {"ewma": "token", "round": "round"}[policy.smoothing]
-        said += f", signals averaged by {by} with weight {policy.alpha:g} of the newest"
-    if policy.min_thinking_tokens:
-        said += f", from {policy.min_thinking_tokens:,} tokens on"
-    if policy.max_thinking_tokens is not None:
-        said += f", and at any boundary from {policy.max_thinking_tokens:,} tokens on"
-    return said
 
 
 class GroupRisk(Config):
