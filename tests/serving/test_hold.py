@@ -210,6 +210,23 @@ def test_audits_of_another_point_say_nothing_about_the_one_that_serves():
     assert served_to(operation, "medium") == ("usual", "exit")
 
 
+def test_where_no_point_is_left_the_server_is_in_shadow_mode_in_whatever_order_audits_have_shown_it(caplog):
+    """Where the strictest point had been shown to be too bold first, when only some asked for it, nothing was cut any
+    more and the server said `mode: exit`, and `now careful`."""
+    holder, operation, moves = hold(efforts={"high": "careful"}, audit_rate=0.0)
+    operation.switch(point="usual")
+    audited(holder, moves, "careful", True)
+    assert (moves, operation.mode, operation.in_shadow) == (["shadow"], "exit", False)
+    assert "requests for it are now in shadow mode" in caplog.text
+    caplog.clear()
+    audited(holder, moves, "usual", True)
+    assert (moves, operation.mode, holder.summary()["in_shadow"]) == (["shadow", "shadow"], "shadow", True)
+    assert "; now in shadow mode" in caplog.text
+    assert served_to(operation, "low") == ("careful", "shadow")
+    audited(holder, moves, "careful", False)
+    assert (moves[-1], operation.mode, operation.served().name) == ("back", "exit", "careful")
+
+
 def test_a_bolder_point_of_an_effort_steps_alone_and_under_a_ceiling_with_all():
     holder, operation, moves = hold(efforts={"low": "bold", "high": "careful"}, audit_rate=0.0)
     operation.switch(point="usual")

@@ -95,20 +95,21 @@ class Hold:
     def _move(self, point: OperatingPoint, seen: Seen) -> None:
         """Go one step, now that a claim is rejected: hold the point back, or let it serve again."""
         shown = f"{seen.changed} of {seen.audits} audits changed their answer"
-        stricter = self.operation.stricter(point)
         if seen.below:
             self.operation.accept(point)
-            move = "back"
             mode = self.operation.mode
             logger.warning("specexit: risk below epsilon at point %s (%s); now in mode %s", point.name, shown, mode)
-        elif stricter is not None:
-            self.operation.reject(point)
-            move = "stricter"
-            logger.error("specexit: risk above epsilon at point %s (%s); now %s", point.name, shown, stricter.name)
+            self.moved("back")
+            return
+        self.operation.reject(point)
+        instead = self.operation.in_place_of(point).name
+        if self.operation.in_shadow:
+            move, now = "shadow", "now in shadow mode"
+        elif instead in self.operation.shadowed:
+            move, now = "shadow", "requests for it are now in shadow mode"
         else:
-            self.operation.reject(point)
-            move = "shadow"
-            logger.error("specexit: risk above epsilon at point %s (%s); now in shadow mode", point.name, shown)
+            move, now = "stricter", f"now {instead}"
+        logger.error("specexit: risk above epsilon at point %s (%s); %s", point.name, shown, now)
         self.moved(move)
 
     def summary(self) -> dict[str, Any]:

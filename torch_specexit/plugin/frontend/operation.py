@@ -120,8 +120,13 @@ class Operation:
 
     @property
     def in_shadow(self) -> bool:
-        """Whether audits have put the server into shadow mode; an operator may have switched exits off all the same."""
-        return any(self.stricter(point) is None for point in self._among(self.imposed.for_all))
+        """Whether audits have put the server into shadow mode; an operator may have switched exits off all the same.
+
+        They have where no point is left to serve by default, be it that the last one was shown to be too bold before,
+        when only some asked for it.
+        """
+        rejected = any(self.stricter(point) is None for point in self._among(self.imposed.for_all))
+        return rejected or self.served().name in self.shadowed
 
     @property
     def ceiling(self) -> str | None:
@@ -282,7 +287,7 @@ class Operation:
 
     def served(self) -> OperatingPoint:
         """The point that serves a request that says nothing."""
-        return self._at_most(self.file.point(self.name))
+        return self.in_place_of(self.file.point(self.name))
 
     def uncertified_because(self) -> list[str]:
         """Why no certificate holds for the point that serves; empty where one does."""
@@ -303,7 +308,7 @@ class Operation:
 
     def serves(self, point: OperatingPoint) -> bool:
         """Whether those who ask for a point get it, audits having imposed nothing stricter."""
-        return self._at_most(point).name == point.name
+        return self.in_place_of(point).name == point.name
 
     def _leaves(self, point: OperatingPoint) -> bool:
         """Whether audits have imposed nothing on those who ask for a point, shadow mode included."""
@@ -343,7 +348,7 @@ class Operation:
         if offered is None:  # the operator's word, which nothing that a request says goes over
             return Admitted(self.served().policy, "off", None, None, False, False, caller, choice=choice, lora=lora)
         asked = offered if arguments.specexit_risk is None else self._of_risk(arguments.specexit_risk, offered)
-        point = self._at_most(asked)
+        point = self.in_place_of(asked)
         if rule == "stricter":
             check_rarer(arguments, offered, asked)
         policy = policy_of(arguments, asked.policy, keep_thresholds=rule == "stricter")
@@ -392,8 +397,8 @@ class Operation:
         name = next((name for name in assigned if name is not None), self.name)
         return self.file.point(point_for(arguments.specexit_effort, self.serving.efforts) or name)
 
-    def _at_most(self, point: OperatingPoint) -> OperatingPoint:
-        """The point, or the one that audits have put in its place."""
+    def in_place_of(self, point: OperatingPoint) -> OperatingPoint:
+        """What those who ask for a point get: the point, or the one that audits have put in its place."""
         name = self.ceiling
         ceiling = None if name is None else self.file.point(name)
         risked = epsilon_of(point) if self._of_points[point.name] is None else math.inf  # as of one without
