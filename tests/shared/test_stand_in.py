@@ -183,6 +183,25 @@ def test_a_small_model_with_a_window_is_refused(changes: dict[str, object], mess
         stand_in(StandInConfig(target=small, shape=shape, out=tmp_path / "out"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_bias": True}, "attention_bias is true, which is implemented for Qwen2 only"),
+        ({"use_sliding_window": True, "sliding_window": 64}, "use_sliding_window is True, only False"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"] * 6},
+            r"layer_types has \['sliding_attention'\], only",
+        ),
+    ],
+)
+def test_a_shape_with_more_than_sizes_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    """A stand-in used to come without biases and windows, and without a word."""
+    (tmp_path / "shape.json").write_text(json.dumps(STAND_IN | changes))
+    with pytest.raises(StandInError, match=f"^shape=.*shape.json: {message}"):
+        stand_in(StandInConfig(target="tiny-reasoner", shape=str(tmp_path / "shape.json"), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_shape_is_a_target_or_a_models_own_config(tmp_path: Path) -> None:
     name, fields, layers = read_shape("qwen3-4b-thinking-2507")
     assert (name, fields["hidden_size"], layers) == ("qwen3-4b-thinking-2507", 2560, (2, 18, 33, 36))

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from specexit.data.overlap import read_prompts, write_prompts
 from specexit.drafts.directory import read_config
-from specexit.drafts.policy import read_policy
+from specexit.drafts.policy import Selection, read_policy, write_policy
 from specexit.schemas.stand_in import StandInConfig
 from specexit.schemas.target import load_target_config
 from specexit.stand_in import stand_in
@@ -122,6 +123,17 @@ def test_its_draft_directory_is_one_of_its_target(tmp_path: Path, write_random_d
     policy = read_policy(folder / "draft").point()
     assert policy.policy == read_policy(tmp_path / "small").point().policy
     assert policy.certificate is None
+
+
+def test_its_draft_remembers_what_chose_and_what_trained_the_small_one(tmp_path: Path, write_random_draft) -> None:
+    """It used to forget both, and `calibrate` certified it on the very prompts that it refuses for the small one."""
+    small = write_random_draft(tmp_path / "small", "draft", **TINY_DRAFT)
+    selection = Selection(by="brier", prompts=("0123456789abcdef",))
+    write_policy(small, read_policy(small).model_copy(update={"selection": selection}))
+    write_prompts(small, [5, 6])
+    folder = make(tmp_path, STAND_IN, small)
+    assert read_policy(folder / "draft").selection == selection
+    np.testing.assert_array_equal(read_prompts(folder / "draft"), read_prompts(small))
 
 
 @pytest.mark.slow

@@ -50,10 +50,11 @@ def draft_config(small: DraftConfig, fit: Fit, draft_vocab: int, target: str, dt
 
 
 def carried_policy(folder: Path) -> PolicyFile:
-    """The small draft's operating points without their certificates, which were given for another target."""
+    """The small draft's operating points without their certificates, which were given for another target, and which
+    prompts chose it: on them, the large one, which signals alike, looks as much too good."""
     stored = read_policy(folder)
     points = tuple(OperatingPoint(name=point.name, policy=point.policy) for point in stored.points)
-    return PolicyFile(default=stored.default, points=points, serving=stored.serving)
+    return PolicyFile(default=stored.default, points=points, serving=stored.serving, selection=stored.selection)
 
 
 def draft_tensors(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from specexit.config import ConfigError, save_run, write_text
+from specexit.data.overlap import copy_prompts
 from specexit.drafts.directory import FLOATS, check_target, read_draft, write_draft
 from specexit.drafts.policy import write_policy
 from specexit.drafts.target_weights import target_files
@@ -57,8 +58,9 @@ def stand_in(config: StandInConfig) -> Written:
         check_target(drafted[0], config.draft, source.hf_config(), source.name)
     read = drafted[0].eagle_aux_hidden_state_layer_ids if drafted else source.aux_layers
     small_shape, large_shape = Shape.read(source.hf_config(), source.name), Shape.read(fields, name)
-    if (why := unimplemented(source.hf_config())) is not None:
-        raise StandInError(f"{source.name}: {why}")
+    for model, own in ((source.name, source.hf_config()), (f"shape={config.shape}", fields)):
+        if (why := unimplemented(own)) is not None:
+            raise StandInError(f"{model}: {why}")
     try:
         fit = Fit(small_shape, large_shape, tuple(read), readable)
     except StandInError as error:
@@ -80,6 +82,7 @@ def stand_in(config: StandInConfig) -> Written:
             write_draft(folder / "draft", large, tensors)
             if small.specexit:
                 write_policy(folder / "draft", carried_policy(config.draft))
+            copy_prompts(config.draft, folder / "draft")
             shutil.copy(folder / "target.yaml", folder / "draft" / "target.yaml")
         save_run(config, folder)
         count = parameters(folder / "target")
