@@ -23,7 +23,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from specexit.buckets import BucketPath, location, refuse_bucket
 from specexit.errors import InputError, dotted, first_problem, shown
@@ -63,6 +63,17 @@ class Config(BaseModel):
         """A path is on disk, in a list and under a name as well, unless its key is a `specexit.buckets.Location`."""
         _refuse_buckets(value)
         return value
+
+    @model_validator(mode="after")
+    def _keeps_what_it_reads(self) -> Config:
+        """Refuse a file in ``out`` that another key names as well: the result would replace what it is made of."""
+        out = getattr(self, "out", None)
+        if isinstance(out, Path) and not isinstance(out, BucketPath) and out.is_file():
+            for name, value in self:
+                for path in value if isinstance(value, tuple) else (value,):
+                    if name != "out" and isinstance(path, Path) and path.exists() and path.samefile(out):
+                        raise ValueError(f"out is {out}, the file that {name} names, expected another: it is replaced")
+        return self
 
 
 def _refuse_buckets(value: Any) -> None:

@@ -267,6 +267,52 @@ def test_a_method_in_one_file_is_played_beside_the_others(files, capsys):
     assert "\n  last " in capsys.readouterr().out
 
 
+AT_LAST = 'yield Played("the last boundary", replay.outcome_at(last), np.full(len(last), 3))'
+UNCHECKED = """
+import sys
+
+def made(setting="a", outcome=None, probe_tokens=None, policy=None):
+    played = object.__new__(Played)  # as outside of the tests, which check types
+    vars(played).update(setting=setting, outcome=outcome, probe_tokens=probe_tokens, policy=policy)
+    return played
+"""
+
+
+@pytest.mark.parametrize(
+    ("play", "message"),
+    [
+        ('raise ValueError("boom")', r"play fails in .*wrong\.py:7: ValueError\('boom'\)"),
+        ("sys.exit(0)", r"play fails in .*wrong\.py:7: SystemExit\(0\)"),
+        ("yield 3", "play gives 3, expected"),
+        ("yield made(setting=None)", "setting is None, expected a line of text"),
+        ("yield made()", "setting a: outcome is None, expected what a Replay gives"),
+        ("yield made(outcome=replay.outcome_at(last + 1))", r"play fails in .*wrong\.py:7: .*boundary is 4 for trace"),
+        ("yield made(outcome=replay.outcome_at(last[:3]))", r"play fails in .*: .*has shape \(3,\)"),
+        ("yield made(outcome=replay.oracle(), probe_tokens=last - 9)", "setting a: probe_tokens has -6, expected no"),
+        ("yield made(outcome=replay.oracle(), probe_tokens=last[:2])", "setting a: probe_tokens is array"),
+        ('yield made(outcome=replay.oracle(), policy="off")', "setting a: policy is 'off', expected a Policy"),
+    ],
+)
+def test_a_method_that_plays_wrongly_is_named_with_its_mistake(files, play, message):
+    """These were tracebacks, rows that counted a part of the traces, probes that were a gain, and, where the file ended
+    the process, a success without a result."""
+    text = STRANGER.replace(AT_LAST, play)
+    assert text != STRANGER
+    (files / "wrong.py").write_text(text + UNCHECKED)
+    with pytest.raises(MethodError, match=f"^method last[:,] {message}"):
+        simulate(config_of(files, methods=(files / "wrong.py",)))
+    assert not (files / "out.json").exists()
+
+
+def test_a_result_does_not_replace_what_it_is_made_of(files, capsys):
+    scores, keys = (files / "scores.parquet").read_bytes(), {"traces": "traces", "scores": "scores", "out": "scores"}
+    with pytest.raises(SystemExit):
+        run("simulate", [f"{key}={files / name}.parquet" for key, name in keys.items()])
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"out is {files / 'scores.parquet'}, the file that scores names, expected another" in said
+    assert (files / "scores.parquet").read_bytes() == scores
+
+
 def test_two_methods_may_call_their_settings_the_same(files):
     """Of two that are quoted as they are, the table and the file had the later one alone."""
     for name, where in (("last", "len(trace.boundaries) - 1"), ("first", "0")):
@@ -291,6 +337,8 @@ def test_the_file_of_a_method_may_hold_a_dataclass_whose_annotations_are_text(tm
         ("", "METHOD is None, expected"),
         ("METHOD = 3", "METHOD is 3, expected"),
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("import sys; sys.exit(0)", r"cannot be imported: SystemExit\(0\)"),
+        (STRANGER.replace('"last"', '"a\\nb"'), r"name of METHOD is 'a\\nb', expected a line of text"),
         (STRANGER.replace('"last"', '"validity"'), "there is a method 'validity' already"),
         (STRANGER.replace('"last"', '"probe"'), "name of METHOD is 'probe', which is what `simulate` calls something"),
         (

@@ -106,6 +106,7 @@ class Replay:
         self.correct = np.array([_truth(trace, trace.correct) for trace in traces], np.float64)
         self.right = [_right(trace) for trace in traces] if right is None else right
         sizes = [len(trace.boundaries) for trace in traces]
+        self._n_boundaries = np.array(sizes, np.int64)
         self._first = np.cumsum([0, *sizes])[:-1]
         """Row of each trace's first boundary in the columns of all boundaries."""
         self._at = _column((trace.boundaries for trace in traces), np.int32)
@@ -144,7 +145,16 @@ class Replay:
         return self._outcome(traces, boundaries)
 
     def outcome_at(self, boundary: Int[np.ndarray, " traces"]) -> Outcome:
-        """What an exit at the given boundary of each trace does; -1 lets a trace think to its end."""
+        """What an exit at the given boundary of each trace does; -1 lets a trace think to its end.
+
+        Raises:
+          ValueError: there is not one for each trace, or a trace has no such boundary.
+        """
+        if np.shape(boundary) != self.n_think.shape:
+            raise ValueError(f"boundary has shape {np.shape(boundary)}, expected ({len(self.n_think)},), the traces")
+        if (beyond := np.flatnonzero(boundary >= self._n_boundaries)).size:
+            i, n = beyond[0], self._n_boundaries[beyond[0]]
+            raise ValueError(f"boundary is {boundary[i]} for trace {i}, expected less than its {n} boundaries, or -1")
         traces = np.flatnonzero(boundary >= 0)
         return self._outcome(traces, boundary[traces])
 

@@ -29,7 +29,17 @@ from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, check_one_target, data_sha256, read_outlines
 from specexit.errors import listed
 from specexit.method.decision import OFF, Policy
-from specexit.method.policies import FULL, METHODS, NOT_REPLAYED, ORACLE, PROBE, Method, Played, load_methods
+from specexit.method.policies import (
+    FULL,
+    METHODS,
+    NOT_REPLAYED,
+    ORACLE,
+    PROBE,
+    Method,
+    Played,
+    load_methods,
+    play_checked,
+)
 from specexit.method.policies.validity import early_of
 from specexit.method.replay import Largest, Outcome, Replay
 from specexit.method.stored import replays
@@ -193,7 +203,7 @@ def run(
       probe_early: the early share of the other source's validity; None where there is no other.
 
     Raises:
-      MethodError: see `Tally.add`.
+      MethodError: see `Tally.add` and `play_checked`.
     """
     known = _known(traces)
     number = {name: i for i, name in enumerate(known)}
@@ -207,7 +217,9 @@ def run(
         for replay, probe in blocks:
             tasks = np.array([number[trace.task or NO_TASK] for trace in replay.traces])
             for name, method in methods.items():
-                tallies[name].add(replay, method.play(replay, config), tasks)
+                ours = METHODS.get(name) is method
+                played = method.play(replay, config) if ours else play_checked(method, replay, config)
+                tallies[name].add(replay, played, tasks)
             if probe is not None:
                 tallies[PROBE].add(replay, METHODS["validity"].play(probe, beside), tasks)
             never = replay.outcome_at(np.full(len(replay.traces), -1))

@@ -98,6 +98,6 @@ def _from_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise MethodError(f"method {str(path)!r}: cannot be imported: {error!r}") from error
     return module

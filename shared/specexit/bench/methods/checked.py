@@ -20,8 +20,8 @@ TEXT: Rule = ("a text", lambda value: isinstance(value, str) and value != "")
 FLAG: Rule = ("true or false", lambda value: isinstance(value, bool))
 ATTRIBUTES: dict[str, Rule] = {
     "name": (  # of a line in a figure's legend, and of a folder of the run
-        "a text without / that begins with a letter or a digit",
-        lambda value: TEXT[1](value) and "/" not in value and value[0].isalnum(),
+        "a line of text without / that begins with a letter or a digit",
+        lambda value: TEXT[1](value) and "/" not in value and value[0].isalnum() and value.isprintable(),
     ),
     "engine": (f"one of {', '.join(ENGINES)}", lambda value: value in ENGINES),
     "says": TEXT,

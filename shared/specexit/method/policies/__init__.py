@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from specexit.errors import InputError
 from specexit.method.policies import boundary, budget, certaindex, deer, paper, stability, trio, validity
+from specexit.method.policies.checked import MethodError, check_method, play_checked
 from specexit.method.policies.method import Method, Played, play_policies, play_trials
 
 METHODS: dict[str, Method] = {
@@ -35,15 +35,12 @@ NOT_REPLAYED = {
 """Methods that `bench` can measure and that cannot be replayed, with the reason."""
 
 
-class MethodError(InputError):
-    """A file that holds no exit method."""
-
-
 def load_methods(paths: Iterable[Path]) -> dict[str, Method]:
     """The project's methods, and those of further files.
 
     Raises:
-      MethodError: a file cannot be imported, holds no ``METHOD``, or one whose name is taken, see `RESERVED`.
+      MethodError: a file cannot be imported, holds no ``METHOD``, see `check_method`, or one whose name is taken, see
+        `RESERVED`.
     """
     found = dict(METHODS)
     for path in paths:
@@ -54,11 +51,9 @@ def load_methods(paths: Iterable[Path]) -> dict[str, Method]:
         sys.modules[spec.name] = module  # dataclasses look their module up
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise MethodError(f"{path}: cannot be imported: {error!r}") from error
-        method = getattr(module, "METHOD", None)
-        if not isinstance(method, Method):
-            raise MethodError(f"{path}: METHOD is {method!r}, expected a specexit.method.policies.Method")
+        method = check_method(getattr(module, "METHOD", None), path)
         if method.name in RESERVED:
             raise MethodError(
                 f"{path}: name of METHOD is {method.name!r}, which is what `simulate` calls something else, expected "
@@ -81,6 +76,7 @@ __all__ = [
     "MethodError",
     "Played",
     "load_methods",
+    "play_checked",
     "play_policies",
     "play_trials",
 ]
