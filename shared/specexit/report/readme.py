@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from specexit.bench.results import (
@@ -52,13 +53,16 @@ def write_between(path: Path, begin: str, end: str, text: str) -> None:
       ReadmeError: the file cannot be read, or the marks are not there, once each and in that order.
     """
     try:
-        whole = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:
+            whole = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise ReadmeError(f"{path}: cannot be read, expected a Markdown file with a line {begin!r}: {error}") from error
     if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(begin) > whole.index(end):
         raise ReadmeError(f"{path}: expected one line {begin!r} and, below it, one line {end!r}")
     before, rest = whole.split(begin)
-    write_text(path, f"{before}{begin}\n{text}{end}{rest.split(end)[1]}")
+    ending = "\r\n" if "\r\n" in whole else "\n"  # of every line, as the file has them
+    between = f"{begin}\n{text}{end}".replace("\n", ending)
+    write_text(path, f"{before}{between}{rest.split(end)[1]}")
 
 
 def table(results: Results) -> str:
@@ -78,7 +82,7 @@ def table(results: Results) -> str:
             row.append(_share(results.oracle.fraction_reached[name]))
             row += [_times(versus.speedup[batch]) for batch in batches]
         lines.append(row)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _rows(lines)
 
 
 def family_table(results: Results) -> str:
@@ -98,7 +102,13 @@ def family_table(results: Results) -> str:
             f"{100 * theirs.accuracy:.0f} % -> {100 * ours.accuracy:.0f} %",
         ]
         lines.append(row + [_family_speed(ours.speedup.get(batch)) for batch in batches])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _rows(lines)
+
+
+def _rows(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of a Markdown table; a bar in a cell, as a method's name may have it, divides nothing."""
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def _family_speed(triple: Triple | None) -> str:

@@ -1,5 +1,6 @@
 """README's and the docs' tables and pictures come from the same results as the page."""
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from specexit.bench.results import (
 )
 from specexit.data.traces import Trace
 from specexit.report.page import report
-from specexit.report.readme import BEGIN, END, ReadmeError, family_table
+from specexit.report.readme import BEGIN, END, ReadmeError, family_table, write_table
 from specexit.report.regenerate import PLACES, Place, regenerate
 from tests.shared.report.pages import everything
 
@@ -53,6 +54,27 @@ def test_readme_and_pictures_come_from_the_same_results(bench: Path, trace: Trac
         ReadmeError, match=r"README\.md: cannot be read, expected a Markdown file with a line '<!-- res"
     ):
         report(found)
+
+
+def test_a_table_is_one_whatever_its_methods_are_called_and_the_files_line_ends_stay(bench: Path, trace: Trace) -> None:
+    """A bar in a name moved each number of its row by a column, and every line of the file ended otherwise."""
+    results = read_results(bench / "results.json")
+    named = dict(results.methods)
+    named["top|k"] = named["specexit"]
+    against = results.against_eagle3 | {"top|k": results.against_eagle3["specexit"]}
+    reached = results.oracle.fraction_reached | {"top|k": results.oracle.fraction_reached["specexit"]}
+    oracle = results.oracle.model_copy(update={"fraction_reached": reached})
+    changed = results.model_copy(update={"methods": named, "against_eagle3": against, "oracle": oracle})
+    readme = bench / "README.md"
+    readme.write_bytes(f"before\r\n{BEGIN}\r\nold\r\n{END}\r\nafter\r\n".encode())
+    write_table(readme, changed)
+    text = readme.read_bytes().decode()
+    assert text.count("\n") == text.count("\r\n")
+    assert text.startswith("before\r\n")
+    assert text.endswith("after\r\n")
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {8}
+    assert any(row[1] == r" top\|k " for row in rows)
 
 
 def test_docs_are_written_anew_from_what_is_there_and_what_is_absent_is_said(tmp_path: Path, bench: Path) -> None:
