@@ -22,6 +22,7 @@ from jax_specexit.export import read_parameter_of, tensor_pieces
 from jax_specexit.model.draft import Draft
 from jax_specexit.sharding import make_mesh
 from jax_specexit.stored import ParameterHash, open_checkpoint, write_checkpoint
+from jax_specexit.training.place import check_name
 from jax_specexit.training.run import Start, read_start, save_start
 from specexit.config import write_bytes, write_text
 from specexit.data.overlap import copy_prompts
@@ -184,6 +185,7 @@ def _aux_rms(path: Path, layers: int) -> tuple[float, ...]:
 
 def _to_checkpoint(config: ConvertConfig) -> str:
     assert config.draft is not None
+    check_name(config.out)
     draft, stored = open_draft(config.draft)
     path, hashed = config.draft / FILE, ParameterHash()
     aux_rms = _aux_rms(path, draft.num_aux_hidden_states)

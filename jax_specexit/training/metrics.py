@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -363,7 +364,7 @@ def _until(path: Path, step: int) -> list[str]:
 def _trained(lines: Sequence[str]) -> float:
     """Seconds of training up to the last of these lines that says so: one that holds only an evaluation does not."""
     found = (json.loads(line).get("trained_seconds") for line in reversed(lines))
-    return next((seconds for seconds in found if seconds is not None), 0.0)
+    return next((float(said) for said in found if isinstance(said, int | float) and 0 <= said < math.inf), 0.0)
 
 
 def check_wandb(project: str | None) -> None:

@@ -19,15 +19,32 @@ def check_place(out: Path) -> None:
 
     Raises:
       BucketError: the bucket may not be written, or there is none.
-      ConfigError: a file is in its place, or no folder can be renamed there.
+      ConfigError: see `check_name`; a file is in its place, or no folder can be renamed there.
       PassingError: the disk cannot be written to.
     """
+    check_name(out)
     if isinstance(out, BucketPath):
         out.check_writable()
         return
     _check_writable(out, out, "a new folder or a run's")
     if kind_of_mount(out).startswith("fuse"):
         _check_renames(out)
+
+
+def check_name(out: Path) -> None:
+    """Check that orbax will find what it has written.
+
+    It looks for the parts of a checkpoint by a pattern behind the whole path, in which brackets list characters. So it
+    finds none, merges nothing, and calls the checkpoint finished (0.11 to 0.12, with a warning).
+
+    Raises:
+      ConfigError: there is a bracket in the path, be it above ``out``.
+    """
+    if "[" in str(out if isinstance(out, BucketPath) else out.absolute()):
+        raise ConfigError(
+            f"out={out}: has a '[' in its path ({out.absolute()}), expected none: orbax takes it for the beginning of "
+            "a pattern, and no checkpoint in there could be read again"
+        )
 
 
 def check_file(out: Path) -> None:

@@ -100,9 +100,9 @@ def start(
     if before is not None:
         known = {"selection": before.selection, "before": before.before, "imported": before.imported}
         fixed = fixed._replace(**known, kept=before.kept)
-    elif config.init_from is not None:
-        kept = _type_of(source[1]) if config.freeze_trunk and source is not None else None
-        fixed = fixed._replace(before=chosen_before(config, None), imported=imported_as(config.init_from), kept=kept)
+    if config.init_from is not None and source is not None:  # which may be another draft than a kill left here
+        kept = _type_of(source[1]) if config.freeze_trunk else None
+        fixed = fixed._replace(before=chosen_on(config.init_from), imported=imported_as(config.init_from), kept=kept)
     return fixed, draft, target
 
 
@@ -127,12 +127,13 @@ def chosen_before(config: TrainConfig, before: Start | None) -> Selection | None
 
     Args:
       config: the run's.
-      before: what `check_start` has found: the folder in ``init_from`` may be gone since.
+      before: what `check_start` has found. Where there is a checkpoint, the folder in ``init_from`` may be gone since;
+        where there is none, it is what the run begins with, whatever it was when it was begun first.
 
     Raises:
       PolicyError: the ``policy.json`` in ``init_from`` cannot be used.
     """
-    if before is not None:
+    if before is not None and has_checkpoint(config.out):
         return before.before
     return None if config.init_from is None else chosen_on(config.init_from)
 

@@ -34,7 +34,7 @@ from specexit.data.overlap import OverlapError, read_prompts, write_prompts
 from specexit.data.packed import read_meta
 from specexit.data.traces import read_traces
 from specexit.drafts.config import DraftError, read_config
-from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft, vocabulary_tensors
+from specexit.drafts.directory import FLOATS, DraftConfig, SpecExitBlock, read_draft, vocabulary_tensors, write_draft
 from specexit.drafts.inspect import describe
 from specexit.drafts.policy import PolicyError, PolicyFile, Selection, read_policy
 from specexit.drafts.published import Origin, import_draft
@@ -335,6 +335,34 @@ def test_the_draft_that_a_run_began_with_is_not_needed_to_go_on(
     shutil.rmtree(recipe.out / "checkpoints")
     with pytest.raises(DraftError, match=f"^init_from={draft}: holds no config.json"):
         train(recipe)
+
+
+def test_what_begins_anew_says_of_the_draft_what_lies_there_now(
+    recipe: TrainConfig, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a kill that came before the first checkpoint, a run that read another draft used to call it the old one:
+    which prompts had chosen it was lost, and `calibrate` had nothing to refuse them by."""
+    draft = Path(shutil.copytree(foreign, tmp_path / "draft"))
+    recipe = recipe.model_copy(update={"init_from": draft, "steps": 1, "freeze_trunk": True})
+    recipe = recipe.model_copy(update={"signals": SignalConfig(source="fc")})
+    with monkeypatch.context() as killed:
+        killed.setattr("jax_specexit.training.train.write_status", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+    assert (read_start(recipe.out).before, read_start(recipe.out).kept) == (None, "float32")
+    config, tensors = read_draft(draft)
+    halves = {name: np.asarray(x, FLOATS["bfloat16"]) if x.dtype.kind == "f" else x for name, x in tensors.items()}
+    shutil.rmtree(draft)
+    write_draft(draft, config.model_copy(update={"torch_dtype": "bfloat16"}), halves)
+    selection = Selection(by="brier", prompts=("0123456789abcdef",))
+    (draft / "policy.json").write_text(PolicyFile(selection=selection).model_dump_json())
+    train(recipe)
+    assert (read_start(recipe.out).before, read_start(recipe.out).kept) == (selection, "bfloat16")
+    convert(ConvertConfig(run=recipe.out, out=tmp_path / "trained"))
+    assert read_policy(tmp_path / "trained").selection == selection
+    kept = read_draft(tmp_path / "trained")[1]
+    for name in halves.keys() - {"fc.weight"}:
+        np.testing.assert_array_equal(kept[name], halves[name], err_msg=name)
 
 
 def test_what_is_known_of_the_draft_stays_known(

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from jax_specexit.cluster import join
+from jax_specexit.convert import convert
 from jax_specexit.planning.aot import shapes_of
 from jax_specexit.training import start
 from jax_specexit.training.data import check_data
@@ -33,6 +34,7 @@ from specexit.data.packed import PackError, open_rows, read_meta
 from specexit.data.traces import WEIGHTS, read_labelled, write_traces
 from specexit.drafts.config import DraftError
 from specexit.errors import InputError, lasts
+from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import ClusterConfig, TrainConfig
 
@@ -345,6 +347,17 @@ def test_a_run_folder_that_cannot_be_is_refused_before_anything_is_loaded(
         train(recipe)
     assert not lasts(refused.value)
     assert not recipe.out.exists()
+
+
+@pytest.mark.parametrize("name", ["draft[v2]", "of [mine]/run"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(recipe: TrainConfig, tmp_path: Path, name: str) -> None:
+    """Runs used to end well, with checkpoints that nothing could read, and conversions likewise."""
+    out = tmp_path / name
+    with pytest.raises(ConfigError, match=r"^out=.*: has a '\[' in its path .*, expected none: orbax takes it for"):
+        train(recipe.model_copy(update={"out": out}))
+    with pytest.raises(ConfigError, match=r"^out=.*: has a '\[' in its path"):
+        convert(ConvertConfig(draft=tmp_path / "draft", out=out))
+    assert not out.parent.exists() or not [*out.parent.iterdir()]
 
 
 def test_a_trace_may_be_asked_for_before_the_first_step(recipe: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

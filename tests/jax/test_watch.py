@@ -458,6 +458,15 @@ def test_goodput_counts_what_was_lost_by_a_restart(tmp_path: Path) -> None:
     assert lines[1]["tokens_per_second"] == pytest.approx(1 / 4, abs=0.1)  # rounded to a tenth
 
 
+@pytest.mark.parametrize("said", ["3.1", float("nan"), float("inf"), -1, [3.1], None])
+def test_a_line_whose_time_is_no_number_ends_no_restart(tmp_path: Path, said: object) -> None:
+    """A text was compared with a number, behind minutes of loading, at every restart."""
+    lines = [{"step": 1, "trained_seconds": 4.0}, {"step": 2, "trained_seconds": said}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Metrics(tmp_path, total=8, start=2) as metrics:
+        assert metrics.trained == 4.0
+
+
 def test_goodput_does_not_go_by_a_clock_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set back, it made each line 0 or 100 %."""
     clock = SimpleNamespace(time=lambda: 1000.0, monotonic=lambda: clock.now, now=50.0)
