@@ -138,13 +138,16 @@ def engine_core(
     names: list[str], news: Sequence[str] = (), stop: Sequence[str] = ()
 ) -> Callable[[], Callable[[], object]]:
     """What the engine core does in a step with news of some requests, or of none; ``stop`` are stop strings of all."""
-    params = SimpleNamespace(stop=stop, extra_args=None)
-    requests = {name: SimpleNamespace(sampling_params=params, num_output_tokens=60) for name in names}
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreOutputs
+
+    request: dict[str, Any] = {"sampling_params": SamplingParams(stop=list(stop)), "num_output_tokens": 60}
+    requests: dict[str, Any] = {name: SimpleNamespace(**request) for name in names}
     reporter, judged = Reporter(), count(1)
 
     def step(told: Sequence[str]) -> Callable[[], object]:
         records = dict.fromkeys(told, _row(judged=next(judged)))
-        outputs = {0: SimpleNamespace(outputs=_outputs(names), finished_requests=None)}
+        outputs = {0: EngineCoreOutputs(outputs=_outputs(names))}
 
         def take() -> None:
             reporter.take(records, requests)
@@ -156,13 +159,20 @@ def engine_core(
     return lambda: step(news)
 
 
+def _state(name: str) -> Any:
+    """What stands for vLLM's `RequestState` of a running request."""
+    made: dict[str, Any] = {"request_id": name, "external_req_id": name, "parent_req": None, "request_index": 0}
+    made |= {"prompt_token_ids": [0], "detokenizer": None, "max_tokens_param": None, "lora_request": None}
+    return SimpleNamespace(**made)
+
+
 def front_end(
     names: list[str], news: Sequence[str] = (), stop: Sequence[str] = ()
 ) -> Callable[[], Callable[[], object]]:
     """What the front end of a server does in a step with news of some requests, or of none."""
     front = FrontEnd(Operation(SpecExitBlock(target="a target"), PolicyFile(), Serving()), Activity())
-    states = {name: SimpleNamespace(request_id=name, external_req_id=name, parent_req=None) for name in names}
-    processor = SimpleNamespace(request_states=states, **{KEY: front})
+    states = {name: _state(name) for name in names}
+    processor: Any = SimpleNamespace(request_states=states, external_req_ids={}, tokenizer=None, **{KEY: front})
     for state in states.values():
         setattr(state, reports.ADMITTED, front.operation.resolve(None))
     uncut = {UNCUT: (None, Record.from_row(_row()))} if stop else {}

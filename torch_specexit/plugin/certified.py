@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from specexit.drafts.computation import config_hashes
 from specexit.drafts.config import read_config
@@ -16,9 +16,10 @@ from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.tensors import weights_hash
 from specexit.method.decision import Policy
 from torch_specexit.plugin.compat.checks import folder_of
+from torch_specexit.plugin.protocols import VllmConfig
 
 
-def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
+def served_fingerprints(draft: Path, vllm_config: VllmConfig) -> dict[str, str | None]:
     """Fingerprints of what an engine serves, named as `specexit.drafts.policy.Fingerprints` has them.
 
     Args:
@@ -38,17 +39,17 @@ def served_fingerprints(draft: Path, vllm_config: Any) -> dict[str, str | None]:
     }
 
 
-def _kv_cache_dtype(vllm_config: Any) -> str:
+def _kv_cache_dtype(vllm_config: VllmConfig) -> str:
     """vLLM's name for the KV cache's type; 'auto' where it is the type that vLLM itself resolves 'auto' to."""
-    found = vllm_config.cache_config.cache_dtype
+    found, model = vllm_config.cache_config.cache_dtype, cast(Any, vllm_config.model_config)
     try:
         from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
     except ImportError:  # this vLLM has it elsewhere
         return found
-    return "auto" if found == resolve_kv_cache_dtype_string("auto", vllm_config.model_config) else found
+    return "auto" if found == resolve_kv_cache_dtype_string("auto", model) else found
 
 
-def served_target(vllm_config: Any) -> str | None:
+def served_target(vllm_config: VllmConfig) -> str | None:
     """Fingerprint of the target that an engine serves; None where its weights are not on this machine.
 
     The weights of a target on the Hub may arrive only when the engine loads them: ask again then.

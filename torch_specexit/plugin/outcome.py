@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from specexit.method.decision import ENDED
 from specexit.method.signals import NAMES
+from torch_specexit.plugin.protocols import EngineCoreOutput, EngineCoreOutputs, SchedulerRequest
 from torch_specexit.plugin.worker.rule import BEFORE, OVER, RECORD, THINKING
 
 KEY = "specexit"
@@ -127,7 +128,7 @@ class Reporter:
     """
 
     def __init__(self) -> None:
-        self.requests: dict[str, Any] = {}
+        self.requests: dict[str, SchedulerRequest] = {}
         """The scheduler's requests of which there is a record, by id."""
         self.replaced = False
         """Whether the draft's weights have been replaced."""
@@ -135,7 +136,7 @@ class Reporter:
         """Clients that have been told that the draft is not whole, and not yet that it is whole again."""
         self.failed = False
 
-    def take(self, records: Mapping[str, Sequence[float]], requests: Mapping[str, Any]) -> None:
+    def take(self, records: Mapping[str, Sequence[float]], requests: Mapping[str, SchedulerRequest]) -> None:
         """Take in news, before the scheduler takes in the step.
 
         Args:
@@ -156,7 +157,7 @@ class Reporter:
     def report(
         self,
         records: Mapping[str, Sequence[float]],
-        outputs: dict[int, Any],
+        outputs: Mapping[int, EngineCoreOutputs],
         inactive: str | None,
         awaiting: str | None = None,
     ) -> None:
@@ -190,7 +191,7 @@ class Reporter:
             if getattr(request, RECORD_KEY).phase != OVER:
                 setattr(request, RECORD_KEY, UNKNOWN)
 
-    def _tell_of_weights(self, number: int, client: Any, awaiting: str | None) -> None:
+    def _tell_of_weights(self, number: int, client: EngineCoreOutputs, awaiting: str | None) -> None:
         for output in client.outputs:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), AWAITING_KEY: awaiting}
         if awaiting is None:
@@ -198,7 +199,7 @@ class Reporter:
         else:
             self.awaiting.add(number)
 
-    def _tell(self, output: Any, *, fresh: bool) -> None:
+    def _tell(self, output: EngineCoreOutput, *, fresh: bool) -> None:
         request = self.requests.get(output.request_id)
         if request is None:
             return
@@ -207,11 +208,13 @@ class Reporter:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: told}
         if output.finish_reason is not None:
             if self.replaced:
-                output.kv_transfer_params[REPLACED_KEY] = True
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPLACED_KEY: True}
             self.requests.pop(output.request_id, None)
 
 
-def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> dict[str, Any] | None:
+def _tell(
+    request: SchedulerRequest, record: Record, finish_reason: object | None, *, fresh: bool
+) -> dict[str, Any] | None:
     """The report that goes with one output; None where there is no news of a running request: it has not been judged
     again, and its phase has not changed."""
     may_stop = bool(request.sampling_params.stop)
@@ -226,7 +229,7 @@ def _tell(request: Any, record: Record, finish_reason: Any, *, fresh: bool) -> d
     return record.progress() | ({UNCUT: (None, record)} if may_stop else {})
 
 
-def _is_handed_over(request: Any) -> bool:
+def _is_handed_over(request: SchedulerRequest) -> bool:
     """Whether a request is to be decoded by another instance, as its router has said in ``kv_transfer_params``."""
     transfer = (request.sampling_params.extra_args or {}).get("kv_transfer_params")
     return isinstance(transfer, dict) and bool(transfer.get("do_remote_decode"))

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 
@@ -17,6 +17,7 @@ from specexit.drafts.policy import FILE
 from specexit.errors import dotted, repeated
 from torch_specexit.plugin.compat.checks import draft_cache, draft_folder
 from torch_specexit.plugin.frontend.own_end import end_tokens
+from torch_specexit.plugin.protocols import ModelConfig, VllmConfig
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -28,13 +29,13 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 """Each is stricter than the one before."""
 
 
-def is_ours(draft: Any) -> bool:
+def is_ours(draft: object) -> bool:
     """Whether vLLM's ``ModelConfig`` of a draft names one of the plug-in's classes."""
     named = getattr(getattr(draft, "hf_config", None), "architectures", None) or ()
     return not set(ARCHITECTURES.values()).isdisjoint(named)
 
 
-def draft_config(vllm_config: Any) -> DraftConfig | None:
+def draft_config(vllm_config: VllmConfig) -> DraftConfig | None:
     """The SpecExit draft that an engine is configured with, or None where it has none.
 
     Raises:
@@ -46,7 +47,7 @@ def draft_config(vllm_config: Any) -> DraftConfig | None:
     return read_config(draft_folder(draft.model, draft.revision, draft_cache(vllm_config)))
 
 
-def serving_over(below: Serving, additional_config: Any) -> Serving:
+def serving_over(below: Serving, additional_config: object) -> Serving:
     """A draft's settings with the server's own on top.
 
     The server's come from ``--additional-config '{"specexit": {"mode": "shadow"}}'`` and, on top of that, from the
@@ -81,7 +82,7 @@ def check_transition(serving: Serving, block: SpecExitBlock) -> None:
             )
 
 
-def check_ends_nothing(serving: Serving, written: Sequence[int], model_config: Any) -> None:
+def check_ends_nothing(serving: Serving, written: Sequence[int], model_config: ModelConfig) -> None:
     """Check that no token of a server's transition text ends the answer.
 
     Args:
@@ -102,7 +103,7 @@ def check_ends_nothing(serving: Serving, written: Sequence[int], model_config: A
             )
 
 
-def _on_top(below: Serving, given: Any, where: str, *, over: str) -> Serving:
+def _on_top(below: Serving, given: object, where: str, *, over: str) -> Serving:
     if not isinstance(given, dict):
         raise ConfigError(f"{where}: {KEY} is {given!r}, expected an object with mode, audit_rate or the like")
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +14,7 @@ from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, DraftError, SpecExitBlock, check_target, check_vocabulary
 from specexit.drafts.layouts import LAYOUTS
 from specexit.drafts.window import window_fields
+from torch_specexit.plugin.protocols import ModelConfig, VllmConfig
 
 
 def folder_of(model: str, revision: str | None, file: str, cache: str | None = None) -> Path:
@@ -30,7 +30,7 @@ def folder_of(model: str, revision: str | None, file: str, cache: str | None = N
     return Path(str(cached_file(model, file, revision=revision, cache_dir=cache))).parent
 
 
-def draft_cache(vllm_config: Any) -> str | None:
+def draft_cache(vllm_config: VllmConfig) -> str | None:
     """Where vLLM keeps the weights of a draft that is named as on the Hub; None for the Hub client's own cache."""
     own = getattr(vllm_config.speculative_config, "draft_load_config", None)
     return (own or vllm_config.load_config).download_dir
@@ -61,7 +61,7 @@ def draft_folder(model: str, revision: str | None, cache: str | None) -> Path:
         ) from error
 
 
-def check_draft(config: DraftConfig, folder: Path, target: Any, window: int | None = None) -> SpecExitBlock:
+def check_draft(config: DraftConfig, folder: Path, target: ModelConfig, window: int | None = None) -> SpecExitBlock:
     """Check that a draft can serve a target.
 
     Args:

@@ -124,7 +124,7 @@ class Hook:
             setattr(owner, self.method, wrapped)
 
 
-def is_hooked(owner: Any, method: str) -> bool:
+def is_hooked(owner: object, method: str) -> bool:
     """Whether a class or module has one of our wraps for this method or function."""
     return hasattr(getattr(owner, method, None), _MARK)
 

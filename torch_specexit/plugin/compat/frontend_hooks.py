@@ -8,13 +8,15 @@ fit costs only its own feature. Servers without a SpecExit draft are left as the
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import cast
 
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, install
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
 from torch_specexit.plugin.compat.telemetry_hooks import TELEMETRY_HOOKS
 from torch_specexit.plugin.frontend import opening, starting
+from torch_specexit.plugin.frontend.protocols import AsyncLLM
+from torch_specexit.plugin.protocols import VllmConfig
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -22,14 +24,14 @@ _ENGINE, _LOGGERS = "vllm.v1.engine", "vllm.v1.metrics.loggers"
 
 
 def _init_engine(original: Method) -> Method:
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: object, vllm_config: VllmConfig, *args: object, **kwargs: object) -> None:
         found = opening.settings_of(vllm_config)
         if found is None:
             original(self, vllm_config, *args, **kwargs)
             return
         with starting.heard_at_once():
             original(self, vllm_config, *args, **kwargs)
-            opening.open_front_end(self, found)
+            opening.open_front_end(cast(AsyncLLM, self), found)
             misfit = install(FRONTEND_HOOKS)
             if misfit:
                 logger.warning(misfit)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -14,7 +16,7 @@ _complaints: set[tuple[type[Exception], str, int]] = set()
 request, and so be new each time."""
 
 
-def harmless(action: Callable[[], Any]) -> Any:
+def harmless(action: Callable[[], T]) -> T | None:
     """Run an action and return its result; None where it fails. The same failure is logged once, not at every step."""
     try:
         return action()

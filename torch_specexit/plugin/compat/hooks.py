@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
-from typing import Any
 
 from specexit.config import ConfigError
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, misfits
 from torch_specexit.plugin.worker import interrupt, runner_v1, runner_v2, weights
-from torch_specexit.plugin.worker.rule import Sampled
+from torch_specexit.plugin.worker.protocols import Empty
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -51,7 +49,7 @@ def _runner_hooks(
     drafter: str,
     state: tuple[str, ...],
     steps: tuple[str, ...],
-    empty: Callable[[Any], Sampled],
+    empty: Empty,
 ) -> tuple[Hook, ...]:
     """Hooks that are the same for both runners, but for the names of what they rely on."""
     runner_class = f"{module}:GPUModelRunner"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib
 import logging
-from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from torch_specexit.plugin.compat.fit import Hook, Method, Takes, Uses, install, is_hooked
+from torch_specexit.plugin.protocols import VllmConfig
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -70,7 +70,7 @@ def install_repairs() -> None:
             logger.warning(misfit)
 
 
-def cannot_sample(vllm_config: Any) -> str | None:
+def cannot_sample(vllm_config: VllmConfig) -> str | None:
     """Why an engine must not sample: it would meet the defect, and the repair is not in place. None where it may."""
     if vllm_config.speculative_config is None or vllm_config.device_config.device_type != "cpu":
         return None
@@ -81,7 +81,7 @@ def cannot_sample(vllm_config: Any) -> str | None:
     return "this vLLM samples wrongly with a draft on a CPU, and the repair does not fit it"
 
 
-def cannot_read(vllm_config: Any) -> str | None:
+def cannot_read(vllm_config: VllmConfig) -> str | None:
     """Why an engine must not be asked for the logprobs of given tokens: beside any draft, V1's rejection sampler fails
     of that (0.32), and the engine dies with all its requests. None where it may."""
     if vllm_config.speculative_config is None or getattr(vllm_config, "use_v2_model_runner", False):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from specexit.schemas.sampling import NEUTRAL
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses
 from torch_specexit.plugin.compat.harmless import harmless
 from torch_specexit.plugin.frontend import arguments, reports, sampling
+from torch_specexit.plugin.frontend.protocols import (
+    AsyncLLM,
+    EngineCoreRequest,
+    OutputProcessor,
+    ParentRequest,
+)
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import EngineCoreOutput, LoRARequest, SamplingParams
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -21,13 +29,13 @@ _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletio
 
 def _process_outputs(original: Method) -> Method:
     def process_outputs(
-        self: Any,
-        engine_core_outputs: Any,
-        engine_core_timestamp: Any = None,
-        iteration_stats: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+        self: OutputProcessor,
+        engine_core_outputs: Sequence[EngineCoreOutput],
+        engine_core_timestamp: float | None = None,
+        iteration_stats: object = None,
+        *args: object,
+        **kwargs: object,
+    ) -> object:
         known = harmless(lambda: reports.attach(self, engine_core_outputs))
         result = original(self, engine_core_outputs, engine_core_timestamp, iteration_stats, *args, **kwargs)
         if known:
@@ -39,14 +47,14 @@ def _process_outputs(original: Method) -> Method:
 
 def _add_request(original: Method) -> Method:
     def add_request(
-        self: Any,
-        request: Any,
-        prompt: Any,
-        parent_req: Any = None,
+        self: OutputProcessor,
+        request: EngineCoreRequest,
+        prompt: str | None,
+        parent_req: ParentRequest | None = None,
         request_index: int = 0,
-        queue: Any = None,
-        *args: Any,
-        **kwargs: Any,
+        queue: object = None,
+        *args: object,
+        **kwargs: object,
     ) -> None:
         """vLLM's own, with what the server decides about the request in it."""
         front: FrontEnd | None = getattr(self, KEY, None)
@@ -61,7 +69,7 @@ def _add_request(original: Method) -> Method:
     return add_request
 
 
-def check_early(engine: Any, params: Any, adapter: Any) -> None:
+def check_early(engine: AsyncLLM, params: SamplingParams, adapter: LoRARequest | None) -> None:
     """Refuse bad arguments as a server hands a request to its engine. Nothing of an answer has been sent by then, and
     all that decides the admission is known.
 
@@ -79,7 +87,9 @@ def check_early(engine: Any, params: Any, adapter: Any) -> None:
 
 
 def _generate(original: Method) -> Method:
-    def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
+    def generate(
+        self: AsyncLLM, prompt: object, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> object:
         check_early(self, sampling_params, kwargs.get("lora_request"))
         return original(self, prompt, sampling_params, request_id, **kwargs)
 
@@ -89,7 +99,7 @@ def _generate(original: Method) -> Method:
 def _check_health(original: Method) -> Method:
     logged: str | None = None  # probes come every few seconds
 
-    async def check_health(self: Any) -> None:
+    async def check_health(self: AsyncLLM) -> None:
         await original(self)
         front: FrontEnd | None = getattr(self.output_processor, KEY, None)
         if front is None:

@@ -9,15 +9,17 @@ from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses
 from torch_specexit.plugin.compat.request_hooks import check_early
 from torch_specexit.plugin.frontend import arguments, efforts
 from torch_specexit.plugin.frontend.inner import inner
+from torch_specexit.plugin.frontend.protocols import ChatRequest, CompletionRequest, ResponsesServing
 from torch_specexit.plugin.frontend.routes import Endpoints
-from torch_specexit.plugin.frontend.streaming import Reports
+from torch_specexit.plugin.frontend.streaming import Reports, Result
+from torch_specexit.plugin.protocols import SamplingParams
 
 _CHAT, _COMPLETION = "vllm.entrypoints.openai.chat_completion", "vllm.entrypoints.openai.completion"
 _RESPONSES, _ENGINE = "vllm.entrypoints.openai.responses", "vllm.v1.engine"
 
 
 def _to_sampling_params(original: Method) -> Method:
-    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def to_sampling_params(self: object, *args: object, **kwargs: object) -> SamplingParams:
         params = original(self, *args, **kwargs)
         params.extra_args = efforts.with_effort(params.extra_args, self)
         return params
@@ -26,7 +28,7 @@ def _to_sampling_params(original: Method) -> Method:
 
 
 def _to_beam_search_params(original: Method) -> Method:
-    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def to_beam_search_params(self: CompletionRequest, *args: object, **kwargs: object) -> object:
         arguments.admit_beams(self.vllm_xargs)
         inner.set(True)  # for the rest of this HTTP request, or for the part that makes a chat's stream: `_as_inner`
         return original(self, *args, **kwargs)
@@ -34,7 +36,7 @@ def _to_beam_search_params(original: Method) -> Method:
     return to_beam_search_params
 
 
-async def _as_inner(results: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _as_inner(results: AsyncIterator[Result]) -> AsyncIterator[Result]:
     """vLLM makes the parameters of a chat's stream in a task of its own, and runs the stream in another."""
     inner.set(True)
     async for result in results:
@@ -43,7 +45,7 @@ async def _as_inner(results: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 def _stream_chat(original: Method) -> Method:
     def chat_completion_stream_generator(
-        self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
+        self: object, request: ChatRequest, result_generator: AsyncIterator[Result], *args: object, **kwargs: object
     ) -> AsyncIterator[str]:
         told = Reports(request.n or 1)
         if request.use_beam_search:
@@ -55,7 +57,12 @@ def _stream_chat(original: Method) -> Method:
 
 def _stream_completion(original: Method) -> Method:
     def completion_stream_generator(
-        self: Any, request: Any, engine_inputs: Any, result_generator: Any, *args: Any, **kwargs: Any
+        self: object,
+        request: CompletionRequest,
+        engine_inputs: object,
+        result_generator: AsyncIterator[Result],
+        *args: object,
+        **kwargs: object,
     ) -> AsyncIterator[str]:
         told = Reports(request.n or 1)
         chunks = original(self, request, engine_inputs, told.watch(result_generator), *args, **kwargs)
@@ -65,7 +72,7 @@ def _stream_completion(original: Method) -> Method:
 
 
 def _generate_response(original: Method) -> Method:
-    def _generate_with_builtin_tools(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _generate_with_builtin_tools(self: ResponsesServing, *args: object, **kwargs: Any) -> object:
         check_early(self.engine_client, kwargs["sampling_params"], kwargs.get("lora_request"))
         return original(self, *args, **kwargs)
 
@@ -73,7 +80,7 @@ def _generate_response(original: Method) -> Method:
 
 
 def _load_endpoint_plugins(original: Method) -> Method:
-    def load_endpoint_plugins(*args: Any, **kwargs: Any) -> list[Any]:
+    def load_endpoint_plugins(*args: object, **kwargs: object) -> list[object]:
         return [*original(*args, **kwargs), Endpoints()]
 
     return load_endpoint_plugins

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch_specexit.plugin import settings
 from torch_specexit.plugin.compat.fit import Has, Hook, Method, Takes, Uses
 from torch_specexit.plugin.compat.harmless import harmless
 from torch_specexit.plugin.frontend import metrics, reports, tracing
+from torch_specexit.plugin.frontend.protocols import OutputProcessor, RequestState, StatLogger
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import VllmConfig
 
 _PROCESSOR, _LOGGERS = "vllm.v1.engine.output_processor", "vllm.v1.metrics.loggers"
 _METRICS = "when stat logger plug-ins see single requests, and do not switch statistics on that were switched off"
 
 
 def _do_tracing(original: Method) -> Method:
-    def do_tracing(self: Any, engine_core_output: Any, req_state: Any, *args: Any, **kwargs: Any) -> None:
+    def do_tracing(
+        self: OutputProcessor, engine_core_output: object, req_state: RequestState, *args: object, **kwargs: object
+    ) -> None:
         harmless(lambda: reports.cut(self, req_state))
         with tracing.of_request(getattr(req_state, KEY, None)):
             original(self, engine_core_output, req_state, *args, **kwargs)
@@ -25,31 +30,36 @@ def _do_tracing(original: Method) -> Method:
 
 def _instrument_manual(original: Method) -> Method:
     def instrument_manual(
-        span_name: str, start_time: int, end_time: Any = None, attributes: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
+        span_name: str,
+        start_time: int,
+        end_time: int | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        *args: object,
+        **kwargs: object,
+    ) -> object:
         return original(span_name, start_time, end_time, tracing.with_ours(attributes), *args, **kwargs)
 
     return instrument_manual
 
 
 def _init_stat_logger(original: Method) -> Method:
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: object, vllm_config: VllmConfig, *args: object, **kwargs: object) -> None:
         original(self, vllm_config, *args, **kwargs)
         if settings.draft_config(vllm_config) is not None:
-            setattr(self, KEY, metrics.ExitMetrics(self))
+            setattr(self, KEY, metrics.ExitMetrics(cast(StatLogger, self)))
 
     return __init__
 
 
 def _record(original: Method) -> Method:
     def record(
-        self: Any,
-        scheduler_stats: Any,
-        iteration_stats: Any,
-        mm_cache_stats: Any = None,
+        self: StatLogger,
+        scheduler_stats: object,
+        iteration_stats: object,
+        mm_cache_stats: object = None,
         engine_idx: int = 0,
-        *args: Any,
-        **kwargs: Any,
+        *args: object,
+        **kwargs: object,
     ) -> None:
         original(self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx, *args, **kwargs)
         harmless(lambda: metrics.record(self, scheduler_stats, iteration_stats, engine_idx))

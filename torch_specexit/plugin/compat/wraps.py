@@ -6,20 +6,36 @@ A wrap calls the original once and hands on its result. Our own part of it is gu
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
 
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.fit import Method
 from torch_specexit.plugin.compat.harmless import harmless
 from torch_specexit.plugin.compat.repairs import cannot_read, cannot_sample
 from torch_specexit.plugin.frontend import arguments
+from torch_specexit.plugin.protocols import InputProcessor, Scheduler
 from torch_specexit.plugin.worker import runner_v1, runner_v2
 from torch_specexit.plugin.worker.exits import draft_of, exits_of
-from torch_specexit.plugin.worker.rule import Sampled
+from torch_specexit.plugin.worker.protocols import (
+    AttentionMetadata,
+    Empty,
+    InputBatchV2,
+    ProposerV1,
+    Runner,
+    RunnerV1,
+    RunnerV2,
+    SchedulerOutput,
+    SpecDecodeMetadata,
+    SpeculatorV2,
+    Worker,
+)
 
 
-def get_kv_cache_spec(empty: Callable[[Any], Sampled]) -> Callable[[Method], Method]:
+def get_kv_cache_spec(empty: Empty) -> Callable[[Method], Method]:
     """Make exits ready, once everything is loaded.
 
     Args:
@@ -27,7 +43,7 @@ def get_kv_cache_spec(empty: Callable[[Any], Sampled]) -> Callable[[Method], Met
     """
 
     def wrap(original: Method) -> Method:
-        def get_kv_cache_spec(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def get_kv_cache_spec(self: Runner, *args: object, **kwargs: object) -> object:
             exits_of(self, empty)
             return original(self, *args, **kwargs)
 
@@ -39,7 +55,7 @@ def get_kv_cache_spec(empty: Callable[[Any], Sampled]) -> Callable[[Method], Met
 def execute_model(original: Method) -> Method:
     """Take in new requests and drop finished ones, before a step."""
 
-    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+    def execute_model(self: Runner, scheduler_output: SchedulerOutput, *args: object, **kwargs: object) -> object:
         exits = exits_of(self)
         if exits is not None:
             runner_v2.keep_restored(exits, getattr(self, "pcp_manager", None))
@@ -55,7 +71,7 @@ def execute_model(original: Method) -> Method:
 def sample_tokens(original: Method) -> Method:
     """Keep the hidden states of a step at hand while it is sampled, and close the step after drafting."""
 
-    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def sample_tokens(self: Runner, *args: object, **kwargs: object) -> object:
         exits, state = exits_of(self), self.execute_model_state
         if exits is not None and state is not None:
             exits.aux = state.aux_hidden_states
@@ -70,7 +86,7 @@ def sample_tokens(original: Method) -> Method:
 def sample_v1(original: Method) -> Method:
     """Apply the rule to V1's result, before anyone has seen it."""
 
-    def _sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
+    def _sample(self: RunnerV1, logits: Tensor, spec_decode_metadata: SpecDecodeMetadata | None) -> object:
         exits = exits_of(self)
         if exits is None:
             return original(self, logits, spec_decode_metadata)
@@ -86,7 +102,9 @@ def sample_v1(original: Method) -> Method:
 def sample_v2(original: Method) -> Method:
     """Apply the rule to V2's result, before anyone has seen it."""
 
-    def sample(self: Any, hidden_states: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def sample(
+        self: RunnerV2, hidden_states: Tensor, input_batch: InputBatchV2, *args: object, **kwargs: object
+    ) -> object:
         exits = exits_of(self)
 
         def sampled() -> Any:
@@ -106,7 +124,7 @@ def input_fits_in_drafter(original: Method) -> Method:
     """Have the draft's first pass run where vLLM would skip it. A served draft is no shorter than its engine's context,
     and without the pass requests would be judged by the signals of an earlier step."""
 
-    def _input_fits_in_drafter(self: Any, common_attn_metadata: Any) -> bool:
+    def _input_fits_in_drafter(self: RunnerV1, common_attn_metadata: object | None) -> bool:
         fits = original(self, common_attn_metadata)
         exits = exits_of(self)
         if exits is None or fits or common_attn_metadata is None:
@@ -120,7 +138,7 @@ def input_fits_in_drafter(original: Method) -> Method:
 def propose_v1(original: Method) -> Method:
     """Mark the first pass of V1's draft, and make sure that there is one."""
 
-    def propose(self: Any, num_speculative_tokens: int, *args: Any, **kwargs: Any) -> Any:
+    def propose(self: ProposerV1, num_speculative_tokens: int, *args: object, **kwargs: Any) -> object:
         draft = draft_of(self)
         if draft is None:
             return original(self, num_speculative_tokens, *args, **kwargs)
@@ -143,13 +161,17 @@ def propose_v1(original: Method) -> Method:
     return propose
 
 
-def _next_of_prompts(next_token_ids: Any, places: Any, tokens: Any) -> Any:
+def _next_of_prompts(
+    next_token_ids: Int[Tensor, " requests"], places: Int[Tensor, " some"], tokens: Int[Tensor, " some"]
+) -> Int[Tensor, " requests"]:
     """What the draft reads at the end of each request's rows, with the right tokens for those with more prompt to come;
     a copy, as vLLM keeps its own for the next step."""
     return next_token_ids.index_copy(0, places, tokens.to(next_token_ids.dtype))
 
 
-def _last_rows(token_indices_to_sample: Any, common_attn_metadata: Any, **others: Any) -> Any:
+def _last_rows(
+    token_indices_to_sample: Int[Tensor, " requests"] | None, common_attn_metadata: AttentionMetadata, **others: object
+) -> Int[Tensor, " requests"]:
     """Row of the last accepted token of each request, among those of the first pass of V1's draft."""
     if token_indices_to_sample is not None:
         return token_indices_to_sample
@@ -159,7 +181,7 @@ def _last_rows(token_indices_to_sample: Any, common_attn_metadata: Any, **others
 def prefill(original: Method) -> Method:
     """Mark the first pass of V2's draft, and say where the last accepted tokens are in it."""
 
-    def _prefill(self: Any, num_reqs: int, *args: Any, **kwargs: Any) -> Any:
+    def _prefill(self: SpeculatorV2, num_reqs: int, *args: object, **kwargs: object) -> object:
         draft = draft_of(self)
         if draft is None:
             return original(self, num_reqs, *args, **kwargs)
@@ -177,7 +199,7 @@ def prefill(original: Method) -> Method:
 def sleep(original: Method) -> Method:
     """Have the draft remember its weights, which may have been replaced since the last step, and keep its buffers."""
 
-    def sleep(self: Any, *args: Any, **kwargs: Any) -> None:
+    def sleep(self: Worker, *args: object, **kwargs: object) -> None:
         exits = exits_of(self.model_runner)
         if exits is not None:
             exits.draft.fall_asleep()
@@ -189,7 +211,7 @@ def sleep(original: Method) -> Method:
 def wake_up(original: Method) -> Method:
     """Check whether a sleep has left the draft's weights as they were."""
 
-    def wake_up(self: Any, tags: Any = None, *args: Any, **kwargs: Any) -> None:
+    def wake_up(self: Worker, tags: Sequence[str] | None = None, *args: object, **kwargs: object) -> None:
         original(self, tags, *args, **kwargs)
         exits = exits_of(self.model_runner)
         if exits is not None and (tags is None or "weights" in tags):
@@ -201,7 +223,7 @@ def wake_up(original: Method) -> Method:
 def update_from_output(original: Method) -> Method:
     """Put what is new about requests into the outputs."""
 
-    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+    def update_from_output(self: Scheduler, scheduler_output: object, model_runner_output: object) -> object:
         reporter: outcome.Reporter = vars(self).setdefault("_specexit_reporter", outcome.Reporter())
         records = getattr(model_runner_output, outcome.KEY, None) or {}
         inactive = getattr(model_runner_output, outcome.INACTIVE_KEY, None)
@@ -218,7 +240,7 @@ def update_from_output(original: Method) -> Method:
 def validate_params(original: Method) -> Method:
     """Refuse bad arguments at admission, and requests that this vLLM would answer wrongly."""
 
-    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+    def _validate_params(self: InputProcessor, params: object, *args: object, **kwargs: object) -> object:
         # A server's front end checks by itself, where it knows the request's adapter.
         if getattr(self, outcome.KEY, None) is None:
             arguments.admit(getattr(params, "extra_args", None), self.vllm_config)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from torch_specexit.plugin.compat.fit import misfits
 from torch_specexit.plugin.compat.hooks import needed
+from torch_specexit.plugin.protocols import VllmConfig
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -56,6 +56,6 @@ class Activity:
         self.tell(active, kind)
 
 
-def misfit_of(vllm_config: Any) -> str | None:
+def misfit_of(vllm_config: VllmConfig) -> str | None:
     """Why this vLLM would serve without exits; None where every hook that exits need fits."""
     return misfits(needed(v2=getattr(vllm_config, "use_v2_model_runner", True)))

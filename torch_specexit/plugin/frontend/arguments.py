@@ -22,6 +22,8 @@ from specexit.errors import dotted
 from specexit.method.decision import MOST_TOKENS, Policy
 from specexit.method.signals import NAMES, SIGNALS, column
 from torch_specexit.plugin.compat.checks import draft_cache, draft_folder
+from torch_specexit.plugin.frontend.protocols import EngineCoreRequest
+from torch_specexit.plugin.protocols import VllmConfig
 from torch_specexit.plugin.settings import is_ours
 
 PREFIX = "specexit"
@@ -261,7 +263,7 @@ def _early_for(thresholds: Mapping[str, float], early: Mapping[str, float]) -> d
     }
 
 
-def vouch(request: Any) -> None:
+def vouch(request: EngineCoreRequest) -> None:
     """Have the workers take a request's arguments as they are: who asks in `vllm.LLM` is the operator.
 
     Args:
@@ -271,17 +273,18 @@ def vouch(request: Any) -> None:
       ArgumentError: for a risk or an effort, for which only a server has points; of the class that `refusal` returns.
     """
     params = request.sampling_params
-    if params is None or not any(names_ours(key) for key in params.extra_args or ()):
+    given = (params.extra_args if params else None) or {}
+    if params is None or not any(names_ours(key) for key in given):
         return
     for key in FOR_SERVERS:
-        if params.extra_args.get(key) is not None:
+        if given.get(key) is not None:
             with _refusing():
                 raise _for_servers(key)
-    request.sampling_params = copy.copy(params)
-    request.sampling_params.extra_args = {**params.extra_args, OFFLINE: True}
+    request.sampling_params = ours = copy.copy(params)
+    ours.extra_args = {**given, OFFLINE: True}
 
 
-def check(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
+def check(extra_args: Mapping[str, Any] | None, vllm_config: VllmConfig) -> None:
     """Check a request's arguments at its admission, where no front end says what requests may ask for: in `vllm.LLM`,
     or in a server without exits, as this vLLM does not fit.
 
@@ -307,7 +310,7 @@ def _block_of(model: str, revision: str | None, cache: str | None) -> SpecExitBl
         return None
 
 
-def admit(extra_args: Mapping[str, Any] | None, vllm_config: Any) -> None:
+def admit(extra_args: Mapping[str, Any] | None, vllm_config: VllmConfig) -> None:
     """`check`, with an error that vLLM's servers answer with HTTP 400.
 
     Raises:

@@ -21,7 +21,7 @@ import logging
 import weakref
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,9 @@ from specexit.processes import python
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Admitted
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
+from torch_specexit.plugin.frontend.protocols import AsyncLLM, RequestState
 from torch_specexit.plugin.outcome import HANDED_OVER
+from torch_specexit.plugin.protocols import LoRARequest
 from torch_specexit.plugin.worker.openings import begin_of
 
 logger = logging.getLogger("vllm.specexit")
@@ -108,14 +110,14 @@ class Case:
     output_ids: array[int]
     kept: int | None
     max_tokens: int | None
-    lora: Any = None
+    lora: LoRARequest | None = None
     cache_salt: str | None = None
     priority: int = 0
 
     @classmethod
-    def of(cls, state: Any, would_exit: int | None, tokens: ThinkTokens) -> Case:
+    def of(cls, state: RequestState, would_exit: int | None, tokens: ThinkTokens) -> Case:
         """From vLLM's `RequestState` of a finished request."""
-        prompt, output = array("i", state.prompt_token_ids), array("i", state.detokenizer.output_token_ids)
+        prompt, output = array("i", state.prompt_token_ids or ()), array("i", state.detokenizer.output_token_ids)
         begin = begin_of(prompt, output, tokens.start, tokens.end_marker)
         return cls(
             request=state.request_id,
@@ -135,11 +137,15 @@ class Case:
         return (len(self.prompt_ids) + len(self.output_ids)) * self.prompt_ids.itemsize + chosen
 
 
+Generate = Callable[[Sequence[int], int, Case], Awaitable[str]]
+"""Decodes greedily, exits off: takes a prompt, the most tokens and the case, returns text."""
+
+
 class Audit:
     """The audits of one server, one at a time.
 
     Args:
-      generate: coroutine function ``(prompt_ids, max_tokens, case) -> text`` that decodes greedily, exits off.
+      generate: see `Generate`.
       decode: token ids to text, without special tokens, as ``generate`` has it.
       tokens: of ``<think>`` and ``</think>``, and those at which a step of the thinking ends.
       max_model_len: of the engine.
@@ -152,7 +158,7 @@ class Audit:
 
     def __init__(
         self,
-        generate: Callable[..., Any],
+        generate: Generate,
         decode: Callable[[list[int]], str],
         tokens: ThinkTokens,
         max_model_len: int,
@@ -171,7 +177,7 @@ class Audit:
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
 
-    def consider(self, state: Any, admitted: Admitted, report: dict[str, Any]) -> None:
+    def consider(self, state: RequestState, admitted: Admitted, report: dict[str, Any]) -> None:
         """Audit a finished request in the background, if it was chosen for that when it was admitted."""
         if not admitted.audited or admitted.point is None or state.prompt_token_ids is None:
             return
@@ -320,7 +326,7 @@ async def same_answer_apart(a: str | None, b: str | None, kind: str = "math") ->
     return bool(await _ask_apart([a, b, kind], SECONDS_COMPARING)) if plainly is None else plainly
 
 
-async def _ask_apart(question: Any, seconds: float) -> Any:
+async def _ask_apart(question: object, seconds: float) -> Any:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*python("specexit.data.answers"), stdin=pipe, stdout=pipe)
     try:
@@ -334,7 +340,7 @@ async def _ask_apart(question: Any, seconds: float) -> Any:
     return json.loads(out)
 
 
-def generator_of(engine: Any) -> Callable[..., Any]:
+def generator_of(engine: AsyncLLM) -> Generate:
     """What an `Audit` generates with: vLLM's `AsyncLLM`, at the lowest priority where its scheduler knows any."""
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
@@ -381,7 +387,11 @@ def generator_of(engine: Any) -> Callable[..., Any]:
     return generate
 
 
-async def _adapter(engine: Any, lora: Any) -> Any:
+_IN_PLACE = "load_inplace"
+"""Attribute of a `LoRARequest`, of some versions of vLLM."""
+
+
+async def _adapter(engine: AsyncLLM, lora: LoRARequest | None) -> LoRARequest | None:
     """What an audit may ask for in place of its request's adapter, or a `NotLoadedError`."""
     if lora is None:
         return None
@@ -390,8 +400,8 @@ async def _adapter(engine: Any, lora: Any) -> Any:
     if not all(lora.lora_int_id in loaded for loaded in await asyncio.gather(*asked)):
         raise NotLoadedError
     lora = copy.copy(lora)
-    if getattr(lora, "load_inplace", False):  # its weights of then would come into the requests of clients
-        lora.load_inplace = False
+    if getattr(lora, _IN_PLACE, False):  # its weights of then would come into the requests of clients
+        setattr(lora, _IN_PLACE, False)
     return lora
 
 

@@ -28,7 +28,7 @@ def point_for(effort: Effort | None, points: Mapping[Effort, str]) -> str | None
     return None if effort is None else points.get(effort)
 
 
-def effort_of(request: Any) -> str | None:
+def effort_of(request: object) -> str | None:
     """The effort of a chat or a responses request; None where it has none that an operating point could be for."""
     effort = getattr(request, "reasoning_effort", None)
     if effort is None:
@@ -36,7 +36,7 @@ def effort_of(request: Any) -> str | None:
     return effort if effort in get_args(Effort) else None
 
 
-def with_effort(extra_args: Mapping[str, Any] | None, request: Any) -> dict[str, Any] | None:
+def with_effort(extra_args: Mapping[str, Any] | None, request: object) -> dict[str, Any] | None:
     """A request's arguments with its effort among them; an effort under our own key takes precedence.
 
     Example:

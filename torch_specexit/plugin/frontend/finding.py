@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from torch_specexit.plugin.frontend.callers import response_of
 from torch_specexit.plugin.frontend.finished import Choices, Finished
 from torch_specexit.plugin.frontend.operation import Admitted
+from torch_specexit.plugin.frontend.protocols import OutputProcessor, RequestState
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 
 PARTS = "specexit_parts"
@@ -40,7 +41,7 @@ class Running:
     def __init__(self) -> None:
         self._of: WeakValueDictionary[tuple[str | None, str], Parts] = WeakValueDictionary()
 
-    def add(self, caller: str | None, response: str, state: Any) -> None:
+    def add(self, caller: str | None, response: str, state: RequestState) -> None:
         """Take in a part of a caller's response, given its `RequestState`."""
         parts = self._of.setdefault((caller, response), Parts())
         parts[state.external_req_id] = 1 if state.parent_req is None else state.parent_req.n
@@ -52,7 +53,7 @@ class Running:
 
 
 def find(
-    processor: Any, running: Running, finished: Finished, request: str, caller: str | None
+    processor: OutputProcessor, running: Running, finished: Finished, request: str, caller: str | None
 ) -> dict[str, Any] | None:
     """How a caller's request stands.
 
@@ -80,7 +81,7 @@ def find(
     return {"request_id": request, "finished": not run, "choices": choices} if known else None
 
 
-def response_of_state(state: Any) -> str:
+def response_of_state(state: RequestState) -> str:
     """Id of the response that a request is part of, given vLLM's `RequestState`."""
     admitted: Admitted | None = getattr(state, ADMITTED, None)
     known = None if admitted is None else admitted.response
@@ -88,7 +89,7 @@ def response_of_state(state: Any) -> str:
 
 
 def _running_parts(
-    processor: Any, parts: Iterable[str], response: str, caller: str | None
+    processor: OutputProcessor, parts: Iterable[str], response: str, caller: str | None
 ) -> Iterator[tuple[str, Choices]]:
     for part in parts:
         state = _running(processor, part, caller)
@@ -96,7 +97,7 @@ def _running_parts(
             yield part, choices_of(state)
 
 
-def _running(processor: Any, request: str, caller: str | None) -> Any:
+def _running(processor: OutputProcessor, request: str, caller: str | None) -> RequestState | None:
     """The state of a caller's running request, or of one of its choices where there are several; None for no such."""
     states = (processor.request_states[name] for name in processor.external_req_ids.get(request, ()))
     for state in states:

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 from torch_specexit.plugin.compat.harmless import harmless
+from torch_specexit.plugin.frontend.protocols import AsyncLLM, EngineCoreRequest
+from torch_specexit.plugin.protocols import StructuredOutputsConfig
 
 
-def binds_at_once(request: Any, taken_for_over: Callable[[Any], bool] | None) -> bool:
+def binds_at_once(request: EngineCoreRequest, taken_for_over: Callable[[EngineCoreRequest], bool] | None) -> bool:
     """Whether vLLM's engine holds all of a request to a grammar, though its prompt may open the thinking.
 
     Args:
@@ -23,7 +25,7 @@ def binds_at_once(request: Any, taken_for_over: Callable[[Any], bool] | None) ->
     return bool(harmless(lambda: taken_for_over(request)))
 
 
-def parser_of(engine: Any) -> Callable[[Any], bool] | None:
+def parser_of(engine: AsyncLLM) -> Callable[[EngineCoreRequest], bool] | None:
     """A function that says whether the reasoning of a request is over at its start, as vLLM's engine judges where no
     route has said so (`/v1/responses`): by a reasoning parser, which believes the arguments of the chat template.
 
@@ -40,7 +42,7 @@ def parser_of(engine: Any) -> Callable[[Any], bool] | None:
     return partial(_is_over, engine.vllm_config.structured_outputs_config, tokenizer)
 
 
-def _is_over(config: Any, tokenizer: Any, request: Any) -> bool:
+def _is_over(config: StructuredOutputsConfig, tokenizer: Any, request: EngineCoreRequest) -> bool:
     from vllm.reasoning import ReasoningParserManager
 
     if not config.reasoning_parser:

@@ -7,6 +7,7 @@ finished requests ride along as one more attribute. Names begin with ``vllm:``, 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -15,6 +16,7 @@ from specexit.method.signals import SIGNALS
 from torch_specexit.plugin.frontend.audit import NOTHING_SHOWN
 from torch_specexit.plugin.frontend.drafting import Drafting
 from torch_specexit.plugin.frontend.operation import epsilon_of, risk_of
+from torch_specexit.plugin.frontend.protocols import SpecDecodingStats, StatLogger
 from torch_specexit.plugin.outcome import HANDED_OVER, KEY
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class ExitMetrics:
       logger: vLLM's `PrometheusStatLogger`, which knows the metric classes (Prometheus or Ray), labels and engines.
     """
 
-    def __init__(self, logger: Any):
+    def __init__(self, logger: StatLogger):
         self.engines = logger.per_engine_labelvalues
         self.vllm_config = logger.vllm_config
         self.model_name = self.vllm_config.model_config.served_model_name
@@ -71,11 +73,11 @@ class ExitMetrics:
         if earlier is not None and earlier.front is not None:
             self.watch(earlier.front)
 
-    def _declare(self, logger: Any, labels: list[str], tokens: list[int]) -> None:
+    def _declare(self, logger: StatLogger, labels: list[str], tokens: list[int]) -> None:
         def counter(name: str, documentation: str, labelnames: list[str]) -> Any:
             return logger._counter_cls(f"vllm:specexit_{name}", documentation, labelnames=labelnames)
 
-        def histogram(name: str, documentation: str, labelnames: list[str], buckets: Any) -> Any:
+        def histogram(name: str, documentation: str, labelnames: list[str], buckets: Sequence[float]) -> Any:
             return logger._histogram_cls(f"vllm:specexit_{name}", documentation, labelnames=labelnames, buckets=buckets)
 
         self.requests = counter("requests", "Finished requests by how their thinking ended.", [*labels, "outcome"])
@@ -107,7 +109,7 @@ class ExitMetrics:
             ["model_name", "point", "result"],
         )
 
-    def _declare_state(self, logger: Any) -> None:
+    def _declare_state(self, logger: StatLogger) -> None:
         # Where API server processes differ, an operator has to know the worse value: of the one that still makes
         # exits, or bolder ones than the others; or of the one that makes none, or none that are certified.
         def gauge(name: str, documentation: str, *labels: str, mode: str = "min") -> Any:
@@ -187,9 +189,7 @@ class ExitMetrics:
         served = operation.served()
         self.certified.labels(self.model_name).set(float(not operation.uncertified_because()))
         self.epsilon.labels(self.model_name).set(min(epsilon_of(served), 1.0))
-        self.exits.labels(self.model_name).set(
-            float(operation.mode == "exit" and served.name not in operation.shadowed)
-        )
+        self.exits.labels(self.model_name).set(float(operation.mode == "exit"))
         traffic = self.front.traffic
         for feature, distance in traffic.distance.items():
             self.traffic.labels(self.model_name, feature).set(distance)
@@ -269,13 +269,13 @@ class ExitMetrics:
         self.audits.labels(self.model_name, point, result).inc()
 
 
-def record(logger: Any, scheduled: Any, stats: Any, engine: int) -> None:
+def record(logger: StatLogger, scheduled: object, stats: object, engine: int) -> None:
     """Count what rides on an `IterationStats`, and the drafts that a `SchedulerStats` counts."""
     ours: ExitMetrics | None = getattr(logger, KEY, None)
     if ours is None:
         return
     for report in getattr(stats, KEY, ()):
         ours.finished(engine, report)
-    drafts = getattr(scheduled, "spec_decoding_stats", None)
+    drafts: SpecDecodingStats | None = getattr(scheduled, "spec_decoding_stats", None)
     if drafts is not None:
         ours.drafted(drafts.num_drafts, drafts.num_accepted_tokens)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from specexit.config import ConfigError
 from specexit.data.answers import KINDS
@@ -31,9 +31,11 @@ from torch_specexit.plugin.frontend.imposed import FOLDER, Kept
 from torch_specexit.plugin.frontend.metrics import ExitMetrics
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.own_end import end_tokens
+from torch_specexit.plugin.frontend.protocols import AsyncLLM
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.watch import PolicyWatch, policies_for
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import VllmConfig
 from torch_specexit.plugin.settings import draft_config
 
 logger = logging.getLogger("vllm.specexit")
@@ -64,7 +66,7 @@ class Opening(NamedTuple):
     """What audits had imposed, on any server with this draft, when this start began."""
 
 
-def settings_of(vllm_config: Any) -> Opening | None:
+def settings_of(vllm_config: VllmConfig) -> Opening | None:
     """The draft and the settings of a server; None where it has no SpecExit draft.
 
     Raises:
@@ -75,7 +77,8 @@ def settings_of(vllm_config: Any) -> Opening | None:
     config = draft_config(vllm_config)
     if config is None or config.specexit is None:
         return None
-    draft = vllm_config.speculative_config.draft_model_config
+    draft = vllm_config.speculative_config.draft_model_config if vllm_config.speculative_config else None
+    assert draft is not None
     folder = draft_folder(draft.model, draft.revision, draft_cache(vllm_config))
     served = served_fingerprints(folder, vllm_config)
     watch = PolicyWatch(folder, config.specexit, vllm_config.additional_config, served)
@@ -98,7 +101,7 @@ def settings_of(vllm_config: Any) -> Opening | None:
     return opening
 
 
-def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
+def open_front_end(engine: AsyncLLM, opening: Opening) -> FrontEnd:
     """The front end of vLLM's `AsyncLLM`; its output and input processor get it as an attribute."""
     block, serving = opening.block, opening.serving
     served = opening.watch.served
@@ -130,7 +133,7 @@ def open_front_end(engine: Any, opening: Opening) -> FrontEnd:
     return front
 
 
-def _tokens_of(engine: Any, operation: Operation) -> ThinkTokens | None:
+def _tokens_of(engine: AsyncLLM, operation: Operation) -> ThinkTokens | None:
     """Markers and split tokens, by ``tokenizer.json`` as in the workers; None where the engine has no tokenizer.
 
     One that reads text otherwise is a doubt: nothing was calibrated on prompts as it reads them.
@@ -173,7 +176,7 @@ def resume(operation: Operation, opening: Opening) -> None:
         logger.error(message, rejected, path, served, mode)
 
 
-def _audit_of(engine: Any, opening: Opening, front: FrontEnd) -> Audit | None:
+def _audit_of(engine: AsyncLLM, opening: Opening, front: FrontEnd) -> Audit | None:
     tokenizer, tokens = engine.output_processor.tokenizer, front.tokens
     if opening.serving.audit_rate == 0:
         return None
@@ -221,6 +224,6 @@ def _not_to_be_called(kinds: Iterable[str]) -> list[str]:
     return sorted({*kinds} - {*KINDS, *to_be_called()})
 
 
-def _metrics_of(engine: Any) -> ExitMetrics | None:
+def _metrics_of(engine: AsyncLLM) -> ExitMetrics | None:
     loggers = engine.logger_manager.stat_loggers if engine.logger_manager else ()
     return next((getattr(logger, KEY) for logger in loggers if hasattr(logger, KEY)), None)

@@ -7,7 +7,8 @@ cuts its requests must not be able to make a server's risk look smaller, or its 
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any
+
+from torch_specexit.plugin.protocols import EngineCoreOutput, ModelConfig
 
 BY_ITSELF = "specexit_by_itself"
 """Attribute of a `RequestState`, true of a request that has ended by itself. vLLM's front end finds stop strings
@@ -24,7 +25,7 @@ FORCED = (
 """Sampling parameters by which a client decides what the model writes; not all vLLM versions know all of them."""
 
 
-def end_tokens(model_config: Any) -> frozenset[int]:
+def end_tokens(model_config: ModelConfig) -> frozenset[int]:
     """Tokens with which the model ends an answer, beside the tokenizer's own, from its generation config.
 
     vLLM adds them to a request's ``stop_token_ids``, where the client's own are, too.
@@ -33,7 +34,7 @@ def end_tokens(model_config: Any) -> frozenset[int]:
     return frozenset([found] if isinstance(found, int) else found or ())
 
 
-def is_by_itself(output: Any, end_tokens: Container[int]) -> bool:
+def is_by_itself(output: EngineCoreOutput, end_tokens: Container[int | str]) -> bool:
     """Whether an `EngineCoreOutput` is the last of a request that has ended by itself.
 
     Args:
@@ -41,16 +42,16 @@ def is_by_itself(output: Any, end_tokens: Container[int]) -> bool:
       end_tokens: the model's others.
 
     Example:
-      >>> from types import SimpleNamespace
-      >>> is_by_itself(SimpleNamespace(finish_reason="stop", stop_reason=7), {7})
+      >>> from vllm.v1.engine import EngineCoreOutput, FinishReason
+      >>> is_by_itself(EngineCoreOutput("a", [7], finish_reason=FinishReason.STOP, stop_reason=7), {7})
       True
-      >>> is_by_itself(SimpleNamespace(finish_reason="length", stop_reason=None), {7})
+      >>> is_by_itself(EngineCoreOutput("a", [5], finish_reason=FinishReason.LENGTH), {7})
       False
     """
     return str(output.finish_reason) == "stop" and (output.stop_reason is None or output.stop_reason in end_tokens)
 
 
-def forced_by(params: Any) -> list[str]:
+def forced_by(params: object) -> list[str]:
     """Names of vLLM's `SamplingParams` by which a client has a say in the tokens of a request.
 
     Example:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch_specexit.plugin.certified import ends_as_calibrated
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, is_by_itself
+from torch_specexit.plugin.frontend.protocols import OutputProcessor, RequestState
 from torch_specexit.plugin.outcome import AWAITING_KEY, INACTIVE_KEY, KEY, REPLACED_KEY, UNCUT, Record
+from torch_specexit.plugin.protocols import EngineCoreOutput
 
 if TYPE_CHECKING:
     from torch_specexit.plugin.frontend.operation import Admitted
@@ -37,7 +39,7 @@ NOTHING_KNOWN = {"outcome": "off", "thinking_tokens": 0, "signals": {}}
 """Report of a request that no worker tells of, as exits had failed before it came."""
 
 
-def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
+def attach(processor: OutputProcessor, outputs: Iterable[EngineCoreOutput]) -> list[RequestState]:
     """Put into each output how its request stands, before vLLM processes it.
 
     In nearly all steps there is news of a few requests at most; for the others this loop is all that is done.
@@ -49,7 +51,7 @@ def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
     Returns:
       States of the requests that there is news of, or that end or may, and of which anything is known.
     """
-    latest: dict[str, tuple[dict[str, Any], Any]] = vars(processor).setdefault(LATEST, {})
+    latest: dict[str, tuple[dict[str, Any], RequestState | None]] = vars(processor).setdefault(LATEST, {})
     if len(latest) > len(processor.request_states) + MOST_GONE:
         for gone in latest.keys() - processor.request_states.keys():
             del latest[gone]
@@ -71,7 +73,7 @@ def attach(processor: Any, outputs: Iterable[Any]) -> list[Any]:
     return known
 
 
-def _take_in(processor: Any, state: Any, output: Any) -> None:
+def _take_in(processor: OutputProcessor, state: RequestState, output: EngineCoreOutput) -> None:
     """Keep with a request what an output says of it, and tell the front end what it says of exits as a whole."""
     params = output.kv_transfer_params or {}
     front: FrontEnd | None = getattr(processor, KEY, None)
@@ -93,7 +95,7 @@ def _take_in(processor: Any, state: Any, output: Any) -> None:
         setattr(state, KEY, dict(NOTHING_KNOWN))
 
 
-def _as_admitted(processor: Any, state: Any, report: dict[str, Any]) -> dict[str, Any]:
+def _as_admitted(processor: OutputProcessor, state: RequestState, report: dict[str, Any]) -> dict[str, Any]:
     """A report with the policy that its request runs under, and whether a certificate holds for how it has ended."""
     front: FrontEnd | None = getattr(processor, KEY, None)
     admitted: Admitted | None = getattr(state, ADMITTED, None)
@@ -116,7 +118,7 @@ def _labelled(report: dict[str, Any], admitted: Admitted | None) -> dict[str, An
     return report | dict(zip(LABELS, (admitted.point, admitted.certified), strict=True))
 
 
-def _of_all(state: Any) -> dict[str, Any]:
+def _of_all(state: RequestState) -> dict[str, Any]:
     """What outputs of a request with several choices say: one object, brought up to date, for all of its choices."""
     parent = state.parent_req
     if not hasattr(parent, LATEST):
@@ -126,7 +128,7 @@ def _of_all(state: Any) -> dict[str, Any]:
     return told
 
 
-def choices_of(state: Any) -> list[dict[str, Any] | None]:
+def choices_of(state: RequestState) -> list[dict[str, Any] | None]:
     """Reports of all choices of a request, given vLLM's `RequestState` of one of them."""
     if state.parent_req is None:
         return [getattr(state, KEY, None)]
@@ -136,7 +138,7 @@ def choices_of(state: Any) -> list[dict[str, Any] | None]:
     return list(choices)
 
 
-def cut(processor: Any, state: Any) -> None:
+def cut(processor: OutputProcessor, state: RequestState) -> None:
     """Cut the report on a request that has ended down to the tokens that its client gets: vLLM's front end finds stop
     strings, and drops what a step has brought behind one, even the end of the thinking."""
     n_output, record = vars(state).pop(UNCUT, (0, None))
@@ -153,7 +155,7 @@ def cut(processor: Any, state: Any) -> None:
     report.update(ended)
 
 
-def settle(processor: Any, states: Sequence[Any], stats: Any) -> None:
+def settle(processor: OutputProcessor, states: Sequence[RequestState], stats: object | None) -> None:
     """Finish the reports of a step that vLLM has processed: those of requests that end are counted and remembered.
 
     Args:

@@ -20,7 +20,8 @@ from specexit.config import Config
 from specexit.drafts.directory import Mode
 from specexit.errors import InputError
 from torch_specexit.plugin.frontend.callers import MOST_ID, MarkCallers
-from torch_specexit.plugin.frontend.server import TooManyError
+from torch_specexit.plugin.frontend.protocols import AsyncLLM, OutputProcessor
+from torch_specexit.plugin.frontend.server import FrontEnd, TooManyError
 from torch_specexit.plugin.outcome import KEY
 
 PATH = "/v1/specexit"
@@ -53,15 +54,21 @@ class Endpoints:
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        self.engine: Any = None
+        self.engine: AsyncLLM | None = None
 
     @property
-    def processor(self) -> Any:
+    def serving(self) -> AsyncLLM:
+        """The engine: no route is asked before there is one."""
+        assert self.engine is not None
+        return self.engine
+
+    @property
+    def processor(self) -> OutputProcessor:
         """vLLM's output processor, whose requests the routes tell about."""
-        return self.engine.output_processor
+        return self.serving.output_processor
 
     @property
-    def front(self) -> Any:
+    def front(self) -> FrontEnd:
         """The front end."""
         return getattr(self.processor, KEY)
 
@@ -106,17 +113,17 @@ class Endpoints:
         @app.post(CONTROL)
         async def control(body: Control) -> dict[str, Any]:
             opened("interrupt")
-            if self.engine.vllm_config.parallel_config.pipeline_parallel_size > 1:
+            if self.serving.vllm_config.parallel_config.pipeline_parallel_size > 1:
                 raise HTTPException(501, "under pipeline parallel no thinking is ended: one stage alone has the draft")
             try:
-                found = await self.front.interrupt(self.engine, body.id, now=body.now)
+                found = await self.front.interrupt(self.serving, body.id, now=body.now)
             except TooManyError as error:
                 raise HTTPException(429, str(error)) from error
             if not found:
                 raise HTTPException(404, f"no running request {body.id[:100]!r} of this caller that thinks")
             return {"id": body.id, "action": body.action, "success": True}
 
-    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+    async def init_state(self, engine_client: AsyncLLM, state: object, args: object) -> None:
         """Take the engine."""
         self.engine = engine_client
 

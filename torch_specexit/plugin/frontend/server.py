@@ -24,10 +24,18 @@ from torch_specexit.plugin.frontend.hold import Hold
 from torch_specexit.plugin.frontend.inner import inner, is_read
 from torch_specexit.plugin.frontend.operation import Admitted, Operation
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, forced_by
+from torch_specexit.plugin.frontend.protocols import (
+    AsyncLLM,
+    EngineCoreClient,
+    EngineCoreRequest,
+    OutputProcessor,
+    RequestState,
+)
 from torch_specexit.plugin.frontend.reports import ADMITTED, choices_of
 from torch_specexit.plugin.frontend.sampling import covered, is_sampled_as, not_neutral
 from torch_specexit.plugin.frontend.traffic import TrafficWatch, splits_of
 from torch_specexit.plugin.frontend.watch import PolicyWatch
+from torch_specexit.plugin.protocols import SamplingParams
 from torch_specexit.plugin.worker.interrupt import END_THINKING
 from torch_specexit.plugin.worker.weights import WHY_LOST
 
@@ -68,7 +76,7 @@ class FrontEnd:
         self.end_tokens, self.api_servers, self.tokens = end_tokens, api_servers, tokens
         self.hold = Hold(operation, api_servers=api_servers)
         self.traffic = TrafficWatch(operation)
-        self.taken_for_over: Callable[[Any], bool] | None = None
+        self.taken_for_over: Callable[[EngineCoreRequest], bool] | None = None
         """See `torch_specexit.plugin.frontend.grammars.parser_of`."""
         self.changed: Callable[[], None] = lambda: None
         """Told whenever something else is served."""
@@ -106,7 +114,7 @@ class FrontEnd:
         if self.watch is not None and self.watch.changed(self.operation, at_once=at_once):
             self.changed()
 
-    def admit(self, request: Any, *, choice: int = 0) -> Admitted | None:
+    def admit(self, request: EngineCoreRequest, *, choice: int = 0) -> Admitted | None:
         """Decide about a request that is about to be admitted, and have its parameters tell the workers.
 
         Args:
@@ -150,14 +158,14 @@ class FrontEnd:
         request.sampling_params.extra_args = told.extra_args(params.extra_args)
         return admitted
 
-    def _note_sampling(self, params: Any, made: Any, forced: list[str]) -> None:
+    def _note_sampling(self, params: SamplingParams, made: Mapping[str, float], forced: list[str]) -> None:
         if not self.other_sampling:
             said = {key: getattr(params, key) for key in made} | not_neutral(params)
             asked = ", ".join([str(said), *forced])
             logger.warning("specexit: requests with %s exit uncertified: calibrated was %s", asked, made)
         self.other_sampling += 1
 
-    def keep(self, state: Any, request: Any, admitted: Admitted) -> None:
+    def keep(self, state: RequestState, request: EngineCoreRequest, admitted: Admitted) -> None:
         """Keep with a running request what is decided about it, and what an audit of it needs."""
         continued = hasattr(state, ADMITTED)  # by a further input of a request that takes several
         setattr(state, ADMITTED, admitted)
@@ -169,7 +177,7 @@ class FrontEnd:
         if request.prompt_token_ids is not None and admitted.is_traffic and not continued:
             self.traffic.add_prompt(len(request.prompt_token_ids))
 
-    def finish(self, state: Any, report: dict[str, Any]) -> None:
+    def finish(self, state: RequestState, report: dict[str, Any]) -> None:
         """Count and remember a finished request, and audit it if it was chosen for that."""
         admitted: Admitted | None = getattr(state, ADMITTED, None)
         self.outcomes[report["outcome"]] += 1
@@ -246,7 +254,7 @@ class FrontEnd:
         others = alone or "they take policy.json over, each with its next request and within a second"
         return {"api_servers": 1 if alone else self.api_servers, "of": self.api_servers, "others": others}
 
-    async def interrupt(self, engine: Any, request: str, *, now: bool) -> bool:
+    async def interrupt(self, engine: AsyncLLM, request: str, *, now: bool) -> bool:
         """End the thinking of a running request of the caller's, whichever API server process has it.
 
         Args:
@@ -275,7 +283,7 @@ class FrontEnd:
             self._interrupts[who] -= 1
             self._interrupts += Counter()  # without the callers who wait for nothing
 
-    async def look_at_weights(self, engine: Any) -> None:
+    async def look_at_weights(self, engine: AsyncLLM) -> None:
         """Ask the workers whether the draft is whole again, where the last output said that it was not: a server that
         is not ready gets no requests, whose outputs would tell.
 
@@ -287,7 +295,7 @@ class FrontEnd:
             if not any(any(of_ranks) for of_ranks in answers):
                 self.activity.awaits(None)
 
-    def find(self, processor: Any, request: str) -> dict[str, Any] | None:
+    def find(self, processor: OutputProcessor, request: str) -> dict[str, Any] | None:
         """How a request of the caller stands, see `torch_specexit.plugin.frontend.finding.find`."""
         return find(processor, self._running, self._finished, request, caller.get())
 
@@ -333,7 +341,7 @@ class FrontEnd:
         }
 
 
-async def _ask_workers(client: Any, method: str, given: tuple[Any, ...]) -> list[list[Any]]:
+async def _ask_workers(client: EngineCoreClient, method: str, given: tuple[object, ...]) -> list[list[Any]]:
     """Call a method of all workers of all engines; return their answers, a list for each engine."""
     # Of several engines `AsyncLLM.collective_rpc` asks all, and returns the answers of the first alone.
     asked = (method, None, given, None)

@@ -8,13 +8,18 @@ outputs on their way in, and added on the way out to those chunks alone that hav
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from torch_specexit.plugin.frontend.protocols import RequestOutput
 from torch_specexit.plugin.outcome import KEY
 
 DATA, ENDS = "data: ", '"finish_reason":"'
+
+
+Result = RequestOutput | tuple[int, RequestOutput]
+"""An output, or the number of its prompt and the output."""
 
 
 class Reports:
@@ -29,8 +34,8 @@ class Reports:
         self._latest: dict[int, dict[str, Any]] = {}
         self._sent: dict[int, dict[str, Any]] = {}
 
-    async def watch(self, results: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Pass results on: `RequestOutput`, or the number of its prompt and a `RequestOutput`."""
+    async def watch(self, results: AsyncIterator[Result]) -> AsyncIterator[Result]:
+        """Pass results on, and keep what they say."""
         async for result in results:
             prompt, output = result if isinstance(result, tuple) else (0, result)
             report = (output.kv_transfer_params or {}).get(KEY) or {}
@@ -56,7 +61,7 @@ class Reports:
                 return f"{DATA}{json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
         return chunk
 
-    async def through(self, original: Any) -> AsyncIterator[str]:
+    async def through(self, original: AsyncGenerator[str, None]) -> AsyncIterator[str]:
         """The chunks of one of vLLM's generators, annotated."""
         async with aclosing(original) as chunks:
             async for chunk in chunks:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,7 +28,7 @@ AT_START = ("thinking_margin", "transition", "loop_period", "loop_repeats")
 """Settings that the workers read when the engine starts."""
 
 
-def policies_for(folder: Path, block: SpecExitBlock, additional_config: Any) -> tuple[PolicyFile, Serving]:
+def policies_for(folder: Path, block: SpecExitBlock, additional_config: object) -> tuple[PolicyFile, Serving]:
     """The policies of a draft, and the server's settings over those in the file.
 
     Args:
@@ -90,7 +89,7 @@ class PolicyWatch:
       served: fingerprints of what is served.
     """
 
-    def __init__(self, folder: Path, block: SpecExitBlock, additional_config: Any, served: Mapping[str, str | None]):
+    def __init__(self, folder: Path, block: SpecExitBlock, additional_config: object, served: Mapping[str, str | None]):
         self.folder, self.block, self.additional_config, self.served = folder, block, additional_config, dict(served)
         self._seen, self._looked = self._stamp(), time.monotonic()
         self._logged: tuple[object, str] | None = None

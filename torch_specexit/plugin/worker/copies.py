@@ -89,20 +89,20 @@ def incomplete(report: Float[np.ndarray, "batch report"]) -> bool:
     return bool(((report[:1, _CHANGED] > -1) & (report[:1, _CHANGED] < 0)).any())
 
 
-def attach(output: Any, attributes: Callable[[], Mapping[str, Any]]) -> None:
+def attach(output: object, attributes: Callable[[], Mapping[str, Any]]) -> None:
     """Set attributes of a runner's output, which travel with it to the engine core.
 
     The output of an asynchronous step gets them when it is waited for; overriding `get_output` on the instance survives
     vLLM versions that add abstract methods to the class.
     """
-    from vllm.v1.outputs import AsyncModelRunnerOutput
+    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
     if not isinstance(output, AsyncModelRunnerOutput):
         vars(output).update(attributes())
         return
     original = output.get_output
 
-    def get_output(*args: Any, **kwargs: Any) -> Any:
+    def get_output(*args: Any, **kwargs: Any) -> ModelRunnerOutput:
         result = original(*args, **kwargs)
         vars(result).update(attributes())
         return result

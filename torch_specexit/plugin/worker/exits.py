@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ from torch_specexit.plugin.worker.checking import Checker, is_checking
 from torch_specexit.plugin.worker.copies import Copies, News, attach, failed_elsewhere, incomplete, news_of
 from torch_specexit.plugin.worker.logprobs import Closing, name_forced_tokens, read_closing
 from torch_specexit.plugin.worker.loops import LoopSearch
-from torch_specexit.plugin.worker.protocols import Draft, Runner, SamplerOutput, SchedulerOutput
+from torch_specexit.plugin.worker.protocols import Draft, Empty, Runner, SamplerOutput, SchedulerOutput
 from torch_specexit.plugin.worker.ranks import Group, Ranks
 from torch_specexit.plugin.worker.reading import Reader
 from torch_specexit.plugin.worker.requests import Requests
@@ -33,17 +33,22 @@ from torch_specexit.plugin.worker.twin import Twin
 
 logger = logging.getLogger("vllm.specexit")
 
+T = TypeVar("T")
+
+EXITS = "_specexit"
+"""Attribute of a runner: its `Exits`, None where it has no SpecExit draft."""
+
 AuxHiddenStates = Sequence[Float[Tensor, "time hidden"]]
 
 
-def draft_of(drafter: Any) -> Draft | None:
+def draft_of(drafter: object) -> Draft | None:
     """The SpecExit draft model behind a V1 proposer or V2 speculator, or None where it drafts with another model."""
     model: Any = getattr(drafter, "model", None)
     model = model.unwrap() if hasattr(type(model), "unwrap") else model  # a module is slow to say what it lacks
     return model if hasattr(model, "think_tokens") else None
 
 
-def exits_of(runner: Any, empty: Callable[[Any], Sampled] | None = None) -> Exits | None:
+def exits_of(runner: Runner, empty: Empty | None = None) -> Exits | None:
     """The exits of a runner; None where it has no SpecExit draft, or they have not been made ready yet.
 
     Args:
@@ -54,14 +59,15 @@ def exits_of(runner: Any, empty: Callable[[Any], Sampled] | None = None) -> Exit
     Raises:
       ConfigError: exits cannot be made ready, and the server is required to serve them.
     """
-    if not hasattr(runner, "_specexit"):
+    if not hasattr(runner, EXITS):
         if empty is None:
             return None
         draft = draft_of(getattr(runner, "drafter", None) or getattr(runner, "speculator", None))
-        runner._specexit = None if draft is None else Exits(draft, runner)
-        if runner._specexit is not None:
-            runner._specexit.prepare(empty(runner))
-    return runner._specexit
+        exits = None if draft is None else Exits(draft, runner)
+        setattr(runner, EXITS, exits)
+        if exits is not None:
+            exits.prepare(empty(runner))
+    return getattr(runner, EXITS)
 
 
 def runs_triton(device: torch.device) -> bool:
@@ -86,6 +92,7 @@ class Exits:
         self.failure: str | None = None
         self.awaiting: str | None = None
         """Why the draft was not whole in the last step, here or on another rank; None where it was."""
+        assert config.speculative_config is not None
         scheduled = config.scheduler_config.max_num_seqs
         self.last = 1 + config.speculative_config.num_speculative_tokens
         """The most tokens that a step may have of one request."""
@@ -164,7 +171,7 @@ class Exits:
         self.failure, self.news = reason, None
         logger.error("specexit is inactive; requests go on without exits: %s", reason)
 
-    def _attempt(self, failing: str, action: Callable[[], Any]) -> Any:
+    def _attempt(self, failing: str, action: Callable[[], T]) -> T | None:
         """Run an action of ours; None where it fails, or exits have failed before. It may not wait for other ranks."""
         if self.failure is not None:
             return None
@@ -318,7 +325,7 @@ class Exits:
         rows = self.requests.places_of_asking(requests)
         return read_closing(logits, rows, self.markers.closing, as_logits=self._as_logits)
 
-    def close(self, output: Any) -> None:
+    def close(self, output: object) -> None:
         """Close a step after drafting: attach to the runner's output what there is to tell of it."""
         news, self.news, self.aux = self.news, None, None
         if output is not None and (news is not None or self.failure is not None):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from torch_specexit.plugin.protocols import VllmConfig
 
 
-def forbids(params: Any, closing: Sequence[int]) -> bool:
+def forbids(params: object, closing: Sequence[int]) -> bool:
     """Whether a request's parameters forbid one of the tokens that an exit writes, or a text that these may complete.
 
     Args:
@@ -40,7 +41,7 @@ def _completes(closing: Sequence[int], word: Sequence[int]) -> bool:
     return any(list(word[-len(w) :]) == list(w[-len(word) :]) for w in written)
 
 
-def closes_with_text(vllm_config: Any, marker: Sequence[int]) -> bool:
+def closes_with_text(vllm_config: VllmConfig, marker: Sequence[int]) -> bool:
     """Whether vLLM, where a request's ``thinking_token_budget`` is used up, writes a text in front of the end marker
     (``reasoning_end_str`` of ``--reasoning-config``) that nothing stops.
 

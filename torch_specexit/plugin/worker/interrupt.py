@@ -7,10 +7,11 @@ another. So the front end that admits a request tells the workers which response
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch_specexit.plugin.frontend.arguments import RESOLVED
-from torch_specexit.plugin.worker.protocols import SamplingParams
+from torch_specexit.plugin.protocols import SamplingParams
+from torch_specexit.plugin.worker.protocols import Worker
 
 END_THINKING = "specexit_end_thinking"
 """Name of the worker's method, which a front end calls."""
@@ -33,7 +34,7 @@ def owner_of(params: SamplingParams | None) -> Owner | None:
     return Owner(resolved.get("caller"), resolved["response"])
 
 
-def end_thinking(worker: Any, request: str, caller: str | None, now: bool) -> bool:
+def end_thinking(worker: Worker, request: str, caller: str | None, now: bool) -> bool:
     """The worker's method; see `torch_specexit.plugin.worker.exits.Exits.end_thinking`."""
     from torch_specexit.plugin.worker.exits import exits_of
 

@@ -6,7 +6,7 @@ anything is wrapped; this is for the reader and the type checker.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,17 +15,9 @@ from torch import Tensor, device
 
 from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.splits import ThinkTokens
+from torch_specexit.plugin.protocols import SamplingParams, VllmConfig
+from torch_specexit.plugin.worker.rule import Sampled
 from torch_specexit.plugin.worker.weights import Weights
-
-
-@runtime_checkable
-class SamplingParams(Protocol):
-    """`vllm.sampling_params.SamplingParams`."""
-
-    extra_args: dict[str, Any] | None
-    num_logprobs: int | None
-    """None where no logprobs are wanted, neither of the most likely tokens nor of given ones."""
-    structured_outputs: object | None
 
 
 @runtime_checkable
@@ -134,7 +126,7 @@ class Runner(Protocol):
     """What V1's and V2's ``GPUModelRunner`` have in common."""
 
     device: device
-    vllm_config: Any
+    vllm_config: VllmConfig
     execute_model_state: StepState | None
 
 
@@ -209,6 +201,46 @@ class RunnerV2(Runner, Protocol):
     batch_sharder: object | None
     """Where there is one, each rank samples for a part of the batch."""
     req_states: RequestStateV2
+
+
+Empty = Callable[[Any], Sampled]
+"""Takes a runner and gives a step without requests, as that runner makes its steps."""
+
+
+@runtime_checkable
+class Worker(Protocol):
+    """`vllm.v1.worker.gpu_worker.Worker`."""
+
+    model_runner: Runner
+
+
+@runtime_checkable
+class AttentionMetadata(Protocol):
+    """`vllm.v1.attention.backend.CommonAttentionMetadata`."""
+
+    query_start_loc: Int[Tensor, " requests_and_one"]
+
+
+@runtime_checkable
+class ProposerV1(Protocol):
+    """`vllm.v1.spec_decode.llm_base_proposer.SpecDecodeBaseProposer`: V1's draft, and what runs it."""
+
+    model: object
+    num_speculative_tokens: int
+    _last_draft_probs: Tensor | None
+    """Of the drafts that it has proposed last, where a request samples."""
+
+    def _determine_batch_execution_and_padding(self, num_tokens: int) -> object:
+        """Waits for data-parallel peers, to agree on a size."""
+        ...
+
+
+@runtime_checkable
+class SpeculatorV2(Protocol):
+    """`vllm.v1.worker.gpu.spec_decode.eagle.speculator.EagleSpeculator`: V2's."""
+
+    model: object
+    last_token_indices: Int[Tensor, " requests"]
 
 
 @runtime_checkable

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from specexit.method.splits import ALL_STRINGS
+from torch_specexit.plugin.protocols import SamplingParams, StructuredOutputsConfig, VllmConfig
 from torch_specexit.plugin.worker.asked import request_policy_or_default
 from torch_specexit.plugin.worker.checking import Checker
 from torch_specexit.plugin.worker.forbidden import closes_with_text, forbids
 from torch_specexit.plugin.worker.interrupt import Owner, owner_of
 from torch_specexit.plugin.worker.openings import opens_at_end, opens_thinking
-from torch_specexit.plugin.worker.protocols import Draft, NewRequest, SamplingParams, SchedulerOutput
+from torch_specexit.plugin.worker.protocols import Draft, NewRequest, SchedulerOutput
 from torch_specexit.plugin.worker.reading import Reader
 from torch_specexit.plugin.worker.rule import STATE, THINKING, Admission
 from torch_specexit.plugin.worker.slots import Slots
@@ -35,7 +35,7 @@ class Requests:
     """
 
     def __init__(
-        self, draft: Draft, config: Any, slots: Slots, reader: Reader, checker: Checker | None, *, sharded: bool
+        self, draft: Draft, config: VllmConfig, slots: Slots, reader: Reader, checker: Checker | None, *, sharded: bool
     ):
         self.draft, self.ids = draft, draft.think_tokens
         self.slots, self.reader, self.checker = slots, reader, checker
@@ -166,7 +166,7 @@ def _prompt_size(new: NewRequest) -> int:
     return 0 if new.prompt_embeds is None else new.prompt_embeds.shape[0]
 
 
-def _grammar_binds_thinking(config: Any) -> bool:
+def _grammar_binds_thinking(config: StructuredOutputsConfig) -> bool:
     """Whether vLLM's grammars bind from the first token on, thinking included: without a reasoning parser vLLM knows of
     no thinking, and with ``enable_in_reasoning`` they bind there, too."""
     return not config.reasoning_parser or config.enable_in_reasoning

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -119,11 +119,12 @@ def _sums(value: Tensor) -> list[Tensor]:
     return [(part * torch.arange(1, len(part) + 1, device=part.device)).sum() for part in sums]
 
 
-def why_lost(worker: Any) -> str | None:
+def why_lost(worker: object) -> str | None:
     """The worker's method: why its draft is not whole; None where it is, or there is none."""
     from torch_specexit.plugin.worker.exits import exits_of
+    from torch_specexit.plugin.worker.protocols import Worker
 
-    exits = exits_of(worker.model_runner)
+    exits = exits_of(cast(Worker, worker).model_runner)
     return None if exits is None else exits.draft.weights.lost
 
 
