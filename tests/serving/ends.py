@@ -7,12 +7,23 @@ from types import SimpleNamespace
 
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend import reports as frontend
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.protocols import (
+    AsyncLLM,
+    Detokenizer,
+    EngineCoreClient,
+    EngineCoreRequest,
+    OutputProcessor,
+    ParentRequest,
+    RequestState,
+)
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import EngineCoreOutput, EngineCoreOutputs, SamplingParams, SchedulerRequest
 
 SIGNALS = (0.1, 0.2, 3.0, 0.9)
 NAMED = {"confidence": 0.1, "progress": 0.2, "remaining": 3.0, "validity": 0.9}
@@ -38,34 +49,50 @@ def row(phase, thoughts, *, exited=0, judged=1.0, on=1, signals=SIGNALS, would_e
 
 
 def core_output(request, finish_reason=None, stop_reason=None):
-    return SimpleNamespace(
-        request_id=request, finish_reason=finish_reason, stop_reason=stop_reason, kv_transfer_params=None
-    )
+    given = {"request_id": request, "finish_reason": finish_reason, "stop_reason": stop_reason}
+    return stand_in(EngineCoreOutput, **given, kv_transfer_params=None)
+
+
+def core_outputs(outputs):
+    """Of one client, in a step."""
+    return stand_in(EngineCoreOutputs, outputs=outputs, finished_requests=None)
+
+
+def kept_request(**given):
+    """What is read of vLLM's ``EngineCoreRequest`` as its request is admitted."""
+    return stand_in(EngineCoreRequest, **REQUEST | given)
 
 
 def admitted_state(external="chatcmpl-1"):
     """What is read of vLLM's ``RequestState`` as its request is admitted."""
-    return SimpleNamespace(external_req_id=external, parent_req=None)
+    return stand_in(RequestState, external_req_id=external, parent_req=None)
+
+
+def processor_of(front=None, **given):
+    """An output processor, of a server with this front end, without running requests."""
+    ours = {} if front is None else {KEY: front}
+    return stand_in(OutputProcessor, **{"request_states": {}, "external_req_ids": {}} | given | ours)
 
 
 class Engine:
     """The two ends of vLLM between which a report travels: the engine core's requests, the front end's states."""
 
     def __init__(self, n=1, stop=(), external="chatcmpl-1", transfer=None):
-        self.requests, self.processor = {}, SimpleNamespace(request_states={}, external_req_ids={})
-        parent = SimpleNamespace(n=n) if n > 1 else None
+        self.requests, self.processor = {}, processor_of()
+        parent = stand_in(ParentRequest, n=n) if n > 1 else None
         for i in range(n):
             name = f"{i}_{external}"
             extra = None if transfer is None else {"kv_transfer_params": transfer}
-            params = SimpleNamespace(stop=list(stop), extra_args=extra)
-            self.requests[name] = SimpleNamespace(num_output_tokens=0, sampling_params=params)
-            self.processor.request_states[name] = SimpleNamespace(
+            params = stand_in(SamplingParams, stop=list(stop), extra_args=extra)
+            self.requests[name] = stand_in(SchedulerRequest, num_output_tokens=0, sampling_params=params)
+            self.processor.request_states[name] = stand_in(
+                RequestState,
                 request_id=name,
                 external_req_id=external,
                 parent_req=parent,
                 request_index=i,
                 prompt_token_ids=[START],
-                detokenizer=SimpleNamespace(output_token_ids=[]),
+                detokenizer=stand_in(Detokenizer, output_token_ids=[]),
                 max_tokens_param=100,
                 lora_request=None,
             )
@@ -92,8 +119,7 @@ class Engine:
             outputs.append(core_output(names[i], finished.get(i), stop_reason))
         records = {names[i]: record for i, record in rows.items()}
         self.reporter.take(records, self.requests)
-        told = {0: SimpleNamespace(outputs=outputs, finished_requests=None)}
-        self.reporter.report(records, told, inactive, awaiting)
+        self.reporter.report(records, {0: core_outputs(outputs)}, inactive, awaiting)
         known = frontend.attach(self.processor, outputs)
         for i in (*finished, *stopped):
             state = self.processor.request_states.pop(names[i])
@@ -121,9 +147,8 @@ def status(front, path="/health", *, broken=False):
     async def workers_say(*asked, engine):
         return [None if front.activity.reason is None else "as before"]
 
-    processor = SimpleNamespace() if front is None else SimpleNamespace(**{KEY: front})
-    core = SimpleNamespace(core_engines=(b"one",), _call_utility_async=workers_say)
-    engine = SimpleNamespace(output_processor=processor, engine_core=core)
+    core = stand_in(EngineCoreClient, core_engines=(b"one",), _call_utility_async=workers_say)
+    engine = stand_in(AsyncLLM, output_processor=processor_of(front), engine_core=core)
     engine.check_health, app = partial(hook.wrap(engine_says), engine), FastAPI()
     register_instrumentator_api_routers(app)
     app.state.engine_client = engine
@@ -137,10 +162,6 @@ PLAIN = GREEDY | {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.
 
 def incoming(external, **sampling):
     """What is read of vLLM's ``EngineCoreRequest`` when it comes in."""
-    params = SimpleNamespace(extra_args=None, **PLAIN | sampling)
-    return SimpleNamespace(
-        request_id=f"{external}-0123abcd",
-        lora_request=None,
-        sampling_params=params,
-        **REQUEST | {"external_req_id": external},
-    )
+    params = stand_in(SamplingParams, extra_args=None, **PLAIN | sampling)
+    given = {"request_id": f"{external}-0123abcd", "external_req_id": external}
+    return kept_request(lora_request=None, sampling_params=params, **given)

@@ -16,6 +16,7 @@ from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from tests.serving.simulation import CPU, END, IDS, START, given_step
+from tests.serving.stand_ins import stand_in
 from tests.serving.worker import Draft, alone, boundary_and_more, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
@@ -25,6 +26,18 @@ from torch_specexit.plugin.worker.checking import CheckError
 from torch_specexit.plugin.worker.exits import Exits
 from torch_specexit.plugin.worker.forbidden import forbids
 from torch_specexit.plugin.worker.model import WithSignals
+from torch_specexit.plugin.worker.protocols import (
+    BufferV1,
+    InputBatchV1,
+    InputBatchV2,
+    ProposerV1,
+    RequestStateV2,
+    RequestV1,
+    RunnerV1,
+    RunnerV2,
+    SamplerOutput,
+    SpecDecodeMetadata,
+)
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.weights import Weights
 
@@ -253,11 +266,13 @@ def test_a_rule_that_cannot_be_made_ready_keeps_a_server_from_starting_that_must
     monkeypatch.setattr(module, "Twin", fails)
     draft: Any = Draft()
     draft.serving = Serving(required=True)
-    served: Any = SimpleNamespace(drafter=SimpleNamespace(model=draft), get_kv_cache_spec=None, **vars(runner()))
+    served = runner()
+    served.drafter = stand_in(ProposerV1, model=draft)
     wrapped = wraps.get_kv_cache_spec(lambda _: given_step(["x"], [[5]]).none())(lambda self: "spec")
     with pytest.raises(ConfigError, match=r"specexit.required is true, .*: could not be made ready: .*not compile"):
         wrapped(served)
-    plain: Any = SimpleNamespace(drafter=SimpleNamespace(model=Draft()), **vars(runner()))
+    plain = runner()
+    plain.drafter = stand_in(ProposerV1, model=Draft())
     assert wrapped(plain) == "spec"
     assert plain._specexit.failure is not None
 
@@ -347,24 +362,26 @@ READ = np.array([[5, 5, 5], [START, 5, END], [5, 5, 5]], np.int32)
 
 
 def on_device(values: torch.Tensor) -> Any:
-    return SimpleNamespace(gpu=values, np=values.numpy())
+    return stand_in(BufferV1, gpu=values, np=values.numpy())
 
 
 @pytest.mark.parametrize(("drafts", "ends", "rows"), [(True, [3, 4, 7], [*range(7)]), (False, [1, 2, 3], [1, 4, 7])])
 def test_a_step_of_v1_is_of_the_requests_that_run_and_reads_no_prompt_that_goes_on(drafts, ends, rows):
     tokens = torch.tensor([[START, 5, -1], [7, -1, -1], [5, 6, 7], [9, 9, 9]], dtype=torch.int32)
-    served: Any = runner()
-    served.input_batch = SimpleNamespace(
-        req_ids=["a", "b", "c", "gone"], num_reqs=3, req_id_to_index={"b": 1}, token_ids_cpu=READ
+    served = runner(kind=RunnerV1)
+    served.input_batch = stand_in(
+        InputBatchV1, req_ids=["a", "b", "c", "gone"], num_reqs=3, req_id_to_index={"b": 1}, token_ids_cpu=READ
     )
     served.discard_request_mask = on_device(torch.tensor([False, True, False, False]))
     served.query_start_loc, served.input_ids = on_device(torch.tensor([0, 2, 5, 8, 8])), on_device(torch.arange(8))
     served.positions = torch.arange(8)
-    no_tokens = SimpleNamespace(prompt_token_ids=None)
+    no_tokens = stand_in(RequestV1, prompt_token_ids=None)
     served.requests = {"a": no_tokens, "b": CachedPrompt([4, 5, 6, 7]), "c": no_tokens}
     served.optimistic_seq_lens_cpu = torch.tensor([3, 2, 3, 0])
-    indices = SimpleNamespace(cu_num_sampled_tokens=torch.tensor([3, 4, 7]), logits_indices=torch.arange(7).int())
-    output: Any = SimpleNamespace(sampled_token_ids=tokens, logprobs_tensors=None)
+    indices = stand_in(
+        SpecDecodeMetadata, cu_num_sampled_tokens=torch.tensor([3, 4, 7]), logits_indices=torch.arange(7).int()
+    )
+    output = stand_in(SamplerOutput, sampled_token_ids=tokens, logprobs_tensors=None)
     metadata: Any = indices if drafts else None
     runner_v1.rewrite(served, exits := Recorder(), output, None, metadata)
     (step,) = exits.steps
@@ -391,10 +408,13 @@ class CachedPrompt:
 
 def test_a_step_of_v2_is_of_the_requests_that_run():
     tokens = torch.tensor([[5, 6, 7], [5, 6, 7], [9, 9, 9]])
-    served: Any = runner()
-    served.model, served.pcp_manager = SimpleNamespace(compute_logits=None), None
-    served.req_states = SimpleNamespace(all_token_ids=on_device(torch.from_numpy(READ)), req_id_to_index={"b": 1})
-    batch: Any = SimpleNamespace(
+    served = runner(kind=RunnerV2)
+    served.pcp_manager = None
+    served.req_states = stand_in(
+        RequestStateV2, all_token_ids=on_device(torch.from_numpy(READ)), req_id_to_index={"b": 1}
+    )
+    batch = stand_in(
+        InputBatchV2,
         num_reqs=2,
         req_ids=["a", "b"],
         positions=torch.arange(5),
@@ -402,7 +422,7 @@ def test_a_step_of_v2_is_of_the_requests_that_run():
         logits_indices=torch.arange(5),
         cu_num_logits=torch.tensor([0, 2, 5, 5], dtype=torch.int32),
     )
-    output: Any = SimpleNamespace(sampled_token_ids=tokens, logprobs_tensors=None)
+    output = stand_in(SamplerOutput, sampled_token_ids=tokens, logprobs_tensors=None)
     n, rejected = torch.tensor([1, 2, 9], dtype=torch.int32), torch.tensor([0, 1, 9], dtype=torch.int32)
     runner_v2.rewrite(served, exits := Recorder(), output, n, rejected, batch, None)
     (step,) = exits.steps

@@ -14,10 +14,13 @@ from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.drafts.policy import Requests
 from specexit.method.decision import Policy
 from tests.serving.simulation import given_step
+from tests.serving.stand_ins import stand_in
 from tests.serving.worker import alone, new, ready, scheduled  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend.arguments import OFFLINE, ArgumentError, RequestArguments, vouch
+from torch_specexit.plugin.frontend.protocols import EngineCoreRequest, OutputProcessor
+from torch_specexit.plugin.protocols import SamplingParams
 from torch_specexit.plugin.worker import asked, interrupt
 
 pytestmark = pytest.mark.vllm
@@ -139,8 +142,8 @@ def test_behind_a_front_end_without_plug_ins_nobody_is_taken_at_their_word(monke
 
 def test_in_vllm_llm_who_asks_is_the_operator():
     """Whose parameters stay as they are: they may serve many requests."""
-    params = SimpleNamespace(extra_args={"specexit_validity": 0.1})
-    request = SimpleNamespace(sampling_params=params)
+    params = stand_in(SamplingParams, extra_args={"specexit_validity": 0.1})
+    request = stand_in(EngineCoreRequest, sampling_params=params)
     vouch(request)
     assert params.extra_args == {"specexit_validity": 0.1}
     exits = ready()
@@ -148,7 +151,7 @@ def test_in_vllm_llm_who_asks_is_the_operator():
     policy = exits.slots.admissions["a"].policy
     assert policy is not None
     assert policy.thresholds == {"validity": 0.1}
-    plain = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None))
+    plain = stand_in(EngineCoreRequest, sampling_params=stand_in(SamplingParams, extra_args=None))
     vouch(plain)
     assert plain.sampling_params.extra_args is None
 
@@ -159,11 +162,12 @@ def test_what_only_a_front_end_of_ours_knows_is_refused_in_vllm_llm_and_fails_no
     """An effort was passed over without a word in `vllm.LLM`; then both were refused by any server that the plug-in did
     not fit."""
     (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "add_request")
-    request = SimpleNamespace(request_id="a", sampling_params=SimpleNamespace(extra_args={key: value}))
+    params = stand_in(SamplingParams, extra_args={key: value})
+    request = stand_in(EngineCoreRequest, request_id="a", sampling_params=params)
     add = hook.wrap(lambda self, *given: given)
     said = f"{key} is for servers, expected none without one"
     with pytest.raises(ArgumentError, match=said) if queue is None else nullcontext():
-        add(SimpleNamespace(request_states={}), request, "prompt", None, 0, queue)
+        add(stand_in(OutputProcessor, request_states={}), request, "prompt", None, 0, queue)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +176,9 @@ def test_what_only_a_front_end_of_ours_knows_is_refused_in_vllm_llm_and_fails_no
 def test_who_asks_a_server_without_a_front_end_of_ours_is_no_operator(queue, thresholds):
     """Whoever asked one that the plug-in had not opened might ask for anything."""
     (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "add_request")
-    request = SimpleNamespace(request_id="a", sampling_params=SimpleNamespace(extra_args={"specexit_validity": 0.1}))
-    processor, exits = SimpleNamespace(request_states={}), ready()
+    params = stand_in(SamplingParams, extra_args={"specexit_validity": 0.1})
+    request = stand_in(EngineCoreRequest, request_id="a", sampling_params=params)
+    processor, exits = stand_in(OutputProcessor, request_states={}), ready()
     hook.wrap(lambda self, request, *given: given)(processor, request, "prompt", None, 0, queue)
     exits.draft.serving = Serving(requests="none")
     exits.track(scheduled(new("a", extra_args=request.sampling_params.extra_args)))

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from tests.serving.simulation import CPU, END, VOCAB, given_step
+from tests.serving.stand_ins import stand_in
 from tests.serving.worker import alone, boundary_and_more, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.bench.step_cost import Made
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.worker import requests
 from torch_specexit.plugin.worker.interrupt import RESOLVED
+from torch_specexit.plugin.worker.protocols import BufferV1, InputBatchV1, LogprobsTensors, RunnerV1, SamplerOutput
 from torch_specexit.plugin.worker.runner_v2 import keep_logits
 
 pytestmark = pytest.mark.vllm
@@ -81,14 +83,15 @@ def test_forced_tokens_are_named_for_those_who_ask_and_nothing_is_looked_at_for_
     names = ["b", "a"]
     exits.step(given_step(names, [[2], [2]]))
     step = given_step(names, [[5], [5]], at=[1, 1])
-    tensors = SimpleNamespace(
+    tensors = stand_in(
+        LogprobsTensors,
         logprob_token_ids=torch.tensor([[5, 6], [5, 6]]),
         logprobs=torch.zeros(2, 2),
         selected_token_ranks=torch.ones(2, dtype=torch.int64),
     )
     logits = torch.arange(2 * VOCAB).view(2, VOCAB).float()
     assert exits.step(step)
-    output: Any = SimpleNamespace(sampled_token_ids=step.tokens, logprobs_tensors=tensors)
+    output = stand_in(SamplerOutput, sampled_token_ids=step.tokens, logprobs_tensors=tensors)
     exits.name_forced(output, step, logits, by_request=True)
     assert tensors.logprob_token_ids.tolist() == [[5, 6], [END, 6]]
     assert tensors.selected_token_ranks.tolist() == [1, VOCAB - END]
@@ -120,23 +123,24 @@ def test_a_step_of_v1_without_drafts_names_forced_tokens_though_it_samples_in_pl
 
     def samples_in_place(self: Any, logits: torch.Tensor, metadata: Any) -> Any:
         read.extend(made.bytes)
-        tensors = SimpleNamespace(
+        tensors = stand_in(
+            LogprobsTensors,
             logprob_token_ids=torch.full((8, 2), 5),
             logprobs=torch.zeros(8, 2),
             selected_token_ranks=torch.ones(8, dtype=torch.int64),
         )
         logits.fill_(0.0)
-        return SimpleNamespace(sampled_token_ids=torch.full((8, 1), 5), logprobs_tensors=tensors)
+        return stand_in(SamplerOutput, sampled_token_ids=torch.full((8, 1), 5), logprobs_tensors=tensors)
 
     def on_device(values: torch.Tensor) -> Any:
-        return SimpleNamespace(gpu=values, np=values.numpy())
+        return stand_in(BufferV1, gpu=values, np=values.numpy())
 
-    served: Any = SimpleNamespace(
+    served = stand_in(
+        RunnerV1,
         _specexit=exits,
-        input_batch=SimpleNamespace(
-            req_ids=names, num_reqs=8, req_id_to_index={}, token_ids_cpu=torch.zeros(8, 1).numpy()
+        input_batch=stand_in(
+            InputBatchV1, req_ids=names, num_reqs=8, req_id_to_index={}, token_ids_cpu=torch.zeros(8, 1).numpy()
         ),
-        vllm_config=None,
         execute_model_state=None,
         discard_request_mask=on_device(torch.zeros(8, dtype=torch.bool)),
         query_start_loc=on_device(torch.arange(9)),

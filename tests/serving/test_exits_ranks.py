@@ -16,12 +16,14 @@ from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from tests.serving.simulation import CPU, END, IDS, given_step
+from tests.serving.stand_ins import stand_in
 from tests.serving.worker import Draft, Group, alone, boundary_and_more, new, ready, runner, scheduled, text_of  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.arguments import RESOLVED
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker import ranks
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.protocols import ContextParallel
 from torch_specexit.plugin.worker.rule import RECORD
 from torch_specexit.plugin.worker.runner_v2 import keep_restored
 
@@ -213,7 +215,8 @@ def test_a_failure_on_another_rank_is_seen_with_the_next_report():
 
 def test_under_context_parallel_the_signals_are_read_off_the_whole_batch():
     exits, whole = ready(), [torch.ones(4, 2)]
-    manager: Any = SimpleNamespace(
+    manager = stand_in(
+        ContextParallel,
         restore_for_sampling=lambda hidden, aux: (hidden, whole, None),
         restore_draft_prefill=lambda last, hidden: (whole[0], hidden),
     )

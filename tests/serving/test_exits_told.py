@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.serving.ends import core_output, core_outputs
 from tests.serving.simulation import END, START, given_step
-from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
+from tests.serving.stand_ins import stand_in
+from tests.serving.worker import alone, new, ready, scheduled, text_of, worker_with  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend.callers import response_of
+from torch_specexit.plugin.protocols import SamplingParams, SchedulerRequest
 from torch_specexit.plugin.worker import interrupt
 from torch_specexit.plugin.worker import requests as module
 from torch_specexit.plugin.worker.rule import INTERRUPT, STATE
@@ -34,7 +37,7 @@ def test_a_client_ends_the_thinking_of_its_own_request_though_exits_are_off(monk
     exits.track(scheduled(interruptible("chat-0123abcd", "me")))
     steps = [given_step(["chat-0123abcd"], [[token]], at=[at]) for at, token in enumerate([5, 5, 2, 5])]
     text = text_of(exits, steps[0])
-    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=exits))
+    worker = worker_with(exits)
     assert not interrupt.end_thinking(worker, "chat", "somebody else", now)
     assert not interrupt.end_thinking(worker, "cha", "me", now)
     assert interrupt.end_thinking(worker, "chat", "me", now)
@@ -103,22 +106,17 @@ def test_a_request_whose_prompt_is_continued_is_what_it_asks_for_now():
     assert not exits.requests.logprobs
 
 
-class Request(SimpleNamespace):
-    """Stands for the scheduler's request."""
-
-
-def output(name: str, finish_reason: str | None = None) -> SimpleNamespace:
-    return SimpleNamespace(request_id=name, finish_reason=finish_reason, kv_transfer_params=None)
+def request(num_output_tokens: int) -> Any:
+    """The scheduler's."""
+    params = stand_in(SamplingParams, stop=[], extra_args=None)
+    return stand_in(SchedulerRequest, sampling_params=params, num_output_tokens=num_output_tokens)
 
 
 def test_the_engine_core_looks_at_requests_of_which_there_is_news_and_forgets_those_that_are_gone():
-    requests = {
-        f"r{i}": Request(sampling_params=SimpleNamespace(stop=[], extra_args=None), num_output_tokens=4)
-        for i in range(200)
-    }
+    requests = {f"r{i}": request(num_output_tokens=4) for i in range(200)}
     reporter, row = outcome.Reporter(), [float(value) for value in (1, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0)]
     reporter.take({name: row for name in requests}, requests)
-    step = {0: SimpleNamespace(outputs=[output("r0"), output("r1", "stop"), output("r2")], finished_requests=None)}
+    step = {0: core_outputs([core_output("r0"), core_output("r1", "stop"), core_output("r2")])}
     reporter.report({"r0": row}, step, None)
     reports = [(o.kv_transfer_params or {}).get(outcome.KEY, {}).get("outcome") for o in step[0].outputs]
     assert reports == ["thinking", "natural_end", None]
@@ -129,12 +127,12 @@ def test_the_engine_core_looks_at_requests_of_which_there_is_news_and_forgets_th
 
 def test_what_was_told_of_an_exit_stands_where_nothing_is_known_of_the_request_any_more():
     """Such as while the draft's weights are replaced, and behind that."""
-    request = Request(sampling_params=SimpleNamespace(stop=[], extra_args=None), num_output_tokens=6)
+    running = request(num_output_tokens=6)
     reporter, unknown = outcome.Reporter(), [0.0] * 11
     exited = [float(value) for value in (2, 3, 0, 1, 1, 1, 0, 0, 0, 0, 0)]
-    reporter.take({"r": exited}, {"r": request})
-    reporter.take({"r": unknown}, {"r": request})
-    step = {0: SimpleNamespace(outputs=[output("r", "stop")], finished_requests=None)}
+    reporter.take({"r": exited}, {"r": running})
+    reporter.take({"r": unknown}, {"r": running})
+    step = {0: core_outputs([core_output("r", "stop")])}
     reporter.report({"r": unknown}, step, None)
     assert step[0].outputs[0].kv_transfer_params[outcome.KEY]["outcome"] == "exit"
 
@@ -143,7 +141,7 @@ def test_why_the_draft_is_not_whole_goes_with_every_output_and_each_client_hears
     reporter = outcome.Reporter()
 
     def said(clients: list[int], awaiting: str | None) -> dict[int, Any]:
-        step = {i: SimpleNamespace(outputs=[output(f"r{i}")], finished_requests=None) for i in clients}
+        step = {i: core_outputs([core_output(f"r{i}")]) for i in clients}
         reporter.report({}, step, None, awaiting)
         return {i: client.outputs[0].kv_transfer_params for i, client in step.items()}
 
@@ -154,6 +152,6 @@ def test_why_the_draft_is_not_whole_goes_with_every_output_and_each_client_hears
 
 
 def test_why_exits_have_failed_goes_with_every_output():
-    step = {0: SimpleNamespace(outputs=[output("r0")], finished_requests=None)}
+    step = {0: core_outputs([core_output("r0")])}
     outcome.Reporter().report({}, step, "no such kernel")
     assert step[0].outputs[0].kv_transfer_params == {outcome.INACTIVE_KEY: "no such kernel"}

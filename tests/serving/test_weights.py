@@ -17,7 +17,7 @@ from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.layouts import LAYOUTS
 from specexit.method.signals import NAMES
 from tests.serving.simulation import END, given_step
-from tests.serving.worker import alone, new, ready, scheduled, text_of  # noqa: F401, a fixture for all
+from tests.serving.worker import alone, new, ready, scheduled, text_of, worker_with  # noqa: F401, a fixture for all
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.worker.model import SignalHead, WithSignals
@@ -222,7 +222,7 @@ def test_a_sleep_that_leaves_the_drafts_weights_behind_ends_exits_until_they_are
     exits.track(scheduled(new("a")))
     if not early:
         text_of(exits, given_step(["a"], [[2]]))
-    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=exits))
+    worker = worker_with(exits)
 
     def wakes(self: Any, tags: Any) -> None:
         if not survives:
@@ -245,7 +245,7 @@ def test_so_does_a_sleep_right_behind_an_update(survives):
     head.weight.data.add_(1.0)
     for name in ("a", "b"):
         exits.draft.weights.arrived(name)
-    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=exits))
+    worker = worker_with(exits)
 
     def sleeps(self: Any, level: int) -> None:
         if not survives:
@@ -267,7 +267,7 @@ def test_a_deep_sleep_leaves_the_buffers_as_they_were():
     torch.nn.Module.__init__(draft)
     draft.register_buffer("back", torch.arange(4), persistent=False)
     draft.weights, draft.kept = Weights(["a"]), {}
-    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(_specexit=SimpleNamespace(draft=draft)))
+    worker = worker_with(SimpleNamespace(draft=draft))
     wraps.sleep(lambda self, level: draft.back.fill_(7))(worker, 2)
     wraps.wake_up(lambda self, tags: None)(worker, ["kv_cache"])
     assert draft.back.tolist() == [7] * 4

@@ -13,8 +13,24 @@ from specexit.drafts.directory import Serving, SpecExitBlock
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
 from tests.serving.simulation import CPU, IDS, START, VOCAB, given_step
+from tests.serving.stand_ins import stand_in
+from torch_specexit.plugin.protocols import (
+    ModelConfig,
+    SamplingParams,
+    SchedulerConfig,
+    SpeculativeConfig,
+    StructuredOutputsConfig,
+    VllmConfig,
+)
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker.exits import Exits
+from torch_specexit.plugin.worker.protocols import (
+    CachedRequests,
+    NewRequest,
+    Runner,
+    SchedulerOutput,
+    Worker,
+)
 from torch_specexit.plugin.worker.weights import Weights
 
 
@@ -63,16 +79,23 @@ def runner(
     logprobs_mode: str = "raw_logprobs",
     batch_sharder: object = None,
     return_sampling_mask: bool = False,
+    kind: type = Runner,
     **structured: Any,
 ) -> Any:
     settings = {"reasoning_parser": "deepseek_r1", "enable_in_reasoning": False} | structured
-    config = SimpleNamespace(
-        model_config=SimpleNamespace(logprobs_mode=logprobs_mode, return_sampling_mask=return_sampling_mask),
-        scheduler_config=SimpleNamespace(max_num_seqs=8),
-        speculative_config=SimpleNamespace(num_speculative_tokens=3),
-        structured_outputs_config=SimpleNamespace(**settings),
+    config = stand_in(
+        VllmConfig,
+        model_config=stand_in(ModelConfig, logprobs_mode=logprobs_mode, return_sampling_mask=return_sampling_mask),
+        scheduler_config=stand_in(SchedulerConfig, max_num_seqs=8),
+        speculative_config=stand_in(SpeculativeConfig, num_speculative_tokens=3),
+        structured_outputs_config=stand_in(StructuredOutputsConfig, **settings),
     )
-    return SimpleNamespace(device=CPU, vllm_config=config, execute_model_state=None, batch_sharder=batch_sharder)
+    return stand_in(kind, device=CPU, vllm_config=config, execute_model_state=None, batch_sharder=batch_sharder)
+
+
+def worker_with(exits: Any) -> Any:
+    """A worker whose runner has exits, or (None) no SpecExit draft."""
+    return stand_in(Worker, model_runner=stand_in(Runner, **{module.EXITS: exits}))
 
 
 @pytest.fixture(autouse=True)
@@ -90,18 +113,20 @@ def ready(**settings: Any) -> Exits:
 
 def new(name: str, prompt=(START,), prefill=None, **params: Any) -> Any:
     wanted = {"extra_args": None, "num_logprobs": None, "structured_outputs": None} | params
-    return SimpleNamespace(
+    return stand_in(
+        NewRequest,
         req_id=name,
         prompt_token_ids=list(prompt),
         prompt_embeds=None,
         prefill_token_ids=prefill,
-        sampling_params=SimpleNamespace(**wanted),
+        sampling_params=stand_in(SamplingParams, **wanted),
     )
 
 
 def scheduled(*requests: Any, finished=(), resumed: dict[str, list[int]] | None = None) -> Any:
-    cached = SimpleNamespace(resumed_req_ids=set(resumed or ()), all_token_ids=resumed or {})
-    return SimpleNamespace(
+    cached = stand_in(CachedRequests, resumed_req_ids=set(resumed or ()), all_token_ids=resumed or {})
+    return stand_in(
+        SchedulerOutput,
         scheduled_new_reqs=list(requests),
         finished_req_ids=set(finished),
         num_scheduled_tokens={},
