@@ -13,6 +13,7 @@ from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.method.decision import Policy
 from specexit.method.signals import NAMES
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.frontend.arguments import (
     MOST_TOKENS,
     RESOLVED,
@@ -23,6 +24,7 @@ from torch_specexit.plugin.frontend.arguments import (
 )
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.outcome import Record
+from torch_specexit.plugin.protocols import DraftModelConfig, LoadConfig, SpeculativeConfig, VllmConfig
 from torch_specexit.plugin.worker import asked
 from torch_specexit.plugin.worker.asked import request_policy_or_default
 from torch_specexit.plugin.worker.rule import BEFORE, OVER, THINKING, Admission
@@ -175,9 +177,13 @@ def test_a_worker_takes_what_a_front_end_has_resolved_as_it_is():
 
 def test_the_front_end_checks_against_the_draft_where_there_is_one(write_random_draft, tmp_path):
     named = SimpleNamespace(architectures=["SpecExitLlamaForCausalLMEagle3"])
-    draft = SimpleNamespace(model=str(write_random_draft(tmp_path / "d", "draft")), revision=None, hf_config=named)
-    ours = SimpleNamespace(
-        speculative_config=SimpleNamespace(draft_model_config=draft), load_config=SimpleNamespace(download_dir=None)
+    draft = stand_in(
+        DraftModelConfig, model=str(write_random_draft(tmp_path / "d", "draft")), revision=None, hf_config=named
+    )
+    ours = stand_in(
+        VllmConfig,
+        speculative_config=stand_in(SpeculativeConfig, draft_model_config=draft),
+        load_config=stand_in(LoadConfig, download_dir=None),
     )
     check({"specexit_splits": ["\n\n"]}, ours)
     # A server has no front end of ours where this vLLM does not fit; its clients' requests failed with these.

@@ -16,8 +16,9 @@ from specexit.drafts.policy import PolicyFile, Population, Serving
 from specexit.method.splits import ThinkTokens
 from specexit.method.statistics import binomial_interval
 from specexit.schemas.target import load_target_config
-from tests.serving.ends import admitted_state, front_end, incoming
+from tests.serving.ends import admitted_state, front_end, incoming, processor_of
 from tests.serving.points import operation
+from tests.serving.stand_ins import filled, stand_in
 from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.frontend import audit as audits
 from torch_specexit.plugin.frontend import opening
@@ -26,7 +27,9 @@ from torch_specexit.plugin.frontend.audit import Audit, Case, generator_of, same
 from torch_specexit.plugin.frontend.inner import inner
 from torch_specexit.plugin.frontend.operation import Operation, in_share
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
+from torch_specexit.plugin.frontend.protocols import AsyncLLM, Detokenizer, EngineCoreClient, RequestState
 from torch_specexit.plugin.frontend.server import FrontEnd
+from torch_specexit.plugin.protocols import LoRARequest, ModelConfig, SchedulerConfig, VllmConfig
 
 START, END, SPLIT = 1, 2, 12
 TOKENS = ThinkTokens(START, END, frozenset({SPLIT}))
@@ -179,9 +182,10 @@ def test_the_token_that_ends_a_turn_is_no_part_of_an_answer(kind, said, monkeypa
     monkeypatch.setattr(opening, "generator_of", lambda engine: generate)
     target = load_target_config("tiny-reasoner")
     tokenizer = load_chat_tokenizer(target)
-    engine = SimpleNamespace(
-        output_processor=SimpleNamespace(tokenizer=tokenizer),
-        model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
+    engine = stand_in(
+        AsyncLLM,
+        output_processor=processor_of(tokenizer=tokenizer),
+        model_config=stand_in(ModelConfig, is_multimodal_model=False, max_model_len=200),
     )
     file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=(kind,)))
     opened, front = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ()), front_end()
@@ -196,9 +200,10 @@ def opening_with(kinds, monkeypatch):
     """What `_audit_of` is given by a server whose calibration had answers of these kinds."""
     monkeypatch.setattr(opening, "generator_of", lambda engine: pytest.fail)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    engine = SimpleNamespace(
-        output_processor=SimpleNamespace(tokenizer=load_target_config("tiny-reasoner").tokenizer()),
-        model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=200),
+    engine = stand_in(
+        AsyncLLM,
+        output_processor=processor_of(tokenizer=load_target_config("tiny-reasoner").tokenizer()),
+        model_config=stand_in(ModelConfig, is_multimodal_model=False, max_model_len=200),
     )
     file = PolicyFile(population=Population(prompts=1, traces=1, answer_kinds=kinds))
     opened, front = opening.Opening(None, None, file, Serving(audit_rate=1.0), None, [], None, None, ()), front_end()
@@ -307,12 +312,13 @@ def admitted(arguments=None, **serving):
 
 def finished(name, *, output=(9, START, *THOUGHT, END, 20), by_itself=True):
     """vLLM's state of a finished request."""
-    return SimpleNamespace(
+    return stand_in(
+        RequestState,
         request_id=name,
         prompt_token_ids=[3],
-        detokenizer=SimpleNamespace(output_token_ids=list(output)),
+        detokenizer=stand_in(Detokenizer, output_token_ids=list(output)),
         max_tokens_param=None,
-        lora_request=SimpleNamespace(lora_name="poet", lora_int_id=7, load_inplace=True),
+        lora_request=stand_in(LoRARequest, lora_name="poet", lora_int_id=7, load_inplace=True),
         **{audits.CACHE_SALT: "of " + name, audits.PRIORITY: 3, BY_ITSELF: by_itself},
     )
 
@@ -455,7 +461,7 @@ def test_audits_with_an_adapter_are_counted_by_adapter_and_move_nothing():
         audit = Audit(lambda *_: asyncio.sleep(0, r"\boxed{8}"), lambda ids: r"\boxed{7}", TOKENS, 200, settled)
         for i in range(times):
             request = incoming(f"chatcmpl-{i}")
-            request.lora_request = None if lora is None else SimpleNamespace(lora_name=lora)
+            request.lora_request = None if lora is None else stand_in(LoRARequest, lora_name=lora)
             decided = front.admit(request)
             assert decided.audited
             front.keep(admitted_state(), request, decided)
@@ -501,7 +507,12 @@ def engines_with(*loaded):
         assert (method, given) == ("list_loras", ())
         return engine
 
-    return SimpleNamespace(core_engines=loaded, _call_utility_async=asked)
+    return stand_in(EngineCoreClient, core_engines=loaded, _call_utility_async=asked)
+
+
+def scheduled_by(policy):
+    """The configuration of an engine with such a scheduler."""
+    return stand_in(VllmConfig, scheduler_config=stand_in(SchedulerConfig, policy=policy))
 
 
 @pytest.mark.parametrize("loaded", [[{8}], [{7, 8}, {8}], [set()]])
@@ -509,14 +520,14 @@ def test_an_audit_whose_adapter_is_no_longer_loaded_is_skipped(loaded):
     """To load what had been unloaded, and deleted, ended the engine; and clients of other adapters waited for it."""
 
     class Engine:
-        vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
+        vllm_config = scheduled_by("fcfs")
         engine_core = engines_with(*loaded)
 
     async def run():
-        engine, report = Engine(), {"outcome": "natural_end", "would_exit": 2}
+        engine, report = filled(AsyncLLM, Engine()), {"outcome": "natural_end", "would_exit": 2}
         audit = Audit(generator_of(engine), lambda ids: r"\boxed{7}", TOKENS, 200)
         request = incoming("chatcmpl-1")
-        request.lora_request = SimpleNamespace(lora_name="poet")
+        request.lora_request = stand_in(LoRARequest, lora_name="poet")
         audit.consider(finished("r"), FrontEnd(operation(audit_rate=1.0), Activity()).admit(request), report)
         while audit.summary()["waiting"]:
             await asyncio.sleep(0)
@@ -532,7 +543,7 @@ def test_an_audit_waits_for_an_engine_that_takes_no_more_requests(name, monkeypa
     busy = [type(name, (Exception,), {})() for _ in range(3)]
 
     class Engine:
-        vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
+        vllm_config = scheduled_by("fcfs")
         engine_core = engines_with({7}, {6, 7})
 
         async def generate(self, *asked, **how):
@@ -540,7 +551,7 @@ def test_an_audit_waits_for_an_engine_that_takes_no_more_requests(name, monkeypa
                 raise busy.pop()
             yield SimpleNamespace(outputs=[SimpleNamespace(text="done", finish_reason="stop")])
 
-    engine = Engine()
+    engine = filled(AsyncLLM, Engine())
     assert asyncio.run(generator_of(engine)([1, 2], 5, Case.of(finished("r"), 2, TOKENS))) == "done"
 
 
@@ -549,7 +560,7 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
     asked = {}
 
     class Engine:
-        vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="priority"))
+        vllm_config = scheduled_by("priority")
         engine_core = engines_with({7}, {6, 7})
 
         async def generate(self, prompt, params, request, *, lora_request, priority):
@@ -558,7 +569,7 @@ def test_an_audit_keeps_the_salt_the_adapter_and_the_rank_of_its_request():
             )
             yield SimpleNamespace(outputs=[SimpleNamespace(text="done", finish_reason="stop")])
 
-    engine = Engine()
+    engine = filled(AsyncLLM, Engine())
     case = Case.of(finished("r"), 2, TOKENS)
     assert asyncio.run(generator_of(engine)([1, 2], 5, case)) == "done"
     assert asked["prompt"] == {"prompt_token_ids": [1, 2], "cache_salt": "of r"}

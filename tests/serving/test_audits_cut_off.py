@@ -8,20 +8,22 @@ from types import SimpleNamespace
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from tests.serving.test_audits import TOKENS, admitted, engines_with, finished
+from tests.serving.stand_ins import filled, stand_in
+from tests.serving.test_audits import TOKENS, admitted, engines_with, finished, scheduled_by
 from torch_specexit.plugin.frontend.audit import Audit, generator_of
+from torch_specexit.plugin.frontend.protocols import AsyncLLM, EngineCoreClient
 
 
 class Engine:
     """Ends an audit's request as vLLM's `AsyncLLM` does."""
 
-    vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
+    vllm_config = scheduled_by("fcfs")
     engine_core = engines_with({7})
 
     def __init__(self, end):
         self.end = end
         if end == "Server shutting down":
-            self.engine_core = SimpleNamespace(core_engines=[0], _call_utility_async=self.refuse)
+            self.engine_core = stand_in(EngineCoreClient, core_engines=[0], _call_utility_async=self.refuse)
 
     async def refuse(self, *args, **settings):
         raise Exception(self.end)
@@ -51,7 +53,7 @@ def test_an_audit_that_is_cut_off_says_nothing_about_the_risk_and_is_no_failure(
     settled = []
 
     async def run():
-        engine = Engine(end)
+        engine = filled(AsyncLLM, Engine(end))
         generate = generator_of(engine)
         if end == "let go":
             del engine

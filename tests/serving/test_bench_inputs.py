@@ -44,9 +44,11 @@ from tests.serving.benching import (
     write_inputs,
     write_random_draft,
 )
+from tests.serving.stand_ins import stand_in
 from torch_specexit.bench import conditions, run
 from torch_specexit.bench.run import as_traced, bench, longest_response, plan_methods, read_problems, trials_of
 from torch_specexit.plugin.compat.checks import check_draft
+from torch_specexit.plugin.protocols import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,8 @@ def test_every_method_of_the_field_has_a_draft_that_can_be_served(inputs: Path, 
     write_random_draft(tmp_path / "fc", source="fc")
     ours = config(inputs, methods=[name for name in field if name != "exits-alone"], draft_fc=tmp_path / "fc")
     (tmp_path / "scratch").mkdir()
-    target = SimpleNamespace(hf_text_config=SimpleNamespace(**TARGET.hf_config()), model="", max_model_len=1)
+    served_as = SimpleNamespace(**TARGET.hf_config())
+    target = stand_in(ModelConfig, hf_text_config=served_as, model="", max_model_len=1)
     entries = plan_methods(ours, TARGET, generated_traces(N), tmp_path / "scratch")
     served = {entry.name for entry in entries if entry.draft and read_config(entry.draft).specexit}
     assert served == {"specexit", "specexit-fc", "paper", "budget"}

@@ -21,8 +21,10 @@ from specexit.errors import InputError
 from specexit.method.splits import load_tokenizer, resolve
 from tests.marks import SLOW
 from tests.serving.conftest import LIVELY, ON_A_CPU, V2, serve
+from tests.serving.stand_ins import stand_in
 from tests.shared.published import WINDOW
 from torch_specexit.plugin.compat.checks import check_draft, checked
+from torch_specexit.plugin.protocols import ModelConfig
 from torch_specexit.plugin.worker.checking import SWITCH
 
 OFF = {"extra_args": {"specexit": False}}
@@ -157,7 +159,7 @@ def draft(write_random_draft, tmp_path):
 
 def served(target):
     """As much of vLLM's ``ModelConfig`` as is read."""
-    return SimpleNamespace(hf_text_config=SimpleNamespace(**target.hf_config()), model="t", max_model_len=512)
+    return stand_in(ModelConfig, hf_text_config=SimpleNamespace(**target.hf_config()), model="t", max_model_len=512)
 
 
 def start(folder, target):

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
-from tests.serving.ends import NAMED, REQUEST, Engine, admitted_state, front_end, incoming, row
+from tests.serving.ends import (
+    NAMED,
+    Engine,
+    admitted_state,
+    front_end,
+    incoming,
+    kept_request,
+    processor_of,
+    row,
+)
 from torch_specexit.plugin.frontend import finished as remembered
 from torch_specexit.plugin.frontend.arguments import RESOLVED
 from torch_specexit.plugin.frontend.callers import BATCH, MOST_ID, MarkCallers, caller
@@ -49,11 +57,11 @@ def test_requests_are_found_by_exactly_the_clients_id_while_they_run_and_afterwa
 def test_a_response_is_found_by_its_id_with_all_its_parts_in_their_order(response, parts):
     """Its client knows no other; a completion, or an answer to /v1/responses, used to be found by its parts' alone."""
     front, engines = front_end(), {name: Engine(external=name) for name in parts}
-    processor = SimpleNamespace(request_states={}, external_req_ids={}, **{KEY: front})
+    processor = processor_of(front)
     for engine in reversed(engines.values()):
         processor.request_states |= engine.processor.request_states
         processor.external_req_ids |= engine.processor.external_req_ids
-        front.keep(*engine.processor.request_states.values(), SimpleNamespace(**REQUEST), front.operation.resolve(None))
+        front.keep(*engine.processor.request_states.values(), kept_request(), front.operation.resolve(None))
     assert front.find(processor, response) == {
         "request_id": response,
         "finished": False,
@@ -73,7 +81,7 @@ def test_a_response_is_found_by_its_id_with_all_its_parts_in_their_order(respons
 def test_who_asks_for_one_request_goes_through_no_others():
     front, engine = front_end(), Engine(external="cmpl-1-0")
     processor, looked_up = engine.processor, []
-    front.keep(*processor.request_states.values(), SimpleNamespace(**REQUEST), front.operation.resolve(None))
+    front.keep(*processor.request_states.values(), kept_request(), front.operation.resolve(None))
 
     class Ids(dict):
         def get(self, key, default=None):
@@ -95,7 +103,7 @@ class Completion:
 
     def __init__(self, n, choices=1):
         self.front, self.choices, self.engines = front_end(), choices, {}
-        self.processor = SimpleNamespace(request_states={}, external_req_ids={}, **{KEY: self.front})
+        self.processor = processor_of(self.front)
         for i in range(n):
             self.begin(i)
 
@@ -103,7 +111,7 @@ class Completion:
         engine = self.engines[i] = Engine(n=self.choices, external=f"cmpl-c-{i}")
         setattr(engine.processor, KEY, self.front)
         for choice, state in enumerate(engine.processor.request_states.values()):
-            self.front.keep(state, SimpleNamespace(**REQUEST), self.front.operation.resolve(None, choice=choice))
+            self.front.keep(state, kept_request(), self.front.operation.resolve(None, choice=choice))
         self.processor.request_states |= engine.processor.request_states
         self.processor.external_req_ids |= engine.processor.external_req_ids
 
@@ -181,7 +189,7 @@ def test_a_second_turn_forgets_no_first_one():
     for external in ("resp_7_0", "resp_7_1"):
         engine = Engine(external=external)
         setattr(engine.processor, KEY, front)
-        front.keep(*engine.processor.request_states.values(), SimpleNamespace(**REQUEST), front.operation.resolve(None))
+        front.keep(*engine.processor.request_states.values(), kept_request(), front.operation.resolve(None))
         engine.step({0: row(OVER, 10)}, finished={0: "stop"})
     assert len(front.find(engine.processor, "resp_7")["choices"]) == 2
 
@@ -223,7 +231,7 @@ def test_conversations_of_a_batch_are_parts_of_its_response(path, response):
     caller.reset(token)
     assert request.sampling_params.extra_args[RESOLVED]["response"] == response
     front.finish(state, {"outcome": "exit"})
-    assert front.find(SimpleNamespace(external_req_ids={}), response)["finished"]
+    assert front.find(processor_of(), response)["finished"]
 
 
 def test_a_request_behind_another_on_one_connection_is_not_taken_for_an_audit():
@@ -258,7 +266,7 @@ def test_reports_are_for_the_holder_of_the_same_key():
     setattr(engine.processor, KEY, front)
     (state,) = engine.processor.request_states.values()
     ours = front.operation.resolve(None, caller="ours")
-    front.keep(state, SimpleNamespace(**REQUEST), ours)
+    front.keep(state, kept_request(), ours)
     for finished in ({}, {0: "stop"}):
         engine.step({0: row(OVER, 50)}, finished=finished)
         for asking, found in (("ours", True), ("another", False), (None, False)):
@@ -270,11 +278,11 @@ def test_reports_are_for_the_holder_of_the_same_key():
 def test_two_callers_may_choose_one_id_and_each_finds_its_own():
     """Counters are common as X-Request-Id. One of two used to get a 404 for its own request."""
     front, engines = front_end(), {name: Engine(external="chatcmpl-5") for name in ("ours", "theirs")}
-    processor = SimpleNamespace(request_states={}, external_req_ids={"chatcmpl-5": list(engines)}, **{KEY: front})
+    processor = processor_of(front, external_req_ids={"chatcmpl-5": list(engines)})
     for name, engine in engines.items():
         (state,) = engine.processor.request_states.values()
         processor.request_states[name] = state
-        front.keep(state, SimpleNamespace(**REQUEST), front.operation.resolve(None, caller=name))
+        front.keep(state, kept_request(), front.operation.resolve(None, caller=name))
         setattr(state, KEY, {"outcome": "thinking", "of": name})
 
     def found(name):
@@ -313,7 +321,7 @@ def test_only_so_many_finished_requests_are_remembered(monkeypatch):
         engine = Engine(external=f"chatcmpl-{i}x")
         setattr(engine.processor, KEY, front)
         engine.step({0: row(OVER, 50)}, finished={0: "stop"})
-    nobody = SimpleNamespace(external_req_ids={})
+    nobody = processor_of()
     assert [front.find(nobody, f"chatcmpl-{i}x") is not None for i in range(5)] == [False, False, True, True, True]
 
 

@@ -6,15 +6,15 @@ import asyncio
 import json
 from contextlib import nullcontext
 from contextvars import copy_context
-from types import SimpleNamespace
 
 import pytest
 
 from specexit.config import ConfigError
 from specexit.drafts.policy import PolicyFile, Serving
 from specexit.schemas.target import load_target_config
-from tests.serving.ends import GREEDY, Engine, admitted_state, front_end, incoming, row
+from tests.serving.ends import GREEDY, Engine, admitted_state, front_end, incoming, processor_of, row
 from tests.serving.points import POINTS, operation, point
+from tests.serving.stand_ins import stand_in
 from torch_specexit.chat import load_chat_tokenizer
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.compat.server_hooks import SERVER_HOOKS
@@ -24,13 +24,15 @@ from torch_specexit.plugin.frontend.arguments import RESOLVED, ArgumentError, ad
 from torch_specexit.plugin.frontend.callers import mark_of
 from torch_specexit.plugin.frontend.grammars import parser_of
 from torch_specexit.plugin.frontend.inner import inner
+from torch_specexit.plugin.frontend.protocols import AsyncLLM, CompletionRequest
 from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import LoRARequest, StructuredOutputsConfig, VllmConfig
 from torch_specexit.plugin.settings import serving_over
 from torch_specexit.plugin.worker.rule import OVER, THINKING
 from torch_specexit.plugin.worker.weights import WHY_LOST
 
-ENGINE = SimpleNamespace(speculative_config=None)
+ENGINE = stand_in(VllmConfig, speculative_config=None)
 
 
 def come_and_go(front, external, **sampling):
@@ -127,7 +129,7 @@ def test_a_beam_searchs_steps_are_no_requests_and_its_arguments_are_checked(hook
 
     def search(arguments):
         wrapped = hook.wrap(lambda self, *args: (inner.get(), *args))
-        return copy_context().run(wrapped, SimpleNamespace(vllm_xargs=arguments), 20, {})
+        return copy_context().run(wrapped, stand_in(CompletionRequest, vllm_xargs=arguments), 20, {})
 
     assert search(None) == search({"specexit": False}) == (True, 20, {})
     for bad in ({"specexit_validity": 99}, {"specexit_foo": 1}):
@@ -197,7 +199,7 @@ def test_a_server_without_requests_is_ready_again_once_the_drafts_weights_are_wh
 
     async def checked():
         (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "check_health")
-        engine = SimpleNamespace(output_processor=SimpleNamespace(**{KEY: front}), engine_core=Engines())
+        engine = stand_in(AsyncLLM, output_processor=processor_of(front), engine_core=Engines())
         with pytest.raises(EngineDeadError) if lost[0] else nullcontext():
             await hook.wrap(lambda self: asyncio.sleep(0))(engine)
 
@@ -214,7 +216,7 @@ def test_a_server_that_is_not_ready_says_why_once_and_not_at_each_probe(caplog):
     front = server.FrontEnd(operation(required=True), Activity())
     (hook,) = (hook for hook in REQUEST_HOOKS if hook.method == "check_health")
     check_health = hook.wrap(lambda self: asyncio.sleep(0))
-    engine = SimpleNamespace(output_processor=SimpleNamespace(**{KEY: front}))
+    engine = stand_in(AsyncLLM, output_processor=processor_of(front))
     for name in ("untested", "careful", "untested"):
         front.switch(point=name)
         for _ in range(3):
@@ -259,7 +261,7 @@ def test_an_adapter_makes_another_target_than_was_calibrated_and_the_server_says
     assert front.summary()["uncertified_loras"] == []
     for lora in (None, "poet", "raw", "verse", "poet"):
         request = incoming("chatcmpl-1")
-        request.lora_request = None if lora is None else SimpleNamespace(lora_name=lora)
+        request.lora_request = None if lora is None else stand_in(LoRARequest, lora_name=lora)
         assert front.admit(request).certified == (lora is None)
     assert front.summary()["uncertified_loras"] == ["poet", "verse"]
     assert [line.getMessage() for line in caplog.records] == [
@@ -299,10 +301,9 @@ def test_a_grammar_of_which_vllms_parser_alone_knows_that_it_binds_rules_exits_o
     """By `/v1/responses` no route says that the reasoning is over: the engine asks a parser that believes the arguments
     of the template, which has opened the thinking all the same."""
     target = load_target_config("tiny-reasoner")
-    engine = SimpleNamespace(
-        output_processor=SimpleNamespace(tokenizer=load_chat_tokenizer(target)),
-        vllm_config=SimpleNamespace(structured_outputs_config=SimpleNamespace(reasoning_parser=parser)),
-    )
+    config = stand_in(VllmConfig, structured_outputs_config=stand_in(StructuredOutputsConfig, reasoning_parser=parser))
+    processor = processor_of(tokenizer=load_chat_tokenizer(target))
+    engine = stand_in(AsyncLLM, output_processor=processor, vllm_config=config)
     front, request = front_end(), incoming("resp-1", structured_outputs=asked)
     front.taken_for_over = parser_of(engine)
     request.prompt_token_ids = [target.think_tokens().start]
@@ -315,7 +316,7 @@ def test_what_only_reads_how_likely_tokens_are_is_no_traffic_and_exits_nowhere()
     request that is sampled otherwise than calibrated."""
     front, read = calibrated_at(CALIBRATED), {"max_tokens": 1, "logprob_token_ids": [5, 6], "temperature": 1.0}
     request = incoming("generative-scoring-1-0", **read)
-    request.lora_request = SimpleNamespace(lora_name="poet")
+    request.lora_request = stand_in(LoRARequest, lora_name="poet")
     admitted = front.admit(request)
     assert (admitted.mode, admitted.audited, admitted.counted) == ("off", False, False)
     assert come_and_go(front, "generative-scoring-1-1", **read)[1] == []

@@ -19,22 +19,26 @@ from specexit.config import REPOSITORY
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import PolicyFile, Serving
 from tests.serving.points import POINTS, certificate
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.frontend import server
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.drafting import WINDOW
 from torch_specexit.plugin.frontend.metrics import AUDITS, MOVES, OUTCOMES, ExitMetrics, record, token_buckets
 from torch_specexit.plugin.frontend.operation import Operation
+from torch_specexit.plugin.frontend.protocols import SpecDecodingStats, StatLogger
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import ModelConfig, VllmConfig
 
 
 def stat_logger(registry):
     """What is read of vLLM's `PrometheusStatLogger`."""
     kinds = {"_counter_cls": Counter, "_gauge_cls": Gauge, "_histogram_cls": Histogram}
-    model = SimpleNamespace(served_model_name="tiny", max_model_len=1024)
-    return SimpleNamespace(
+    model = stand_in(ModelConfig, served_model_name="tiny", max_model_len=1024)
+    return stand_in(
+        StatLogger,
         **{name: partial(kind, registry=registry) for name, kind in kinds.items()},
         per_engine_labelvalues={0: ["tiny", "0"]},
-        vllm_config=SimpleNamespace(model_config=model),
+        vllm_config=stand_in(VllmConfig, model_config=model),
     )
 
 
@@ -224,7 +228,9 @@ def test_acceptance_near_one_raises_an_alarm_once_and_its_end_is_said(caplog):
     setattr(logger, KEY, ExitMetrics(logger))
 
     def steps(n, accepted):
-        stats = SimpleNamespace(spec_decoding_stats=SimpleNamespace(num_drafts=n, num_accepted_tokens=accepted))
+        stats = SimpleNamespace(
+            spec_decoding_stats=stand_in(SpecDecodingStats, num_drafts=n, num_accepted_tokens=accepted)
+        )
         record(logger, stats, None, 0)
         names = ("acceptance_length", "acceptance_near_one")
         return [registry.get_sample_value(f"vllm:specexit_{name}", {"model_name": "tiny"}) for name in names]

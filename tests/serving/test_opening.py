@@ -22,12 +22,23 @@ from specexit.drafts.fingerprints import target_fingerprint
 from specexit.drafts.policy import PolicyFile, write_policy
 from specexit.method.splits import ThinkTokens, load_tokenizer
 from specexit.schemas.target import TargetConfig
-from tests.serving.ends import GREEDY, front_end
+from tests.serving.ends import GREEDY, front_end, processor_of
 from tests.serving.points import POINTS
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.certified import served_fingerprints, served_target
 from torch_specexit.plugin.compat.request_hooks import REQUEST_HOOKS
 from torch_specexit.plugin.frontend import opening
 from torch_specexit.plugin.frontend.audit import Case
+from torch_specexit.plugin.frontend.protocols import AsyncLLM
+from torch_specexit.plugin.protocols import (
+    DraftModelConfig,
+    LoadConfig,
+    ModelConfig,
+    ParallelConfig,
+    SpeculativeConfig,
+    StructuredOutputsConfig,
+    VllmConfig,
+)
 from torch_specexit.plugin.settings import draft_config
 from torch_specexit.plugin.worker.model import WithSignals
 
@@ -116,13 +127,14 @@ def test_a_draft_of_another_target_of_the_same_sizes_is_called_uncertified_or_no
 def config_with(draft):
     """Of vLLM's configuration of an engine, what is read before its engine starts, but for fingerprints."""
     hf_config = SimpleNamespace(architectures=["SpecExitLlamaForCausalLMEagle3"])
-    model = SimpleNamespace(model=str(draft), revision=None, hf_config=hf_config)
-    return SimpleNamespace(
-        model_config=SimpleNamespace(model=str(draft), revision=None),
-        load_config=SimpleNamespace(download_dir=None),
-        parallel_config=SimpleNamespace(_api_process_count=1),
-        structured_outputs_config=SimpleNamespace(reasoning_parser=""),
-        speculative_config=SimpleNamespace(draft_model_config=model),
+    model = stand_in(DraftModelConfig, model=str(draft), revision=None, hf_config=hf_config)
+    return stand_in(
+        VllmConfig,
+        model_config=stand_in(ModelConfig, model=str(draft), revision=None),
+        load_config=stand_in(LoadConfig, download_dir=None),
+        parallel_config=stand_in(ParallelConfig, _api_process_count=1),
+        structured_outputs_config=stand_in(StructuredOutputsConfig, reasoning_parser=""),
+        speculative_config=stand_in(SpeculativeConfig, draft_model_config=model),
         additional_config={},
     )
 
@@ -139,12 +151,13 @@ def starting(draft, monkeypatch):
 
 def engine_with(config):
     """Of an engine's client, what a front end is opened from."""
-    return SimpleNamespace(
+    return stand_in(
+        AsyncLLM,
         vllm_config=config,
-        model_config=SimpleNamespace(try_get_generation_config=dict),
+        model_config=stand_in(ModelConfig, try_get_generation_config=dict),
         logger_manager=None,
         input_processor=SimpleNamespace(),
-        output_processor=SimpleNamespace(tokenizer=None),
+        output_processor=processor_of(tokenizer=None),
     )
 
 
@@ -171,7 +184,7 @@ def test_a_draft_by_its_hub_id_is_fetched_to_where_vllm_keeps_it(draft, monkeypa
     config = config_with("user/draft")
     config.load_config.download_dir = "weights"
     draft_config(config)
-    config.speculative_config.draft_load_config = SimpleNamespace(download_dir="of drafts")
+    config.speculative_config.draft_load_config = stand_in(LoadConfig, download_dir="of drafts")
     draft_config(config)
     starting("user/draft", monkeypatch)
     assert caches == ["weights", "of drafts", None, None]
@@ -363,7 +376,7 @@ def test_audits_compare_answers_of_the_kinds_that_a_changed_file_was_calibrated_
     engine, front = engine_with(None), front_end(audit_rate=1.0)
     decoded = {"decode": lambda ids, **_: "The answer is B" if ids else "", "encode": lambda *_, **__: []}
     engine.output_processor.tokenizer = MagicMock(**decoded)
-    engine.model_config = SimpleNamespace(is_multimodal_model=False, max_model_len=200)
+    engine.model_config = stand_in(ModelConfig, is_multimodal_model=False, max_model_len=200)
     front.tokens = ThinkTokens(1, 2, frozenset({3}))
     opened = opening.Opening(None, None, PolicyFile(), front.operation.serving, None, [], None, None, ())
     audit = opening._audit_of(engine, opened, front)

@@ -11,13 +11,13 @@ import zipfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from specexit.config import ConfigError
 from tests.serving.fetch_releases import Recorded, Recorder
 from tests.serving.release_engines import torch_of
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.compat import hooks
 from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, is_hooked
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
@@ -25,6 +25,7 @@ from torch_specexit.plugin.compat.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2
 from torch_specexit.plugin.compat.repairs import REPAIRS
 from torch_specexit.plugin.compat.sources import Imported, SourceError, Sources
 from torch_specexit.plugin.frontend.activity import misfit_of
+from torch_specexit.plugin.protocols import VllmConfig
 
 pytestmark = pytest.mark.vllm
 
@@ -246,7 +247,7 @@ def test_a_vllm_whose_servers_could_hold_no_request_to_what_it_may_is_served_pla
     """With exits, every client was an operator there, and whom the operator had none for had them, too."""
     (hook,) = (hook for hook in FRONTEND_HOOKS if f"{hook.owner}.{hook.method}" == name)
     change(clean, hook)
-    assert f"{hook.place} takes" in str(misfit_of(SimpleNamespace(use_v2_model_runner=False)))
+    assert f"{hook.place} takes" in str(misfit_of(stand_in(VllmConfig, use_v2_model_runner=False)))
     hooks.install_worker_hooks(v2=False)
     assert "plain EAGLE-3 is served" in caplog.text
     assert not any(is_hooked(owner_of(hook), hook.method) for hook in GROUPS["v1"])

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from specexit.drafts.policy import PolicyFile
 from specexit.method.splits import ThinkTokens
-from tests.serving.ends import NAMED, REQUEST, SIGNALS, START, Engine, core_output, front_end, row
+from tests.serving.ends import (
+    NAMED,
+    SIGNALS,
+    START,
+    Engine,
+    core_output,
+    core_outputs,
+    front_end,
+    kept_request,
+    row,
+)
 from tests.serving.points import POINTS, operation
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin import outcome
 from torch_specexit.plugin.frontend import reports as frontend
 from torch_specexit.plugin.frontend import server
@@ -18,6 +27,7 @@ from torch_specexit.plugin.frontend.audit import Audit
 from torch_specexit.plugin.frontend.metrics import OUTCOMES
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF, end_tokens
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import ModelConfig
 from torch_specexit.plugin.worker.rule import OVER, THINKING
 
 
@@ -50,7 +60,7 @@ def test_requests_with_stop_strings_cost_a_report_only_where_there_is_news():
     (told,) = engine.step({0: row(THINKING, 20)})
     assert told == {"outcome": "thinking", "thinking_tokens": 20, "signals": NAMED}
     (output,) = outputs = [core_output(name) for name in engine.requests]
-    engine.reporter.report({}, {0: SimpleNamespace(outputs=outputs, finished_requests=None)}, None)
+    engine.reporter.report({}, {0: core_outputs(outputs)}, None)
     assert output.kv_transfer_params is None
 
 
@@ -133,7 +143,7 @@ def test_of_a_transition_what_a_stop_string_cuts_is_counted():
 )
 def test_a_request_ends_by_itself_where_the_model_has_ended_it(finish, stop_reason, expected):
     engine, front = Engine(), front_end()
-    front.end_tokens = end_tokens(SimpleNamespace(try_get_generation_config=lambda: {"eos_token_id": [6, 7]}))
+    front.end_tokens = end_tokens(stand_in(ModelConfig, try_get_generation_config=lambda: {"eos_token_id": [6, 7]}))
     setattr(engine.processor, KEY, front)
     (state,) = engine.processor.request_states.values()
     engine.step({0: row(OVER, 30)})
@@ -144,7 +154,7 @@ def test_a_request_ends_by_itself_where_the_model_has_ended_it(finish, stop_reas
 @pytest.mark.parametrize("eos", [7, [7], None])
 def test_ends_of_a_generation_config_in_any_form(eos):
     config = {} if eos is None else {"eos_token_id": eos}
-    found = end_tokens(SimpleNamespace(try_get_generation_config=lambda: config))
+    found = end_tokens(stand_in(ModelConfig, try_get_generation_config=lambda: config))
     assert found == (frozenset() if eos is None else {7})
 
 
@@ -266,7 +276,7 @@ def test_a_report_says_which_point_it_is_of_and_whether_that_is_certified():
         engine = Engine()
         (state,) = engine.processor.request_states.values()
         admitted = front.operation.resolve(arguments)
-        front.keep(state, SimpleNamespace(**REQUEST), admitted)
+        front.keep(state, kept_request(), admitted)
         (told,) = engine.step({0: row(THINKING, 20)})
         assert (told["point"], told["certified"]) == (point, False)
 
@@ -276,7 +286,7 @@ def labelled(engine, front):
     setattr(engine.processor, KEY, front)
     states = list(engine.processor.request_states.values())
     for state in states:
-        front.keep(state, SimpleNamespace(**REQUEST), front.operation.resolve(None)._replace(certified=True))
+        front.keep(state, kept_request(), front.operation.resolve(None)._replace(certified=True))
     return states
 
 
@@ -345,7 +355,7 @@ def test_exits_of_weights_that_were_replaced_are_uncertified_until_a_restart(cap
         engine.reporter.replaced = replaced
         setattr(engine.processor, KEY, front)
         (state,) = engine.processor.request_states.values()
-        front.keep(state, SimpleNamespace(**REQUEST), served.resolve(None))
+        front.keep(state, kept_request(), served.resolve(None))
         (told,) = engine.step({0: row(OVER, 30, exited=1)}, finished={0: "stop"})
         return told["certified"], front.summary()["certified"], front.problem() is None
 

@@ -16,14 +16,18 @@ from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
 from specexit.config import REPOSITORY
 from specexit.drafts.policy import Serving
+from tests.serving.ends import admitted_state, kept_request, processor_of
 from tests.serving.points import operation
+from tests.serving.stand_ins import filled, stand_in
 from torch_specexit.plugin.frontend import server as front_end
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import caller, mark_of
+from torch_specexit.plugin.frontend.protocols import AsyncLLM, RequestState
 from torch_specexit.plugin.frontend.reports import ADMITTED
 from torch_specexit.plugin.frontend.routes import CONTROL, OPERATOR_HEADER, OPERATOR_KEY, PATH, Endpoints
 from torch_specexit.plugin.frontend.server import MOST_INTERRUPTS, FrontEnd, TooManyError
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import ParallelConfig, VllmConfig
 from torch_specexit.plugin.worker.interrupt import END_THINKING
 
 OPERATOR = {OPERATOR_HEADER: "of the operator"}
@@ -48,15 +52,15 @@ class Server:
     """An app with the routes, over an engine of which only the front end is real."""
 
     def __init__(self, *routes, stages=1):
-        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(pipeline_parallel_size=stages))
+        self.vllm_config = stand_in(VllmConfig, parallel_config=stand_in(ParallelConfig, pipeline_parallel_size=stages))
         self.front, self.called = FrontEnd(operation(routes=routes), Activity()), []
         runs = self.front.operation.resolve(None, caller=mark_of("ours"))._replace(response="chatcmpl-runs")
-        states = {"runs": SimpleNamespace(**{ADMITTED: runs})}
-        self.processor = SimpleNamespace(request_states=states, external_req_ids={}, **{KEY: self.front})
+        states = {"runs": stand_in(RequestState, **{ADMITTED: runs})}
+        self.processor = processor_of(self.front, request_states=states)
         app, endpoints = FastAPI(exception_handlers={RequestValidationError: validation_exception_handler}), Endpoints()
         app.state.args = SimpleNamespace(log_error_stack=False)
         endpoints.attach_router(app)
-        asyncio.run(endpoints.init_state(self, None, None))
+        asyncio.run(endpoints.init_state(filled(AsyncLLM, self), None, None))
         self.client = TestClient(app)
 
     @property
@@ -72,9 +76,9 @@ class Server:
         return await self.engine_core.collective_rpc_async(method, timeout, args)
 
     def finish(self, name, caller):
-        state = SimpleNamespace(external_req_id=name, parent_req=None, **{KEY: {"outcome": "exit"}})
-        request = SimpleNamespace(external_req_id=name, prompt_token_ids=[1], cache_salt=None, priority=0)
-        self.front.keep(state, request, self.front.operation.resolve(None, caller=caller))
+        state = admitted_state(name)
+        setattr(state, KEY, {"outcome": "exit"})
+        self.front.keep(state, kept_request(external_req_id=name), self.front.operation.resolve(None, caller=caller))
         self.front.finish(state, {"outcome": "exit"})
 
 

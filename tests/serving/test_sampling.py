@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,11 @@ import torch
 from specexit.data.answers import extract_answer, same_answer
 from specexit.tiny import problems
 from tests.serving.conftest import CUT, WARM
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.compat import repairs, wraps
 from torch_specexit.plugin.frontend.arguments import ArgumentError, admit_sampling
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import DeviceConfig, InputProcessor, SamplingParams, VllmConfig
 
 pytestmark = pytest.mark.vllm
 
@@ -104,15 +105,15 @@ def test_the_repaired_function_expands_what_vllms_own_does():
 
 
 def test_an_engine_that_cannot_be_repaired_refuses_to_sample_and_serves_the_rest(monkeypatch):
-    engine = SimpleNamespace(speculative_config=object(), device_config=SimpleNamespace(device_type="cpu"))
+    engine = {"speculative_config": object(), "device_config": stand_in(DeviceConfig, device_type="cpu")}
     monkeypatch.setattr(repairs, "is_hooked", lambda owner, method: False)
-    problem = repairs.cannot_sample(engine)
+    problem = repairs.cannot_sample(stand_in(VllmConfig, **engine))
     with pytest.raises(ArgumentError, match="expected 0: this vLLM samples wrongly") as error:
         admit_sampling(0.6, problem)
     assert error.value.parameter == "temperature"
     admit_sampling(0.0, problem)
-    for other in ({"speculative_config": None}, {"device_config": SimpleNamespace(device_type="cuda")}):
-        assert repairs.cannot_sample(SimpleNamespace(**vars(engine) | other)) is None
+    for other in ({"speculative_config": None}, {"device_config": stand_in(DeviceConfig, device_type="cuda")}):
+        assert repairs.cannot_sample(stand_in(VllmConfig, **engine | other)) is None
 
 
 @pytest.mark.parametrize(
@@ -126,12 +127,12 @@ def test_an_engine_that_cannot_be_repaired_refuses_to_sample_and_serves_the_rest
 )
 def test_what_v1_would_die_of_beside_a_draft_is_refused(engine, refused):
     """One call of `/generative_scoring`, for which vLLM asks no API key, ended the engine and all that ran in it."""
-    config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"), **engine)
+    config = stand_in(VllmConfig, device_config=stand_in(DeviceConfig, device_type="cpu"), **engine)
     validate = wraps.validate_params(lambda self, params: None)
-    processor = SimpleNamespace(vllm_config=config, **{KEY: object()})  # of a server
-    validate(processor, SimpleNamespace(temperature=0.0))
+    processor = stand_in(InputProcessor, vllm_config=config, **{KEY: object()})  # of a server
+    validate(processor, stand_in(SamplingParams, extra_args=None, temperature=0.0))
     said = (
         r"logprob_token_ids has 2 tokens, expected none \(label_token_ids of /generative_scoring\): .* V1 runner dies"
     )
     with pytest.raises(ArgumentError, match=said) if refused else nullcontext():
-        validate(processor, SimpleNamespace(temperature=0.0, logprob_token_ids=[5, 6]))
+        validate(processor, stand_in(SamplingParams, extra_args=None, temperature=0.0, logprob_token_ids=[5, 6]))

@@ -9,20 +9,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.serving.ends import front_end, incoming
+from tests.serving.ends import front_end, incoming, processor_of
 from tests.serving.points import operation
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.compat import wraps
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.arguments import ArgumentError
 from torch_specexit.plugin.frontend.inner import inner
+from torch_specexit.plugin.frontend.protocols import AsyncLLM, ChatRequest, RequestOutput, ResponsesServing
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.streaming import Reports
 from torch_specexit.plugin.outcome import KEY
+from torch_specexit.plugin.protocols import InputProcessor, LoRARequest, SamplingParams, VllmConfig
 
 
 def output_of(**report):
-    return SimpleNamespace(kv_transfer_params={KEY: report} if report else None)
+    return stand_in(RequestOutput, kv_transfer_params={KEY: report} if report else None)
 
 
 def chunk(index, **rest):
@@ -70,7 +73,7 @@ def test_a_streamed_beam_searchs_steps_are_no_requests_either():
             yield "data: [DONE]\n\n"
 
     async def stream(beams):
-        request = SimpleNamespace(n=2, use_beam_search=beams)
+        request = stand_in(ChatRequest, n=2, use_beam_search=beams)
         assert [text async for text in hook.wrap(chunks)(None, request, steps())] == ["data: [DONE]\n\n"]
 
     for beams in (True, False):
@@ -89,13 +92,13 @@ def ask(route, front, arguments, lora=None):
     begun = []
     (hook,) = (hook for hook in FRONTEND_HOOKS if hook.method == route)
     wrapped = hook.wrap(lambda *args, **kwargs: begun.append(kwargs))
-    engine = SimpleNamespace(output_processor=SimpleNamespace(**{KEY: front}))
-    asked = {"sampling_params": SimpleNamespace(extra_args=arguments), "request_id": "r"}
-    asked["lora_request"] = None if lora is None else SimpleNamespace(lora_name=lora)
+    engine = stand_in(AsyncLLM, output_processor=processor_of(front))
+    asked = {"sampling_params": stand_in(SamplingParams, extra_args=arguments), "request_id": "r"}
+    asked["lora_request"] = None if lora is None else stand_in(LoRARequest, lora_name=lora)
     if route == "generate":
         wrapped(engine, "a prompt", **asked)
     else:
-        wrapped(SimpleNamespace(engine_client=engine), **asked)
+        wrapped(stand_in(ResponsesServing, engine_client=engine), **asked)
     assert len(begun) == 1
 
 
@@ -124,12 +127,12 @@ def test_streamed_or_not_a_request_is_admitted_by_the_same_check(effort, lora, r
     """An adapter's point used to be asked for behind a first check that knew nothing of the adapter."""
     front, given = FrontEnd(operation(**GUARDED), Activity()), {"specexit_validity": 0.8}
     arguments = given if effort is None else given | {"specexit_effort": effort}
-    adapter = None if lora is None else SimpleNamespace(lora_name=lora)
+    adapter = None if lora is None else stand_in(LoRARequest, lora_name=lora)
     request = incoming("chatcmpl-1")
-    request.sampling_params, request.lora_request = SimpleNamespace(extra_args=arguments, temperature=0.0), adapter
+    request.sampling_params.extra_args, request.lora_request = arguments, adapter
     validate = wraps.validate_params(lambda self, params: None)
-    plain = SimpleNamespace(model_config=None, speculative_config=None)
-    validate(SimpleNamespace(vllm_config=plain, **{KEY: front}), request.sampling_params)
+    plain = stand_in(VllmConfig, speculative_config=None)
+    validate(stand_in(InputProcessor, vllm_config=plain, **{KEY: front}), request.sampling_params)
     with pytest.raises(ArgumentError) if refused else nullcontext():
         front.admit(request)
 

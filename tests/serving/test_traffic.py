@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +11,12 @@ import pytest
 from specexit.drafts.directory import SpecExitBlock
 from specexit.drafts.policy import TRAFFIC_LEVELS, PolicyFile, Population, Serving, Traffic
 from specexit.method.splits import ThinkTokens
-from tests.serving.ends import admitted_state
+from tests.serving.ends import admitted_state, kept_request
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.operation import Operation
 from torch_specexit.plugin.frontend.own_end import BY_ITSELF
+from torch_specexit.plugin.frontend.protocols import Detokenizer
 from torch_specexit.plugin.frontend.server import FrontEnd
 from torch_specexit.plugin.frontend.traffic import EVERY, LEAST, TrafficWatch
 
@@ -194,11 +195,11 @@ def test_whole_thinking_is_what_nothing_could_have_cut(mode, outcome, by_itself,
     front = FrontEnd(operation(policies()), Activity(), tokens=ThinkTokens(1, 2, frozenset({BREAK})))
     front.operation.switch(mode)
     admitted = front.operation.resolve(None, "r")
-    state = SimpleNamespace(external_req_id="r", parent_req=None, request_index=0, **{BY_ITSELF: by_itself})
+    state = admitted_state("r")
+    setattr(state, BY_ITSELF, by_itself)
     state.prompt_token_ids = [1] * 7
-    state.detokenizer = SimpleNamespace(output_token_ids=[7] * 40 + [BREAK] * 10 + [2, 1, BREAK])
-    request = SimpleNamespace(external_req_id="r", prompt_token_ids=[1] * 7, cache_salt=None, priority=0)
-    front.keep(state, request, admitted)
+    state.detokenizer = stand_in(Detokenizer, output_token_ids=[7] * 40 + [BREAK] * 10 + [2, 1, BREAK])
+    front.keep(state, kept_request(external_req_id="r", prompt_token_ids=[1] * 7), admitted)
     front.finish(state, {"outcome": outcome, "thinking_tokens": 50, "signals": {}})
     found = front.summary()["traffic"]
     assert {feature: seen["requests"] for feature, seen in found.items()} == {
@@ -213,8 +214,8 @@ def test_whole_thinking_is_what_nothing_could_have_cut(mode, outcome, by_itself,
 
 def test_an_audits_own_request_is_none_of_the_traffic():
     front = FrontEnd(operation(policies()), Activity())
-    request = SimpleNamespace(external_req_id="r", prompt_token_ids=[1] * 7, cache_salt=None, priority=0)
+    request = kept_request(external_req_id="r", prompt_token_ids=[1] * 7)
     front.keep(admitted_state(), request, front.operation.resolve(None, "r")._replace(counted=False))
-    embeds = SimpleNamespace(external_req_id="r", prompt_token_ids=None, cache_salt=None, priority=0)
+    embeds = kept_request(external_req_id="r", prompt_token_ids=None)
     front.keep(admitted_state(), embeds, front.operation.resolve(None, "r"))
     assert front.summary()["traffic"]["prompt_tokens"]["requests"] == 0

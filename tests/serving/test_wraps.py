@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.serving.ends import core_output, core_outputs
+from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.compat import harmless, wraps
+from torch_specexit.plugin.protocols import Scheduler
+from torch_specexit.plugin.worker.protocols import AttentionMetadata, ProposerV1, RunnerV1, SpeculatorV2
 from torch_specexit.plugin.worker.weights import Weights
 
 
@@ -38,7 +42,7 @@ class Draft:
 
 
 def speculator(**attributes):
-    return SimpleNamespace(model=Draft("draft"), last_token_indices=torch.tensor([3, 7, 11, 0]), **attributes)
+    return stand_in(SpeculatorV2, model=Draft("draft"), last_token_indices=torch.tensor([3, 7, 11, 0]), **attributes)
 
 
 def test_the_first_pass_of_v2_is_told_where_the_last_tokens_are():
@@ -66,9 +70,10 @@ def test_a_first_pass_that_fails_leaves_nothing_switched_on():
 
 
 def test_another_draft_model_is_left_alone():
-    speculator, calls = SimpleNamespace(model=SimpleNamespace()), []
+    calls = []
+    speculator, proposer = (stand_in(kind, model=SimpleNamespace()) for kind in (SpeculatorV2, ProposerV1))
     wraps.prefill(lambda self, *args, **kwargs: calls.append(kwargs))(speculator, 1, skip_sample=True)
-    wraps.propose_v1(lambda self, n, **kwargs: calls.append(n))(speculator, 0)
+    wraps.propose_v1(lambda self, n, **kwargs: calls.append(n))(proposer, 0)
     assert calls == [{"skip_sample": True}, 0]
 
 
@@ -95,7 +100,7 @@ class Proposer:
         return torch.full((2, n), 5)
 
 
-STARTS = SimpleNamespace(query_start_loc=torch.tensor([0, 4, 6]))
+STARTS = stand_in(AttentionMetadata, query_start_loc=torch.tensor([0, 4, 6]))
 propose = wraps.propose_v1(Proposer.propose)
 
 
@@ -152,7 +157,7 @@ def test_the_first_pass_runs_wherever_vllm_would_not_draft(max_seq_len):
         return metadata is not None and metadata.max_seq_len + 3 <= self.effective_drafter_max_model_len
 
     exits: Any = SimpleNamespace(draft=Draft("draft"))
-    runner = SimpleNamespace(_specexit=exits, effective_drafter_max_model_len=64)
+    runner = stand_in(RunnerV1, _specexit=exits, effective_drafter_max_model_len=64)
     wrapped = wraps.input_fits_in_drafter(fits)
     assert wrapped(runner, SimpleNamespace(max_seq_len=61))
     assert not wrapped(runner, None)
@@ -166,8 +171,8 @@ def test_the_first_pass_runs_wherever_vllm_would_not_draft(max_seq_len):
 def test_an_outcome_that_cannot_be_reported_fails_no_request_and_is_logged_once(monkeypatch, caplog):
     """The engine core logged a traceback at every step."""
     monkeypatch.setattr(harmless, "_complaints", set())
-    scheduler, output = SimpleNamespace(requests={"a": object()}), SimpleNamespace(specexit={"a": [0.0]})
-    outputs = {0: SimpleNamespace(outputs=[SimpleNamespace(request_id="a", finish_reason="stop")])}
+    scheduler, output = stand_in(Scheduler, requests={"a": object()}), SimpleNamespace(specexit={"a": [0.0]})
+    outputs = {0: core_outputs([core_output("a", "stop")])}
     wrapped = wraps.update_from_output(lambda self, scheduled, output: outputs)
     for _ in range(3):
         assert wrapped(scheduler, SimpleNamespace(num_scheduled_tokens={"a": 1}), output) is outputs
