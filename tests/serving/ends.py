@@ -162,6 +162,6 @@ PLAIN = GREEDY | {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.
 
 def incoming(external, **sampling):
     """What is read of vLLM's ``EngineCoreRequest`` when it comes in."""
-    params = stand_in(SamplingParams, extra_args=None, **PLAIN | sampling)
+    params = stand_in(SamplingParams, extra_args=None, **PLAIN | {"structured_outputs": None} | sampling)
     given = {"request_id": f"{external}-0123abcd", "external_req_id": external}
     return kept_request(lora_request=None, sampling_params=params, **given)

@@ -137,7 +137,7 @@ def test_at_the_end_of_the_context_the_first_pass_runs_and_its_one_draft_is_drop
 
 def test_behind_a_chunk_of_a_prompt_v1s_draft_reads_its_next_token():
     """It read the last token of the prompt, which was in all signals of that request from there on."""
-    seen, proposer = [], speculator()
+    seen, proposer = [], stand_in(ProposerV1, model=Draft("draft"))
     wrapped = wraps.propose_v1(
         lambda self, n, **given: seen.append(given["next_token_ids"].tolist()) or torch.ones(3, n)
     )
