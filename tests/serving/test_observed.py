@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.serving.ends import NAMED, Engine, front_end, incoming, row, status
+from tests.serving.ends import NAMED, Engine, front_end, incoming, processor_of, row, status
 from tests.serving.points import operation
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.frontend import tracing
@@ -75,7 +75,7 @@ def spans(monkeypatch):
         state.stats = SimpleNamespace(**timed, first_token_latency=0.5, num_generation_tokens=60)
         state.prompt_embeds, state.top_p, state.temperature, state.n = None, 1.0, 0.0, 1
         output, step = SimpleNamespace(trace_headers=None), SimpleNamespace(iteration_timestamp=2.0)
-        output_processor.OutputProcessor.do_tracing(SimpleNamespace(), output, state, step)
+        output_processor.OutputProcessor.do_tracing(processor_of(), output, state, step)
         span = exporter.get_finished_spans()[-1]
         return span.name, dict(span.attributes)
 

@@ -28,8 +28,8 @@ class Running:
     """The parts of each response of which one runs: vLLM forgets some without a word, so its own states keep them.
 
     Example:
-      >>> from types import SimpleNamespace
-      >>> running, state = Running(), SimpleNamespace(external_req_id="cmpl-1-0", parent_req=None)
+      >>> from unittest.mock import NonCallableMock
+      >>> running, state = Running(), NonCallableMock(RequestState, external_req_id="cmpl-1-0", parent_req=None)
       >>> running.add("a caller", "cmpl-1", state)
       >>> running.of("a caller", "cmpl-1"), running.of("another", "cmpl-1")
       ({'cmpl-1-0': 1}, {})
