@@ -3,7 +3,8 @@
 `register` is the entry point. `worker` runs beside the model, `frontend` beside the API server. `compat` has the table
 of all places where vLLM is wrapped, and checks whether an installed version has them as expected. `outcome` carries
 what the worker knows of a request to the front end, `settings` holds what an operator may set, and `certified` says
-what is served, for comparison with a draft's certificates.
+what is served, for comparison with a draft's certificates. `protocols` has what is used of vLLM's configuration and of
+a request; what one side alone uses of vLLM stands in the ``protocols`` of that side.
 """
 
 from __future__ import annotations

@@ -6,5 +6,6 @@ says how exits are treated just now, by the policy file that `watch` reads again
 `streaming`, `metrics` and `tracing` hand that on; `finding` and `finished` answer whoever asks later, over `routes`.
 `audit` compares answers, `hold` judges the risk by them, and `imposed` keeps what follows from it. `inner` marks
 requests of our own, `own_end` those that have ended by themselves. `traffic` watches whether requests are like those of
-the calibration, `drafting` whether the draft guesses at all, and `activity` whether exits are active.
+the calibration, `drafting` whether the draft guesses at all, and `activity` whether exits are active. `protocols` has
+what is used of vLLM's own objects here.
 """
