@@ -190,7 +190,8 @@ def test_the_front_end_checks_against_the_draft_where_there_is_one(write_random_
     check({"specexit_risk": 0.01, "specexit_effort": "high"}, ours)
     with pytest.raises(ArgumentError, match="specexit_splits has 'Wait'"):
         check({"specexit_splits": ["Wait"]}, ours)
-    for other in (SimpleNamespace(speculative_config=None), SimpleNamespace(speculative_config=SimpleNamespace())):
+    for speculative in (None, stand_in(SpeculativeConfig, draft_model_config=None)):
+        other = stand_in(VllmConfig, speculative_config=speculative)
         check({"specexit_splits": ["Wait"]}, other)
         with pytest.raises(ArgumentError, match="specexit_validity is 2"):
             check({"specexit_validity": 2}, other)
