@@ -351,6 +351,9 @@ def test_an_error_prints_no_control_characters(imported, tmp_path, capsys):
     ("changes", "message"),
     [
         ({"names": {"x": "y"}}, "names tensor 'y', which the draft does not have"),
+        ({"names": {"a\nb": "fc.weight"}}, r"names is .*: 'a\\nb' is no tensor's name, expected up to 255 printable"),
+        ({"names": {"x" * 256: "fc.weight"}}, "'x{150}.* is no tensor's name, expected up to 255 printable"),
+        ({"names": {"": "fc.weight"}}, "'' is no tensor's name"),
         ({"types": {"d2t": "object"}}, r"types\.d2t is 'object'"),
         ({"types": {"fc.weight": "int8"}}, r"types\.fc\.weight"),
         ({"config": 3}, "config is 3"),
@@ -363,6 +366,38 @@ def test_an_origin_that_cannot_be_read_is_refused(changes, message, imported, tm
     with pytest.raises(DraftError, match=message):
         export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("ours", "message"),
+    [
+        (lambda i: "lm_head.weight", "tensor 'lm_head.weight' has 600 names, expected one"),
+        (lambda i: f"tensor {i % 599}", "tensor 'tensor 0' has 2 names, expected one"),
+        (lambda i: f"tensor {i}", None),
+    ],
+)
+def test_a_tensor_of_an_origin_has_one_name(ours, message, imported, tmp_path):
+    """It was written under each, and hashed for each: a few lines of text made 141 MB of a draft of 2.5."""
+    path = imported / "import.json"
+    names = {f"copy {i}": ours(i) for i in range(600)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"names": names}))
+    said = rf"import\.json: names is {{'copy 0': .*: {message}" if message else "which the draft does not have"
+    with pytest.raises(DraftError, match=said) as error:
+        export(ExportConfig(draft=imported, out=tmp_path / "out", format="original"))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+    assert not (tmp_path / "out").exists()
+    if message:
+        with pytest.raises(DraftError, match=said):
+            describe(imported)
+
+
+def test_an_origin_names_no_more_tensors_than_a_draft_may_have(imported):
+    path = imported / "import.json"
+    names = {f"copy {i}": f"tensor {i}" for i in range(10_001)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"names": names}))
+    with pytest.raises(DraftError, match=r"import\.json: names is .*: 10001 names, expected at most 10000"):
+        describe(imported)
 
 
 def test_an_output_that_is_a_file_is_refused(imported, tmp_path):

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from rich.console import Console
 
 from specexit.config import Config, write_text
 from specexit.data.teacher import EMBEDDING, HEAD, is_tied
 from specexit.drafts.config import MAX_CONFIG, PLAIN_ARCHITECTURES, DraftConfig, DraftError, check_target
 from specexit.drafts.directory import check_shapes, vocabulary_tensors, weights_path, write_into
-from specexit.drafts.files import TensorError, inside, read_json
+from specexit.drafts.files import MAX_NAME, TensorError, inside, odd, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.layouts.layout import OUTPUTS
 from specexit.drafts.target_weights import some_of
-from specexit.drafts.tensors import FLOATS, INDEX, WEIGHTS, Stored, open_tensors, tensor_hash, together
+from specexit.drafts.tensors import FLOATS, INDEX, MAX_TENSORS, WEIGHTS, Stored, open_tensors, tensor_hash, together
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import dotted, first_problem, shown
 from specexit.outputs import new_folder, removed_at_the_end
@@ -70,6 +70,20 @@ class Origin(Config):
     target_said: str | None = Field(
         default=None, description="the target that its config names, where that is another than the one imported for"
     )
+
+    @field_validator("names")
+    @classmethod
+    def _of_a_file(cls, names: dict[str, str]) -> dict[str, str]:
+        """Refuse names that no file of weights has, and a second name of a tensor, which is written for each name."""
+        if len(names) > MAX_TENSORS:
+            raise ValueError(f"{len(names)} names, expected at most {MAX_TENSORS}")
+        for name in names:
+            if odd(name):
+                raise ValueError(f"{shown(name)} is no tensor's name, expected up to {MAX_NAME} printable characters")
+        ours, count = max(Counter(names.values()).items(), key=lambda item: item[1], default=("", 0))
+        if count > 1:
+            raise ValueError(f"tensor {shown(ours)} has {count} names, expected one")
+        return names
 
 
 def read_origin(folder: Path) -> Origin | None:
