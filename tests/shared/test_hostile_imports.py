@@ -354,6 +354,8 @@ def test_an_error_prints_no_control_characters(imported, tmp_path, capsys):
         ({"names": {"a\nb": "fc.weight"}}, r"names is .*: 'a\\nb' is no tensor's name, expected up to 255 printable"),
         ({"names": {"x" * 256: "fc.weight"}}, "'x{150}.* is no tensor's name, expected up to 255 printable"),
         ({"names": {"": "fc.weight"}}, "'' is no tensor's name"),
+        # It was written, and safetensors could not read the file.
+        ({"names": {"__metadata__": "fc.weight"}}, r"import\.json: names is .*: '__metadata__' is no tensor's name"),
         ({"types": {"d2t": "object"}}, r"types\.d2t is 'object'"),
         ({"types": {"fc.weight": "int8"}}, r"types\.fc\.weight"),
         ({"config": 3}, "config is 3"),

@@ -111,6 +111,14 @@ def test_a_source_that_has_become_shorter_is_an_error(tmp_path):
         write_tensors(tmp_path, shapes, stored.get)
 
 
+@pytest.mark.parametrize("max_bytes", [None, 100])
+def test_the_name_that_the_library_keeps_for_text_is_no_tensor_s(max_bytes, tmp_path):
+    """It stood in the header twice, and the library read no such file."""
+    with pytest.raises(TensorError, match="ours: a tensor is named '__metadata__', expected another name"):
+        write(tmp_path / "ours", some_tensors() | {"__metadata__": np.ones(3, np.float32)}, max_bytes)
+    assert not [*(tmp_path / "ours").iterdir()]
+
+
 def test_every_byte_counts_in_the_hash(tmp_path):
     write(tmp_path / "ours", some_tensors(), 100)
     before = weights_hash(tmp_path / "ours")

@@ -28,7 +28,17 @@ from specexit.drafts.files import MAX_NAME, TensorError, inside, odd, read_json
 from specexit.drafts.layouts import LAYOUTS, Keys, Layout
 from specexit.drafts.layouts.layout import OUTPUTS
 from specexit.drafts.target_weights import some_of
-from specexit.drafts.tensors import FLOATS, INDEX, MAX_TENSORS, WEIGHTS, Stored, open_tensors, tensor_hash, together
+from specexit.drafts.tensors import (
+    FLOATS,
+    INDEX,
+    MAX_TENSORS,
+    METADATA,
+    WEIGHTS,
+    Stored,
+    open_tensors,
+    tensor_hash,
+    together,
+)
 from specexit.drafts.vocabulary import Form, read_vocabulary
 from specexit.errors import dotted, first_problem, shown
 from specexit.outputs import new_folder, removed_at_the_end
@@ -78,8 +88,11 @@ class Origin(Config):
         if len(names) > MAX_TENSORS:
             raise ValueError(f"{len(names)} names, expected at most {MAX_TENSORS}")
         for name in names:
-            if odd(name):
-                raise ValueError(f"{shown(name)} is no tensor's name, expected up to {MAX_NAME} printable characters")
+            if odd(name) or name == METADATA:
+                raise ValueError(
+                    f"{shown(name)} is no tensor's name, expected up to {MAX_NAME} printable characters other than "
+                    f"{METADATA!r}, which safetensors keeps for text"
+                )
         ours, count = max(Counter(names.values()).items(), key=lambda item: item[1], default=("", 0))
         if count > 1:
             raise ValueError(f"tensor {shown(ours)} has {count} names, expected one")

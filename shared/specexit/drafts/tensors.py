@@ -49,6 +49,8 @@ MAX_TENSORS = 10_000
 BLOCK = 2**20
 """Bytes that are looked at and hashed at a time: what lies in a core's own cache."""
 
+METADATA = "__metadata__"
+"""Key of a header that is no tensor's name: what stands under it is text."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -190,7 +192,7 @@ def header_of(path: Path, most: int | None = None) -> tuple[dict[str, Any], int,
         raw = parse_json(file.read(length), path)
     if not isinstance(raw, dict):
         raise TensorError(f"{path}: its header is no table of tensors")
-    raw.pop("__metadata__", None)
+    raw.pop(METADATA, None)
     if most is not None and len(raw) > most:
         raise TensorError(f"{path}: its header is of {len(raw)} tensors, expected at most {most}")
     return raw, 8 + length, size
@@ -271,7 +273,14 @@ def write_tensors(
 
     Returns:
       Hash of every tensor, see `tensor_hash`; `together` makes one of them.
+
+    Raises:
+      TensorError: a tensor has the name that safetensors keeps for text.
     """
+    if METADATA in shapes:
+        raise TensorError(
+            f"{folder}: a tensor is named {METADATA!r}, expected another name: safetensors keeps it for text"
+        )
     files = _split(shapes, max_bytes) if files is None else files
     if len(files) == 1:
         return _write_file(folder / WEIGHTS, files[0], shapes, pieces, look)
@@ -313,7 +322,7 @@ def _nbytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
 
 
 def _write_file(path: Path, names: Sequence[str], shapes: Shapes, pieces: Pieces, look: Look | None) -> dict[str, str]:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}
     place = 0
     for name in names:
         dtype, shape = shapes[name]
