@@ -87,7 +87,8 @@ class SpecExitDraft:
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], *, max_new_tokens: int = 256, draft_tokens: int = 3) -> Generation:
-        """Continue a prompt greedily: draft, verify, judge, until the target stops or there are enough tokens.
+        """Continue a prompt greedily: draft, verify, judge, until the target stops, or there are enough tokens or, with
+        the prompt, as many as the target's ``max_model_len``.
 
         Args:
           prompt: token ids. Thinking begins behind it where it has opened it, as many chat templates do, else behind
@@ -96,16 +97,22 @@ class SpecExitDraft:
           draft_tokens: drafted in each step; 0 decodes without the draft.
 
         Raises:
-          InputError: the prompt is empty, a text, or holds an id that the target does not have; or a number of tokens
-            is not a whole number of at least 0.
+          InputError: the prompt is empty, a text, or holds an id that the target does not have; it leaves no room
+            within ``max_model_len``; or a number of tokens is not a whole number of at least 0.
         """
         _check_ids(prompt, self.features.embedding.shape[0])
         _check_numbers(max_new_tokens=max_new_tokens, draft_tokens=draft_tokens)
+        length = self.target.max_model_len
+        if len(prompt) >= length:
+            raise InputError(
+                f"prompt is {len(prompt)} tokens long, expected fewer than the target's max_model_len, {length}"
+            )
+        new = min(max_new_tokens, length - len(prompt))
         text, drafts, accepted = list(prompt), list[int](), list[int]()
         opened = opens_thinking(text, self.ids.start, self.ids.end_marker)
         # The last token of a marker of several ends nothing alone.
         rule = None if self.policy is None else ExitRule(self.policy, replace(self.ids, end=-1))
-        judged, kept, most = len(prompt), max_new_tokens, len(prompt) + max_new_tokens
+        judged, kept, most = len(prompt), new, len(prompt) + new
         while len(text) < most and not self.stops.intersection(text[len(prompt) :]):
             # Verify: the target's own choice behind the text and behind every draft, up to the first that differs.
             logits, aux = self.features.read(torch.tensor([text + drafts]))
@@ -126,7 +133,7 @@ class SpecExitDraft:
                     continue  # the target has not read the end marker yet
                 judged += len(signals)
             drafts = self._drafts(text, aux, draft_tokens)
-        ids = text[len(prompt) :][:max_new_tokens]
+        ids = text[len(prompt) :][:new]
         ids = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stops), len(ids))]
         begin, end = self._thinking(ids, opened)
         exited = ids[kept : kept + len(self.closing)] == self.closing  # one that is cut off has ended nothing

@@ -297,6 +297,27 @@ def test_a_prompt_that_is_no_token_ids_is_refused(prompt, message, tmp_path, wri
         SpecExitDraft.from_pretrained(folder, target="tiny-reasoner").generate(prompt)
 
 
+def test_a_text_ends_where_the_target_has_no_room_left(tmp_path, write_random_draft):
+    """As vLLM ends it with the outcome `length`; it went on to ``max_new_tokens``."""
+    model, prompt = SpecExitDraft.from_pretrained(write_random_draft(tmp_path / "draft", "draft", **TINY)), [3, 4, 5]
+    model.policy = None
+    text = model.generate(prompt, max_new_tokens=12, draft_tokens=0).ids
+    place = text.index(text[5])
+    model.target = model.target.model_copy(update={"max_model_len": len(prompt) + place + 1})
+    for draft_tokens in (0, 3):
+        assert model.generate(prompt, max_new_tokens=12, draft_tokens=draft_tokens).ids == text[: place + 1]
+    assert model.generate(prompt, max_new_tokens=2).ids == text[:2]
+    # No end of the thinking is written where there is none either.
+    model.ids, model.policy = ThinkTokens(5, -1, frozenset({text[5]})), Policy(thresholds={"validity": 0.0})
+    found = model.generate(prompt, max_new_tokens=12)
+    assert (found.ids, found.exited, found.thinking_tokens) == (text[: place + 1], False, place + 1)
+    full = [3] * (len(prompt) + place + 1)
+    said = rf"^prompt is {len(full)} tokens long, expected fewer than the target's max_model_len, {len(full)}$"
+    with pytest.raises(InputError, match=said):
+        model.generate(full)
+    assert len(model.generate(full[1:]).ids) == 1
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
