@@ -1,6 +1,7 @@
 """The draft directory: what is written is read back, and a broken one is refused by file and field."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -230,6 +231,50 @@ def test_what_rewrites_a_config_leaves_its_hashes(draft, tmp_path):
 def test_a_config_that_cannot_be_ours_is_refused_by_field(draft, changes, message):
     edit_config(draft, **changes)
     with pytest.raises(DraftError, match=rf"config\.json: {message}"):
+        read_config(draft)
+
+
+@pytest.mark.parametrize("value", ["64", "", 16.5, 1.0, True, None, [1]])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("hidden_size", "target_hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+        *("head_dim", "num_hidden_layers", "vocab_size", "draft_vocab_size", "max_position_embeddings"),
+        *("num_aux_hidden_states", "target_num_hidden_layers"),
+    ],
+)
+def test_nothing_else_is_a_whole_number(draft, field, value):
+    """Text of one was read as it, and handed on in an export, which transformers refuses."""
+    edit_config(draft, **{field: value})
+    with pytest.raises(DraftError, match=rf"config\.json: field {field} is {re.escape(repr(value))}: ."):
+        read_config(draft)
+
+
+@pytest.mark.parametrize("value", ["1e6", "10000", True, [1.0], {}])
+@pytest.mark.parametrize("field", ["rms_norm_eps", "rope_theta"])
+def test_nothing_else_is_a_number(draft, field, value):
+    edit_config(draft, **{field: value})
+    with pytest.raises(DraftError, match=rf"config\.json: field {field} is {re.escape(repr(value))}: ."):
+        read_config(draft)
+
+
+@pytest.mark.parametrize("value", ["3", 3.0, True])
+def test_nothing_else_is_an_aux_layer(draft, value):
+    edit_config(draft, eagle_aux_hidden_state_layer_ids=[0, 2, value])
+    message = rf"config\.json: field eagle_aux_hidden_state_layer_ids\S* is \[?.*{re.escape(repr(value))}\]?: ."
+    with pytest.raises(DraftError, match=message):
+        read_config(draft)
+
+
+@pytest.mark.parametrize("theta", ["500000", "500000.0", "5e5"])
+def test_a_theta_is_read_in_every_spelling_of_the_number(draft, theta):
+    path = draft / "config.json"
+    said = path.read_text().replace('"rope_theta": 10000.0', f'"rope_theta": {theta}')
+    path.write_text(said)
+    assert f": {theta}," in said
+    assert read_config(draft).rope_theta == 5e5
+    edit_config(draft, rope_theta=None, rope_parameters={"rope_theta": "500000"})
+    with pytest.raises(DraftError, match=r"config\.json: field rope_theta is '500000': ."):
         read_config(draft)
 
 

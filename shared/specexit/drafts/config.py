@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from specexit.config import Config
 from specexit.drafts import policy as policies
@@ -85,24 +94,27 @@ Rope = Annotated[RopeScaling | None, BeforeValidator(_scaling), PlainSerializer(
 
 
 class DraftConfig(Config):
-    """``config.json`` of a draft directory. Names and meanings are those of vLLM's EAGLE-3 drafts."""
+    """``config.json`` of a draft directory. Names and meanings are those of vLLM's EAGLE-3 drafts.
+
+    Numbers are taken as numbers alone: exports hand the file on as it is, and engines read no text in their place.
+    """
 
     architectures: tuple[str, ...] = (ARCHITECTURE,)
     model_type: Literal["llama", "qwen3"] = Field(default="llama", description="qwen3: queries and keys are normed")
-    hidden_size: int = Field(gt=0)
-    target_hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0, multiple_of=2, le=2**16)
-    num_hidden_layers: Literal[1] = 1
-    vocab_size: int = Field(gt=0)
-    draft_vocab_size: int = Field(gt=0)
-    rms_norm_eps: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    rope_theta: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
+    hidden_size: StrictInt = Field(gt=0)
+    target_hidden_size: StrictInt = Field(gt=0)
+    intermediate_size: StrictInt = Field(gt=0)
+    num_attention_heads: StrictInt = Field(gt=0)
+    num_key_value_heads: StrictInt = Field(gt=0)
+    head_dim: StrictInt = Field(gt=0, multiple_of=2, le=2**16)
+    num_hidden_layers: StrictInt = Field(default=1, ge=1, le=1)
+    vocab_size: StrictInt = Field(gt=0)
+    draft_vocab_size: StrictInt = Field(gt=0)
+    rms_norm_eps: StrictFloat = Field(default=1e-6, gt=0, allow_inf_nan=False)
+    rope_theta: StrictFloat = Field(default=10_000.0, gt=0, allow_inf_nan=False)
     rope_scaling: Rope = None
-    max_position_embeddings: int = Field(default=2048, gt=0, lt=2**31)
-    sliding_window: int | None = Field(default=None, gt=0, le=MOST, description="see `specexit.drafts.window`")
+    max_position_embeddings: StrictInt = Field(default=2048, gt=0, lt=2**31)
+    sliding_window: StrictInt | None = Field(default=None, gt=0, le=MOST, description="see `specexit.drafts.window`")
     hidden_act: Literal["silu"] = "silu"
     attention_bias: bool = Field(default=False, description="of the four attention projections")
     tie_word_embeddings: Literal[False] = False
@@ -112,9 +124,9 @@ class DraftConfig(Config):
     norm_before_fc: bool = Field(default=False, description="one norm over all aux hidden states together")
     fc_norm: bool = Field(default=False, description="a norm of its own for every aux hidden state")
     norm_output: bool = Field(default=False, description="the next draft step reads the normed output")
-    eagle_aux_hidden_state_layer_ids: tuple[int, ...] = Field(min_length=1)
-    num_aux_hidden_states: int = Field(gt=0)
-    target_num_hidden_layers: int = Field(gt=0)
+    eagle_aux_hidden_state_layer_ids: tuple[StrictInt, ...] = Field(min_length=1)
+    num_aux_hidden_states: StrictInt = Field(gt=0)
+    target_num_hidden_layers: StrictInt = Field(gt=0)
     specexit: SpecExitBlock | None = None
 
     @model_validator(mode="after")
