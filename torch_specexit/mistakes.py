@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -265,11 +265,11 @@ class Mistakes:
         own = weights.get("embed_tokens.weight", embedding).to(embedding)
         layers = config.eagle_aux_hidden_state_layer_ids
         self.as_it_is = Repair("", "", config, layers, embedding=own)
-        self.blind = Repair("", "", config, layers, embedding=own, aux=_elsewhere)
         self.repairs = list(repairs(config, weights, target, embedding))
         self._embedding = own
         self._whole: list[np.ndarray] = []
         self._found: dict[int, list[np.ndarray]] = {}
+        self._blind: dict[int, list[np.ndarray]] = {}
 
     def read(self, tokens: Int[np.ndarray, " time"], first: int, states: States) -> None:
         """Take a trace in.
@@ -286,8 +286,14 @@ class Mistakes:
         if len(tokens) > first + BEGINNING:
             tokens = tokens[: first + BEGINNING]
             rows, states = self._rows(first, len(tokens)), {k: state[: len(tokens)] for k, state in states.items()}
-        for i, repair in enumerate((self.as_it_is, self.blind, *self.repairs)):
-            self._found.setdefault(i, []).append(self._accepted(repair, tokens, rows, states))
+        for i, repair in enumerate((self.as_it_is, *self.repairs)):
+            found = self._accepted(repair, tokens, rows, states)
+            self._found.setdefault(i, []).append(found)
+            # Most repairs make a draft worse, and none of these is named, whatever it reads: one pass is enough of it.
+            better = i == 0 or found.sum() > self._found[0][-1].sum()
+            elsewhere = replace(repair, aux=_elsewhere)
+            blind = self._accepted(elsewhere, tokens, rows, states) if better else found
+            self._blind.setdefault(i, []).append(blind)
 
     def _rows(self, first: int, time: int) -> Int[np.ndarray, " rows"]:
         """Rows of so many tokens that are read, at most `most`, spread evenly."""
@@ -317,25 +323,30 @@ class Mistakes:
         """
         if not self._found:
             return {"acceptance": None, "mistakes": []}
-        found = [np.concatenate(self._found[i]) for i in range(len(self._found))]
-        as_it_is, blind, others = found[0], found[1], found[2:]
-        now = acceptance(as_it_is)
+        as_it_is, *others = (np.concatenate(self._found[i]) for i in range(len(self._found)))
+        blind, *others_blind = (np.concatenate(self._blind[i]) for i in range(len(self._blind)))
+        now = acceptance(as_it_is).length
         best = int(np.argmax([acceptance(other).length for other in others]))
+        repair, length, unread = (
+            self.repairs[best],
+            acceptance(others[best]).length,
+            acceptance(others_blind[best]).length,
+        )
+        better = clearly_more(others[best], as_it_is, by=WORTH)
+        reads = all(clearly_more(others[best], one, by=READS) for one in (blind, others_blind[best]))
         mistakes = []
-        if clearly_more(others[best], as_it_is, by=WORTH) and clearly_more(others[best], blind, by=READS):
-            repair, length = self.repairs[best], acceptance(others[best]).length
+        if better and reads:
+            mistakes.append(f"{repair.mistake}: acceptance length is {now:.2f}, and {length:.2f} with {repair.remedy}")
+        elif now < 1 + READS and not better:  # so short that no states can have been worth READS
             mistakes.append(
-                f"{repair.mistake}: acceptance length is {now.length:.2f}, and {length:.2f} with {repair.remedy}"
-            )
-        elif now.length < 1 + READS:  # so short that no states can have been worth READS
-            mistakes.append(
-                f"hardly a token is accepted, with whatever is read: acceptance length is {now.length:.2f}; "
+                f"hardly a token is accepted, with whatever is read: acceptance length is {now:.2f}; "
                 "lm_head.weight, d2t or the embedding may be another draft's, or the weights are random"
             )
         elif not clearly_more(as_it_is, blind, by=READS):
+            so = f"; with {repair.remedy} {length:.2f} and {unread:.2f}" if better else ""
             mistakes.append(
-                "fc rows are random, or look so: acceptance length is "
-                f"{now.length:.2f}, and {acceptance(blind).length:.2f} with the target's states of another position"
+                f"fc rows are random, or look so: acceptance length is {now:.2f}, and {acceptance(blind).length:.2f} "
+                f"with the target's states of another position{so}"
             )
         return {"acceptance": acceptance(np.concatenate(self._whole))._asdict(), "mistakes": mistakes}
 

@@ -80,6 +80,16 @@ def random_fc(config, tensors):
     return config, tensors | {"fc.weight": noise * fc.std()}
 
 
+def wide_fc(config, tensors):
+    """As transformers initialises a layer, ten times as wide as rows that are trained on states of that size.
+
+    The embedding drowns in what comes of it, so the draft guesses better with what its layer adds to normed, whatever
+    states it reads. That norm was called missing.
+    """
+    config, wrong = random_fc(config, tensors)
+    return config, wrong | {"fc.weight": 10 * wrong["fc.weight"]}
+
+
 def own_embedding(config, tensors):
     table = np.random.default_rng(0).normal(size=(config.vocab_size, config.hidden_size)).astype(np.float32)
     return config.model_copy(update={"own_embeddings": True}), tensors | {"embed_tokens.weight": table}
@@ -212,6 +222,10 @@ def transposed_fusion(config, tensors):
         (shuffled_head, r"^hardly a token is accepted, with whatever is read: acceptance length is 1\.0\d; lm_head"),
         (shifted_layers, r"^aux layers look shifted by one: .* with eagle_aux_hidden_state_layer_ids \[1, 3, 4\]$"),
         (random_fc, r"^fc rows are random"),
+        (
+            wide_fc,
+            r"^fc rows are random, or look so: .* position; with norm_before_residual true 1\.2\d and 1\.2\d$",
+        ),
         (own_embedding, r"^embedding is not the target's: "),
         (other_theta, r"^RoPE theta differs: it is 1e\+07: .* with rope_theta 10000$"),
         (normed_output, r"^norm applied twice: what a draft step hands to the next: .* with norm_output false$"),
