@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from specexit.bench.methods import Marks, Problem, Trial, Tuning, find_method
+from specexit.bench.methods import Marks, MethodError, Problem, Trial, Tuning, find_method
 from specexit.bench.process import BenchError
 from specexit.bench.requests import Request
 from specexit.method.decision import ENDED
@@ -120,6 +121,21 @@ def test_why_the_plug_in_gave_up_comes_from_the_engine() -> None:
         sampling={"temperature": 0.0},
     )
     assert [(one["token_ids"], one["inactive"]) for one in done["requests"]] == [([5, 6], "could not read the signals")]
+
+
+def test_what_an_engine_does_not_take_of_a_method_is_told_by_its_name() -> None:
+    """It was twenty lines of traceback that named the engine's configuration, and no method."""
+
+    class Engine:
+        """Takes nothing."""
+
+        def add_request(self, *_: object) -> None:
+            raise ValueError("token 7000 is out of vocabulary")
+
+    marks = Marks(start=1, end=2, split=frozenset({3}), max_new_tokens=9, max_model_len=99, decode=str)
+    asked: Any = ([Problem("a", [7000], Trial((), 9))], marks)
+    with pytest.raises(MethodError, match=r"^method eagle3, problem a: the engine does not take .*: token 7000 is out"):
+        drive(SimpleNamespace(llm_engine=Engine()), find_method("eagle3")(), *asked, batch=1, sampling={})
 
 
 def test_trials_say_the_same_whether_the_turn_or_a_stop_ends_them() -> None:

@@ -188,8 +188,18 @@ def test_a_folder_that_holds_something_is_left_alone(paths):
 
 def test_traces_that_cannot_judge_are_no_evidence(paths, make_trace):
     write_traces(paths / "traces.parquet", [make_trace(finish_reason="length")])
-    with pytest.raises(ValueError, match="no trace can judge"):
+    with pytest.raises(ValueError, match=r"none of 1 traces can judge \(1 unfinished\)"):
         ablate(config(paths, "draft"))
+
+
+def test_how_many_traces_cannot_judge_is_said(paths, traces, make_trace, capsys):
+    """Tables of 20 traces of 800 used to say nothing of the others."""
+    others = [make_trace(id="cut", finish_reason="length"), make_trace(id="silent", answer=None)]
+    write_traces(paths / "traces.parquet", [*traces, *others])
+    ablate(config(paths, "draft"))
+    assert "left out, as they cannot judge: 1 unfinished, 1 without an answer" in capsys.readouterr().out
+    found = Ablations.model_validate_json((paths / "out" / "ablations.json").read_text())
+    assert (found.n, found.left_out) == (len(traces), {"unfinished": 1, "without an answer": 1})
 
 
 @pytest.fixture

@@ -50,5 +50,12 @@ def test_a_training_step_that_cannot_be_is_refused_before_a_side_starts(key: str
         load(BenchTrainingConfig, FOLDER / "training.yaml", [key])
 
 
+@pytest.mark.parametrize("rates", [(4.0, 4.0), (4.0, 2.0), (float("nan"),), (float("inf"),), (0.0,)])
+def test_rates_of_arrivals_are_different_numbers(rates: tuple[float, ...]) -> None:
+    """One that came four times was measured once and counted as four slices, with an interval half as wide."""
+    with pytest.raises(ValueError, match=r"rates=.*: expected rising numbers of arrivals per second above 0"):
+        BenchConfig(traces=Path("t"), draft=Path("d"), out=Path("o"), rates=rates)
+
+
 def test_full_size_is_that_of_a_target_that_is_known() -> None:
     assert load(BenchFullSizeConfig, FOLDER / "full-size.yaml").shape == "qwen3-0.6b"

@@ -384,11 +384,11 @@ OWN = (Path(__file__).parents[1] / "serving" / "own_method.py").read_text()
             'engine = "eagle"',
             "Twice: engine is 'eagle', expected one of none, eagle3, specexit, spec",
         ),
-        ('    name = "twice"\n', "", "Twice has no attribute name, expected a text"),
-        ('name = "twice"', 'name = "once/twice"', "Twice: name is 'once/twice', expected a text without /"),
+        ('    name = "twice"\n', "", "Twice has no attribute name, expected a line of text"),
+        ('name = "twice"', 'name = "once/twice"', "Twice: name is 'once/twice', expected a line of text without /"),
         ('name = "twice"', 'name = "budget"', "Twice: name is 'budget', which is a method already, expected another"),
-        ('name = "twice"', 'name = ".."', "Twice: name is '..', expected a text without / that begins with a letter"),
-        ('name = "twice"', 'name = "_twice"', "Twice: name is '_twice', expected a text without / that begins with a"),
+        ('name = "twice"', 'name = ".."', "Twice: name is '..', expected a line of text without / that begins with"),
+        ('name = "twice"', 'name = "_twice"', "Twice: name is '_twice', expected a line of text without / that begins"),
         ('name = "twice"', 'name = "probe"', "Twice: name is 'probe', which is a curve of `simulate` that a report"),
         ('name = "twice"', 'name = "validity"', "Twice: name is 'validity', which is a curve of `simulate` that a"),
         ('says = "exit at the second step boundary"', "pass", "Twice has no attribute says, expected a text"),
@@ -427,6 +427,12 @@ def test_what_is_wrong_in_a_strangers_file_is_one_line_before_anything_is_measur
             "respond has asked 1000 times without a token for the response",
         ),
         ("while 1: yield Ask('think', problem.prompt_ids, 99)", "respond asks for more behind "),
+        (
+            "yield Ask('think', [1] * 400, 5)",
+            "respond begins behind 400 tokens, expected fewer than max_model_len",
+        ),
+        ("yield Ask('think', problem.prompt_ids, 5, budget=4)", "respond asks for a budget of 4, expected none, or"),
+        ("import sys; sys.exit(0); yield", "respond fails: SystemExit(0)"),
     ],
 )
 def test_a_strangers_method_that_asks_for_what_cannot_be_is_told_so(

@@ -190,6 +190,23 @@ def test_tables_fit_a_terminal_of_80_columns() -> None:
         assert expected in text
 
 
+def test_a_method_is_called_in_the_tables_what_it_is_called() -> None:
+    """Brackets in a name were read as markup, so that the table had another name than report and results."""
+    few = some_results()
+    named = few.methods | {"m [m=2]": few.methods["specexit"]}
+    against = few.against_eagle3 | {"m [m=2]": few.against_eagle3["specexit"]}
+    reached = few.oracle.fraction_reached | {"m [m=2]": 0.95}
+    oracle = few.oracle.model_copy(update={"fraction_reached": reached})
+    changed = few.model_copy(update={"methods": named, "against_eagle3": against, "oracle": oracle, "target": "t [x]"})
+    console = Console(width=120, record=True, file=io.StringIO())
+    tables = list(result_tables(changed))
+    for table in tables:
+        console.print(table)
+    text = console.export_text()
+    assert text.count("m [m=2]") >= 3
+    assert "t [x]: " in text
+
+
 def test_tables_fit_with_many_batch_sizes_and_probes() -> None:
     few = some_results()
     sizes, rates = ["1", "8", "32"], ["1.25", "2.5", "12.5"]

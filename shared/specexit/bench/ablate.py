@@ -28,10 +28,10 @@ from specexit.bench.inputs import refuse_other_run
 from specexit.bench.process import BenchError
 from specexit.bench.trained import train_alternatives
 from specexit.config import Config, save_run, versions, write_text
-from specexit.data.rows import AnyTrace, BareTrace, can_judge, infer_decided, is_tried_throughout
+from specexit.data.rows import AnyTrace, BareTrace, infer_decided, is_tried_throughout, why_not
 from specexit.data.scores import StoredScores, open_scores
 from specexit.data.traces import TraceError, data_sha256, read_bare, target_of_file
-from specexit.errors import first_problem
+from specexit.errors import first_problem, listed
 from specexit.method.decision import Policy
 from specexit.method.labels import ExitKind, exit_point
 from specexit.method.policies import METHODS
@@ -88,6 +88,8 @@ class Ablations(Config):
     full_accuracy: float | None
     unreferenced: int = 0
     """Of these traces, those whose right answer is not known: losses are of the others."""
+    left_out: dict[str, int] = Field(default={})
+    """Traces beside these that cannot judge, by why."""
     ablations: dict[str, Ablation]
     inputs: dict[str, str] = Field(default={})
     """Hashes of ``traces``, of each ``scores.NAME``, and of the draft of the first of them (``draft.weights``,
@@ -95,7 +97,8 @@ class Ablations(Config):
 
     def remarks(self) -> list[str]:
         """What its numbers do not say."""
-        return [of_others(self.unreferenced, self.n)] if 0 < self.unreferenced < self.n else []
+        said = [f"left out, as they cannot judge: {listed(self.left_out)}"] if self.left_out else []
+        return said + ([of_others(self.unreferenced, self.n)] if 0 < self.unreferenced < self.n else [])
 
 
 def ablate(config: AblateConfig) -> dict[str, Ablation]:
@@ -161,7 +164,7 @@ def _found_before(config: AblateConfig, inputs: dict[str, str]) -> Ablations | N
 
 
 def _replay(config: AblateConfig, inputs: dict[str, str]) -> Ablations:
-    traces = _judging(config.traces)
+    traces, left_out = _judging(config.traces)
     sources = {name: _scored(traces, open_scores(path)) for name, path in config.scores.items()}
     first = next(iter(sources.values()))
     decode = target_of_file(config.traces, config.target).tokenizer().decode
@@ -184,16 +187,23 @@ def _replay(config: AblateConfig, inputs: dict[str, str]) -> Ablations:
         n=len(traces),
         full_accuracy=full,
         unreferenced=int(np.isnan(first.replay.correct).sum()),
+        left_out=left_out,
         ablations=found | _trained(config),
         inputs=inputs,
     )
 
 
-def _judging(path: Path) -> list[BareTrace]:
-    traces = [trace for trace in read_bare(path) if can_judge(trace)]
+def _judging(path: Path) -> tuple[list[BareTrace], dict[str, int]]:
+    """The traces that can judge, and how many others there are, by why they cannot."""
+    traces, others = [], Counter[str]()
+    for trace in read_bare(path):
+        if (why := why_not(trace)) is None:
+            traces.append(trace)
+        else:
+            others[why] += 1
     if not traces:
-        raise TraceError(f"{path}: no trace can judge, expected finished ones with an answer and a boundary")
-    return traces
+        raise TraceError(f"{path}: none of {others.total()} traces can judge ({listed(others)})")
+    return traces, dict(others)
 
 
 def _trained(config: AblateConfig) -> dict[str, Ablation]:
@@ -202,7 +212,7 @@ def _trained(config: AblateConfig) -> dict[str, Ablation]:
     for name, drafts in train_alternatives(config.trained, config.traces).items() if config.trained else ():
         variants = []
         for label, draft in drafts.items():
-            traces = _judging(draft.traces)
+            traces, _ = _judging(draft.traces)
             scored = _scored(traces, open_scores(draft.scores))
             full = mean_known(scored.replay.correct)
             variant = _variant(label, _validity(scored), full, config.tolerances)

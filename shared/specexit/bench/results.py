@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
+from rich.markup import escape
 
 from specexit.config import Config, write_text
 from specexit.errors import InputError, dotted, shown
@@ -325,7 +326,7 @@ def _times(results: Results) -> Table:
         versus = results.against_eagle3.get(name)
         seconds = (_seconds(method, batch) for batch in results.n_seconds)
         speedups = (_speedup(versus.speedup[batch]) for batch in results.n_seconds) if versus else ()
-        table.add_row(name, *seconds, *speedups)
+        table.add_row(escape(name), *seconds, *speedups)
     return table
 
 
@@ -346,12 +347,12 @@ def _arrivals(results: Results) -> Table:
         found = (method.open_loop[rate] for rate in rates)
         seconds = (f"{one.mean:.2f}\n[dim]{one.p95:.2f}[/dim]" for one in found)
         speedups = (_speedup(versus.open_loop[rate]) for rate in rates) if versus and versus.open_loop else ()
-        table.add_row(name, *seconds, *speedups)
+        table.add_row(escape(name), *seconds, *speedups)
     return table
 
 
 def _measured(results: Results) -> Table:
-    table = _table(f"{results.target}: {results.n} problems")
+    table = _table(f"{escape(results.target)}: {results.n} problems")
     probes = any(method.probe_tokens for method in results.methods.values())
     headings = [
         "accuracy,\n%" if any(method.accuracy_interval for method in results.methods.values()) else "accuracy",
@@ -365,7 +366,7 @@ def _measured(results: Results) -> Table:
     for name, method in results.methods.items():
         exits = method.exits
         table.add_row(
-            name,
+            escape(name),
             _accuracy(method),
             f"{method.thinking_tokens:.1f}",
             "-" if method.answer_tokens is None else f"{method.answer_tokens:.1f}",
@@ -389,7 +390,7 @@ def _compared(results: Results) -> Table:
         table.add_column(heading, justify="right")
     for name, versus in results.against_eagle3.items():
         table.add_row(
-            name,
+            escape(name),
             _interval(versus.thinking_cut, 100.0, 1),
             _percent(results.oracle.fraction_reached[name]),
             _interval(versus.accuracy_delta, 100.0, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -92,6 +93,6 @@ class BenchConfig(Config):
             raise ValueError(f"samples={self.samples}: without a temperature, or with top_k=1, all would be the same")
         if self.tasks and self.scores:
             raise ValueError("tasks and scores: the curves would be of all tasks' traces, expected one of the two")
-        if any(rate <= 0 for rate in self.rates):
-            raise ValueError(f"rates={list(self.rates)}: expected arrivals per second above 0")
+        if list(self.rates) != sorted(set(self.rates)) or not all(0 < rate < math.inf for rate in self.rates):
+            raise ValueError(f"rates={list(self.rates)}: expected rising numbers of arrivals per second above 0")
         return self

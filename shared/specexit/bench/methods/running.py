@@ -26,6 +26,7 @@ class Running:
     def __init__(self, method: Method, problem: Problem, marks: Marks, now: float):
         self.problem, self._marks = problem, marks
         self._whose = f"method {method.name}, problem {problem.id}"
+        self._budgets = method.budgets
         self._asks = method.respond(problem, marks)
         self._came = now
         self._in_vain = 0
@@ -47,6 +48,11 @@ class Running:
         self.ask: Ask | None = self._next(None)
         if self.ask is None:
             raise MethodError(f"{self._whose}: respond asks for nothing, expected it to yield an Ask")
+        if len(self.ask.prompt_ids) >= marks.max_model_len:
+            raise MethodError(
+                f"{self._whose}: respond begins behind {len(self.ask.prompt_ids)} tokens, expected fewer than "
+                f"max_model_len, {marks.max_model_len}"
+            )
 
     def hear(self, token_ids: Sequence[int], logprobs: Sequence[float], now: float) -> None:
         """Tokens of the present request, as they arrive."""
@@ -81,6 +87,10 @@ class Running:
             finish_reason, outcome = "length", None  # for vLLM it is an error, which would end the process
         return self.ask
 
+    def refused(self, error: Exception) -> MethodError:
+        """What to raise where the engine does not take what `ask` asks for."""
+        return MethodError(f"{self._whose}: the engine does not take what respond asks for: {error}")
+
     def result(self, now: float) -> dict[str, Any]:
         """What was measured, as JSON."""
         return {
@@ -98,13 +108,13 @@ class Running:
         """What the method asks for, given what it has heard; None where it is done."""
         try:
             ask = next(self._asks) if said is None else self._asks.send(said)
+            self._check(ask)
         except StopIteration:
             return None
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise MethodError(f"{self._whose}: respond fails: {error!r}") from error
-        self._check(ask)
         self._said, self._logprobs = [], []
         self.asked += 1
         self._in_vain += 1
@@ -120,6 +130,11 @@ class Running:
             raise MethodError(
                 f"{self._whose}: respond asks for {ask.max_tokens} tokens behind {len(ask.prompt_ids)}, expected at "
                 "least one behind at least one"
+            )
+        if ask.budget is not None and not self._budgets:
+            raise MethodError(
+                f"{self._whose}: respond asks for a budget of {ask.budget}, expected none, or budgets = True in its "
+                "class, with which the engine is started for them"
             )
         if self._in_vain >= MOST_WITHOUT_A_TOKEN:
             raise MethodError(
