@@ -258,6 +258,16 @@ def test_nothing_else_is_a_number(draft, field, value):
         read_config(draft)
 
 
+@pytest.mark.parametrize("value", ["false", "true", 0, 1, None])
+@pytest.mark.parametrize(
+    "field", ["attention_bias", "own_embeddings", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"]
+)
+def test_nothing_else_is_a_flag(draft, field, value):
+    edit_config(draft, **{field: value})
+    with pytest.raises(DraftError, match=rf"config\.json: field {field} is {re.escape(repr(value))}: ."):
+        read_config(draft)
+
+
 @pytest.mark.parametrize("value", ["3", 3.0, True])
 def test_nothing_else_is_an_aux_layer(draft, value):
     edit_config(draft, eagle_aux_hidden_state_layer_ids=[0, 2, value])

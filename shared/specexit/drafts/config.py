@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainSerializer,
+    StrictBool,
     StrictFloat,
     StrictInt,
     ValidationError,
@@ -96,7 +97,8 @@ Rope = Annotated[RopeScaling | None, BeforeValidator(_scaling), PlainSerializer(
 class DraftConfig(Config):
     """``config.json`` of a draft directory. Names and meanings are those of vLLM's EAGLE-3 drafts.
 
-    Numbers are taken as numbers alone: exports hand the file on as it is, and engines read no text in their place.
+    Numbers are taken as numbers alone, and flags as flags: exports hand the file on as it is, and an engine reads no
+    text in their place, or reads ``"false"`` as true.
     """
 
     architectures: tuple[str, ...] = (ARCHITECTURE,)
@@ -116,14 +118,16 @@ class DraftConfig(Config):
     max_position_embeddings: StrictInt = Field(default=2048, gt=0, lt=2**31)
     sliding_window: StrictInt | None = Field(default=None, gt=0, le=MOST, description="see `specexit.drafts.window`")
     hidden_act: Literal["silu"] = "silu"
-    attention_bias: bool = Field(default=False, description="of the four attention projections")
+    attention_bias: StrictBool = Field(default=False, description="of the four attention projections")
     tie_word_embeddings: Literal[False] = False
-    own_embeddings: bool = Field(default=False, description="the draft embeds tokens itself, not as its target does")
+    own_embeddings: StrictBool = Field(
+        default=False, description="the draft embeds tokens itself, not as its target does"
+    )
     torch_dtype: str = "float32"
-    norm_before_residual: bool = Field(default=False, description="the layer adds to the normed fused state")
-    norm_before_fc: bool = Field(default=False, description="one norm over all aux hidden states together")
-    fc_norm: bool = Field(default=False, description="a norm of its own for every aux hidden state")
-    norm_output: bool = Field(default=False, description="the next draft step reads the normed output")
+    norm_before_residual: StrictBool = Field(default=False, description="the layer adds to the normed fused state")
+    norm_before_fc: StrictBool = Field(default=False, description="one norm over all aux hidden states together")
+    fc_norm: StrictBool = Field(default=False, description="a norm of its own for every aux hidden state")
+    norm_output: StrictBool = Field(default=False, description="the next draft step reads the normed output")
     eagle_aux_hidden_state_layer_ids: tuple[StrictInt, ...] = Field(min_length=1)
     num_aux_hidden_states: StrictInt = Field(gt=0)
     target_num_hidden_layers: StrictInt = Field(gt=0)
