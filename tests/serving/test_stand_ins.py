@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.serving.stand_ins import filled, members, stand_in
+from torch_specexit.plugin import protocols as shared
+from torch_specexit.plugin.compat.fit import Has
+from torch_specexit.plugin.compat.sources import Imported
+from torch_specexit.plugin.frontend import protocols as frontend
 from torch_specexit.plugin.frontend.protocols import AsyncLLM, RequestState
 from torch_specexit.plugin.protocols import ModelConfig, VllmConfig
+from torch_specexit.plugin.worker import protocols as worker
 from torch_specexit.plugin.worker.protocols import Runner, RunnerV1
 
 USES: list[Callable[[Any], object]] = [
@@ -66,3 +73,18 @@ def test_a_class_of_a_tests_own_keeps_what_it_has():
     assert engine.generate() == "a text"
     with pytest.raises(AssertionError, match=r"AsyncLLM\.engine_core is used"):
         len(engine.engine_core.core_engines)
+
+
+PROTOCOLS = [
+    kind
+    for module in (shared, frontend, worker)
+    for kind in vars(module).values()
+    if inspect.isclass(kind) and kind.__module__ == module.__name__ and "`vllm." in (kind.__doc__ or "")
+]
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.__name__)
+def test_the_installed_vllm_has_what_a_protocol_names(kind):
+    """The first class that its docstring names is meant, and a stand-in is as good as the protocol alone."""
+    (place, *_) = re.findall(r"`(vllm\.[\w.]+)`", kind.__doc__)
+    assert Has(":".join(place.rsplit(".", 1)), tuple(members(kind))).misfit(Imported()) is None
