@@ -327,11 +327,8 @@ class Mistakes:
         blind, *others_blind = (np.concatenate(self._blind[i]) for i in range(len(self._blind)))
         now = acceptance(as_it_is).length
         best = int(np.argmax([acceptance(other).length for other in others]))
-        repair, length, unread = (
-            self.repairs[best],
-            acceptance(others[best]).length,
-            acceptance(others_blind[best]).length,
-        )
+        repair = self.repairs[best]
+        length, unread = acceptance(others[best]).length, acceptance(others_blind[best]).length
         better = clearly_more(others[best], as_it_is, by=WORTH)
         reads = all(clearly_more(others[best], one, by=READS) for one in (blind, others_blind[best]))
         mistakes = []

@@ -35,7 +35,8 @@ def check_name(out: Path) -> None:
     """Check that orbax will find what it has written.
 
     It looks for the parts of a checkpoint by a pattern behind the whole path, in which brackets list characters. So it
-    finds none, merges nothing, and calls the checkpoint finished (0.11 to 0.12, with a warning).
+    finds none, merges nothing, and calls the checkpoint finished (0.12.8, with a warning). Seen on a disk; in a bucket,
+    where it was not tried, such a path is refused all the same.
 
     Raises:
       ConfigError: there is a bracket in the path, be it above ``out``.

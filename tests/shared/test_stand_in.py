@@ -188,6 +188,7 @@ def test_a_small_model_with_a_window_is_refused(changes: dict[str, object], mess
     [
         ({"attention_bias": True}, "attention_bias is true, which is implemented for Qwen2 only"),
         ({"use_sliding_window": True, "sliding_window": 64}, "use_sliding_window is True, only False"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is .*fp8.*, only {} is implemented"),
         (
             {"layer_types": ["full_attention", "sliding_attention"] * 6},
             r"layer_types has \['sliding_attention'\], only",

@@ -56,10 +56,8 @@ def drive(
     def send(i: int, running: Running, ask: Ask) -> None:
         name = str(next(names))
         active[name] = (i, running)
-        try:
+        with running.refusals():
             engine.add_request(name, {"prompt_token_ids": ask.prompt_ids}, _parameters(ask, sampling, marks))
-        except (TypeError, ValueError) as error:
-            raise running.refused(error) from error
 
     while waiting or active:
         now = time.perf_counter() - start

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
-from rich.markup import escape
 
 from specexit.config import Config, write_text
 from specexit.errors import InputError, dotted, shown
@@ -313,6 +312,13 @@ def computed_again(results: Results) -> str | None:
     )
 
 
+def _plain(name: str) -> str:
+    """A name that is shown as it is: brackets in it are no markup."""
+    from rich.markup import escape
+
+    return escape(name)
+
+
 def _times(results: Results) -> Table:
     table = _table(f"seconds, below them tokens a second, and the speed-up over {BASELINE}")
     table.caption = computed_again(results)
@@ -326,7 +332,7 @@ def _times(results: Results) -> Table:
         versus = results.against_eagle3.get(name)
         seconds = (_seconds(method, batch) for batch in results.n_seconds)
         speedups = (_speedup(versus.speedup[batch]) for batch in results.n_seconds) if versus else ()
-        table.add_row(escape(name), *seconds, *speedups)
+        table.add_row(_plain(name), *seconds, *speedups)
     return table
 
 
@@ -347,12 +353,12 @@ def _arrivals(results: Results) -> Table:
         found = (method.open_loop[rate] for rate in rates)
         seconds = (f"{one.mean:.2f}\n[dim]{one.p95:.2f}[/dim]" for one in found)
         speedups = (_speedup(versus.open_loop[rate]) for rate in rates) if versus and versus.open_loop else ()
-        table.add_row(escape(name), *seconds, *speedups)
+        table.add_row(_plain(name), *seconds, *speedups)
     return table
 
 
 def _measured(results: Results) -> Table:
-    table = _table(f"{escape(results.target)}: {results.n} problems")
+    table = _table(f"{_plain(results.target)}: {results.n} problems")
     probes = any(method.probe_tokens for method in results.methods.values())
     headings = [
         "accuracy,\n%" if any(method.accuracy_interval for method in results.methods.values()) else "accuracy",
@@ -366,7 +372,7 @@ def _measured(results: Results) -> Table:
     for name, method in results.methods.items():
         exits = method.exits
         table.add_row(
-            escape(name),
+            _plain(name),
             _accuracy(method),
             f"{method.thinking_tokens:.1f}",
             "-" if method.answer_tokens is None else f"{method.answer_tokens:.1f}",
@@ -390,7 +396,7 @@ def _compared(results: Results) -> Table:
         table.add_column(heading, justify="right")
     for name, versus in results.against_eagle3.items():
         table.add_row(
-            escape(name),
+            _plain(name),
             _interval(versus.thinking_cut, 100.0, 1),
             _percent(results.oracle.fraction_reached[name]),
             _interval(versus.accuracy_delta, 100.0, 1),

@@ -45,8 +45,8 @@ def stand_in(config: StandInConfig) -> Written:
     """Write ``target/``, ``target.yaml``, ``run.yaml`` and, where a draft is given, ``draft/``.
 
     Raises:
-      StandInError: a model is no dense Qwen3, the small one has layers of another kind than full attention, or does not
-        fit into the large one.
+      StandInError: a model is no dense Qwen3, or has more than its sizes say (biases of the attention, windows,
+        quantised weights); or the small one does not fit into the large one.
       ConfigError: a target, or the shape, is not there.
       DraftError: the draft cannot be used, or belongs to another target.
       FileExistsError: the output folder is not empty.

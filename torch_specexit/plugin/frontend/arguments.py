@@ -273,8 +273,10 @@ def vouch(request: EngineCoreRequest) -> None:
       ArgumentError: for a risk or an effort, for which only a server has points; of the class that `refusal` returns.
     """
     params = request.sampling_params
-    given = (params.extra_args if params else None) or {}
-    if params is None or not any(names_ours(key) for key in given):
+    if params is None:
+        return
+    given = params.extra_args or {}
+    if not any(names_ours(key) for key in given):
         return
     for key in FOR_SERVERS:
         if given.get(key) is not None:

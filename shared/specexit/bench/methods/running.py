@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from specexit.bench.methods.interface import Ask, Marks, Method, MethodError, Problem, Said
@@ -87,9 +88,17 @@ class Running:
             finish_reason, outcome = "length", None  # for vLLM it is an error, which would end the process
         return self.ask
 
-    def refused(self, error: Exception) -> MethodError:
-        """What to raise where the engine does not take what `ask` asks for."""
-        return MethodError(f"{self._whose}: the engine does not take what respond asks for: {error}")
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """A block in which the engine is given what `ask` asks for: what it does not take is the method's mistake.
+
+        Raises:
+          MethodError: it does not take it.
+        """
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise MethodError(f"{self._whose}: the engine does not take what respond asks for: {error}") from error
 
     def result(self, now: float) -> dict[str, Any]:
         """What was measured, as JSON."""
