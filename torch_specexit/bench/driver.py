@@ -18,6 +18,7 @@ from torch_specexit.plugin.outcome import INACTIVE_KEY, KEY
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
+    from vllm.outputs import CompletionOutput
 
 
 def drive(
@@ -78,9 +79,7 @@ def drive(
             assert isinstance(output, RequestOutput)
             i, running = active[output.request_id]
             written, now = output.outputs[0], time.perf_counter() - start
-            ids = list(written.token_ids)
-            logprobs = [at[token].logprob for at, token in zip(written.logprobs or (), ids, strict=False) if at]
-            running.hear(ids, logprobs, now)
+            running.hear(*_new(written), now)
             if output.finished:
                 del active[output.request_id]
                 told = output.kv_transfer_params or {}
@@ -92,6 +91,12 @@ def drive(
                     send(i, running, following)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "requests": [results[i] for i in range(len(problems))]}
+
+
+def _new(written: CompletionOutput) -> tuple[list[int], list[float]]:
+    """The tokens that an output has brought, and their logprobs where they were asked for."""
+    ids = list(written.token_ids)
+    return ids, [at[token].logprob for at, token in zip(written.logprobs or (), ids, strict=False) if at]
 
 
 def _parameters(ask: Ask, sampling: dict[str, Any], marks: Marks) -> SamplingParams:
