@@ -23,6 +23,7 @@ from specexit.data.rows import Trace
 from specexit.data.scores import ScoreError, ScoreWriter, StoredScores, open_scores, sample_key
 from specexit.data.stream import TraceError, blocks, read_batches, shown, values_of
 from specexit.data.traces import (
+    check_collected,
     check_tokenizer,
     data_sha256,
     read_outlines,
@@ -66,8 +67,8 @@ def score(config: ScoreConfig) -> int:
 
     Raises:
       DraftError: the draft is unusable, plain, or made for another target.
-      TraceError: the traces are unreadable, there are none, one is there twice, or they are of another target,
-        tokenizer or weights.
+      TraceError: the traces are unreadable, there are none, one is there twice, they are of another target,
+        tokenizer or weights, or a file is not the one that `collect` wrote.
       ScoreError: a signal is not finite, the device has too little memory, or ``out`` holds other scores.
       ConfigError: the target is unknown, or the one given is not the draft's.
       FileExistsError: the output folder is not empty, and holds no scores.
@@ -80,6 +81,7 @@ def score(config: ScoreConfig) -> int:
     target = target_of_both(config.traces, config.draft, draft_config.specexit.target, config.target)
     check_tokenizer(config.traces, target)
     check_weights(config.traces, target)
+    check_collected(config.traces)
     weights, computation = weights_hash(config.draft), config_hashes(draft_config)["computation"]
     inputs = weights, target_fingerprint(target.folder), data_sha256(config.traces), computation
     if (there := _scored(config, *inputs)) is not None:

@@ -17,7 +17,7 @@ from specexit import tiny
 from specexit.config import ConfigError
 from specexit.data.scores import SCHEMA, ScoreError, read_scores
 from specexit.data.stream import TraceError
-from specexit.data.traces import WEIGHTS, write_traces
+from specexit.data.traces import WEIGHTS, data_sha256, write_traces
 from specexit.drafts.computation import config_hashes
 from specexit.drafts.directory import DraftError, read_config
 from specexit.drafts.fingerprints import target_fingerprint
@@ -361,6 +361,18 @@ def test_blocks_and_samples(paths, traces, monkeypatch):
 def test_a_trace_that_is_there_twice_is_refused(paths, traces):
     write_traces(paths["traces"], [*traces, traces[1]])
     with pytest.raises(TraceError, match=r"traces\.parquet: trace 't1', sample 0, is there twice"):
+        score(ScoreConfig(**paths))
+    assert not paths["out"].exists()
+
+
+def test_a_file_that_is_not_the_one_that_collect_wrote_is_not_scored(paths, traces, tmp_path):
+    """`annotate` refused the folder, and its scores were those of the changed file."""
+    paths["traces"] = tmp_path / "collected"
+    write_traces(file := paths["traces"] / "traces-00000.parquet", traces)
+    manifest = {"files": {file.name: {"sha256": data_sha256(file)}}}
+    (paths["traces"] / "manifest.json").write_text(json.dumps(manifest))
+    write_traces(file, traces[:2])
+    with pytest.raises(TraceError, match=r"traces-00000\.parquet: its content is not what manifest\.json says"):
         score(ScoreConfig(**paths))
     assert not paths["out"].exists()
 
