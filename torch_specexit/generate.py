@@ -88,7 +88,8 @@ class SpecExitDraft:
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], *, max_new_tokens: int = 256, draft_tokens: int = 3) -> Generation:
         """Continue a prompt greedily: draft, verify, judge, until the target stops, or there are enough tokens or, with
-        the prompt, as many as the target's ``max_model_len``.
+        the prompt, as many as `specexit serve` gives a request: the target's ``max_model_len`` or, where that is
+        less, the draft's ``max_position_embeddings``.
 
         Args:
           prompt: token ids. Thinking begins behind it where it has opened it, as many chat templates do, else behind
@@ -98,15 +99,16 @@ class SpecExitDraft:
 
         Raises:
           InputError: the prompt is empty, a text, or holds an id that the target does not have; it leaves no room
-            within ``max_model_len``; or a number of tokens is not a whole number of at least 0.
+            within that length; or a number of tokens is not a whole number of at least 0.
         """
         _check_ids(prompt, self.features.embedding.shape[0])
         _check_numbers(max_new_tokens=max_new_tokens, draft_tokens=draft_tokens)
-        length = self.target.max_model_len
+        length, whose = min(
+            (self.target.max_model_len, "the target's max_model_len"),
+            (self.draft.config.max_position_embeddings, "the draft's max_position_embeddings"),
+        )
         if len(prompt) >= length:
-            raise InputError(
-                f"prompt is {len(prompt)} tokens long, expected fewer than the target's max_model_len, {length}"
-            )
+            raise InputError(f"prompt is {len(prompt)} tokens long, expected fewer than {whose}, {length}")
         new = min(max_new_tokens, length - len(prompt))
         text, drafts, accepted = list(prompt), list[int](), list[int]()
         opened = opens_thinking(text, self.ids.start, self.ids.end_marker)

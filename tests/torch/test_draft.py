@@ -318,6 +318,17 @@ def test_a_text_ends_where_the_target_has_no_room_left(tmp_path, write_random_dr
     assert len(model.generate(full[1:]).ids) == 1
 
 
+def test_a_text_ends_where_the_draft_has_no_positions_left(tmp_path, write_random_draft):
+    """As `specexit serve` starts the server; it went on to the target's ``max_model_len``."""
+    folder, prompt = write_random_draft(tmp_path / "draft", "draft", **TINY, max_position_embeddings=8), [3, 4, 5]
+    model = SpecExitDraft.from_pretrained(folder)
+    model.policy = None
+    assert len(model.generate(prompt, max_new_tokens=12).ids) == 5
+    said = r"^prompt is 8 tokens long, expected fewer than the draft's max_position_embeddings, 8$"
+    with pytest.raises(InputError, match=said):
+        model.generate([3] * 8)
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
