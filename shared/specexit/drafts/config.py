@@ -58,7 +58,7 @@ class DraftError(InputError):
 class SpecExitBlock(Config):
     """The ``specexit`` block of ``config.json``."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: StrictInt = FORMAT_VERSION
     signals: tuple[str, ...] = NAMES
     source: Source = "draft"
     target: str = Field(description="name of the target the draft was trained for")
