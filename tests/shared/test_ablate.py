@@ -322,7 +322,7 @@ def test_an_alternative_that_is_no_recipe_is_refused_before_anything_is_trained(
     assert not asked
 
 
-def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, traces, monkeypatch):
+def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, traces, monkeypatch, capsys):
     """Of which a quarter are wrong when thought to the end: that is no loss of the alternative's exits."""
     asking, _ = training
     drawn = []
@@ -330,10 +330,13 @@ def test_an_alternative_may_be_replayed_on_traces_of_its_own(training, paths, tr
     names = [name for name in vars(traces[0]) if name == "boundaries" or name.startswith("boundary_")]
     early = [dataclasses.replace(one, **{name: getattr(one, name)[:1] for name in names}) for one in traces]
     early = [dataclasses.replace(one, answer="8", correct=False) if i < 3 else one for i, one in enumerate(early)]
-    write_traces(paths / "early.parquet", early)
+    cut = dataclasses.replace(early[0], id="cut", finish_reason="length")
+    write_traces(paths / "early.parquet", [*early, cut])
     questions = {"own": {"asks": "?", "variants": {"a": {}, "b": {"traces": str(paths / "early.parquet")}}}}
     own = TrainedConfig.model_validate(asking.trained.model_dump() | {"questions": questions})
     found = ablate(asking.model_copy(update={"trained": own}))
+    # Of those that cannot judge nothing used to be said.
+    assert "own, b: left out, as they cannot judge: 1 unfinished" in capsys.readouterr().out
     cuts = [variant.best["0"].net_cut for variant in found["own"].variants]
     assert cuts == pytest.approx([1 - 7 / 12, 0])  # the first boundary alone is no place to exit at
     assert [variant.full_accuracy for variant in found["own"].variants] == [1.0, 0.75]

@@ -62,6 +62,8 @@ class Variant(Config):
     """Of the traces that it is replayed on, thought to the end: losses are against it. None where it is not known."""
     acceptance_length: float | None = None
     """Of a draft that was trained for it: tokens a step."""
+    left_out: dict[str, int] = Field(default={})
+    """Of traces of its own, those that cannot judge, by why."""
 
 
 class Ablation(Config):
@@ -98,6 +100,12 @@ class Ablations(Config):
     def remarks(self) -> list[str]:
         """What its numbers do not say."""
         said = [f"left out, as they cannot judge: {listed(self.left_out)}"] if self.left_out else []
+        said += [
+            f"{question}, {variant.name}: left out, as they cannot judge: {listed(variant.left_out)}"
+            for question, ablation in self.ablations.items()
+            for variant in ablation.variants
+            if variant.left_out
+        ]
         return said + ([of_others(self.unreferenced, self.n)] if 0 < self.unreferenced < self.n else [])
 
 
@@ -212,11 +220,12 @@ def _trained(config: AblateConfig) -> dict[str, Ablation]:
     for name, drafts in train_alternatives(config.trained, config.traces).items() if config.trained else ():
         variants = []
         for label, draft in drafts.items():
-            traces, _ = _judging(draft.traces)
+            traces, left_out = _judging(draft.traces)
             scored = _scored(traces, open_scores(draft.scores))
-            full = mean_known(scored.replay.correct)
+            full, own = mean_known(scored.replay.correct), draft.traces != config.traces
             variant = _variant(label, _validity(scored), full, config.tolerances)
-            variants.append(variant.model_copy(update={"acceptance_length": draft.acceptance_length}))
+            more = {"acceptance_length": draft.acceptance_length, "left_out": left_out if own else {}}
+            variants.append(variant.model_copy(update=more))
         assert config.trained is not None
         found[name] = Ablation(question=config.trained.questions[name].asks, variants=tuple(variants))
     return found
