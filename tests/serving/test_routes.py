@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -24,7 +25,7 @@ from torch_specexit.plugin.frontend.activity import Activity
 from torch_specexit.plugin.frontend.callers import caller, mark_of
 from torch_specexit.plugin.frontend.protocols import AsyncLLM, RequestState
 from torch_specexit.plugin.frontend.reports import ADMITTED
-from torch_specexit.plugin.frontend.routes import CONTROL, OPERATOR_HEADER, OPERATOR_KEY, PATH, Endpoints
+from torch_specexit.plugin.frontend.routes import CONTROL, OPERATOR_HEADER, OPERATOR_KEY, PATH, Endpoints, is_operator
 from torch_specexit.plugin.frontend.server import MOST_INTERRUPTS, FrontEnd, TooManyError
 from torch_specexit.plugin.outcome import KEY
 from torch_specexit.plugin.protocols import ParallelConfig, VllmConfig
@@ -148,6 +149,14 @@ def test_nobody_but_the_operator_switches(headers, monkeypatch):
     monkeypatch.delenv(OPERATOR_KEY)
     assert server.client.post(PATH, json={"mode": "off"}, headers=headers | OPERATOR).status_code == 403
     assert server.front.operation.mode == "exit"
+
+
+@pytest.mark.parametrize("key", ["ключ".encode(), b"\xff\xfekey"], ids=["of other letters", "of bytes"])
+def test_the_key_of_an_operator_may_be_of_any_bytes(key, monkeypatch):
+    """Clients send its bytes, which were compared as other letters: no key was right, and some ended in an error."""
+    monkeypatch.setenv(OPERATOR_KEY, os.fsdecode(key))
+    assert is_operator(key.decode("latin-1"))  # as starlette reads a header
+    assert not is_operator((key + b"x").decode("latin-1"))
 
 
 def test_the_operator_switches_mode_and_point_for_the_next_request():

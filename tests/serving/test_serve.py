@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from specexit.config import ConfigError
+from specexit.config import ConfigError, load
 from specexit.drafts.directory import DraftError
 from specexit.drafts.tensors import weights_hash
 from specexit.schemas.serve import ServeConfig
@@ -62,6 +62,15 @@ def test_the_command_line_names_target_and_draft(write_random_draft, tmp_path):
     assert command[-2:] == ["--port", "8001"]
     speculation = json.loads(command[command.index("--speculative-config") + 1])
     assert speculation == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 3}
+
+
+def test_an_argument_is_read_as_json_escapes_it():
+    """What `json.dumps` makes of an emoji ended in a traceback, as did what no program can be given."""
+    given = load(ServeConfig, overrides=["draft=draft", 'arguments=["--served-model-name", "\\ud83d\\ude00"]'])
+    assert given.arguments == ("--served-model-name", "😀")
+    for wrong, said in (("\\ud83d", "one holds half a character"), ("a\\u0000b", "expected a text without a NUL")):
+        with pytest.raises(ConfigError, match=said):
+            load(ServeConfig, overrides=["draft=draft", f'arguments=["--served-model-name", "{wrong}"]'])
 
 
 def test_a_client_names_the_target_as_commands_do(write_random_draft, tmp_path):

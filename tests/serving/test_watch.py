@@ -472,6 +472,10 @@ def test_settings_come_from_the_file_then_the_command_line_then_the_environment(
             "SPECEXIT_SERVING, over .*: serving.efforts.low is 'lowest', expected a point",
         ),
         ('{"share": 2}', "SPECEXIT_SERVING: specexit.share is 2"),
+        # A kill switch was lost where the key came again.
+        ('{"mode": "off", "mode": "exit"}', "SPECEXIT_SERVING: 'mode' is there twice"),
+        ("[" * 100_000, "SPECEXIT_SERVING: cannot be read as JSON"),
+        ('{"loras": {"": "off"}}', "SPECEXIT_SERVING, over .*: serving.loras has an adapter without a name"),
     ):
         monkeypatch.setenv("SPECEXIT_SERVING", text)
         with pytest.raises(ConfigError, match=message):

@@ -278,6 +278,15 @@ def test_a_tenant_that_no_api_key_can_be_is_refused_and_not_repeated(draft, name
     assert not name or name not in str(error.value)
 
 
+def test_an_adapter_without_a_name_is_refused(draft):
+    """Its `off` was that of every request without an adapter, and the server called itself active."""
+    write_policy(draft, STORED.model_copy(update={"serving": Serving(loras={"poet": "off"})}))
+    path = draft / "policy.json"
+    path.write_text(path.read_text().replace("poet", ""))
+    with pytest.raises(PolicyError, match=r"policy\.json: serving.loras has an adapter without a name, expected that"):
+        read_policy(draft)
+
+
 def test_an_api_key_is_not_repeated_where_what_it_gets_is_wrong(draft):
     """As of somebody who took the key for its hash, and writes `false` for `off`."""
     key = "sk-live-0123456789abcdef"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from specexit.config import ConfigError
 from specexit.drafts.config import ARCHITECTURES
 from specexit.drafts.directory import DraftConfig, Mode, Serving, SpecExitBlock, read_config
+from specexit.drafts.files import TensorError, parse_json
 from specexit.drafts.policy import FILE
 from specexit.errors import dotted, repeated
 from torch_specexit.plugin.compat.checks import draft_cache, draft_folder
@@ -55,16 +56,16 @@ def serving_over(below: Serving, additional_config: object) -> Serving:
     not the second. The strictest mode is in force, and a tenant or an adapter that is off anywhere has no exits.
 
     Raises:
-      ConfigError: there is no valid JSON in `ENVIRONMENT`, or an unknown key, or a value out of range.
+      ConfigError: there is no valid JSON in `ENVIRONMENT`, or a key twice, an unknown one, or a value out of range.
     """
     given = additional_config.get(KEY, {}) if isinstance(additional_config, dict) else {}
     settings, text = _on_top(below, given, COMMAND_LINE, over=FILE), os.environ.get(ENVIRONMENT, "")
     if not text:
         return settings
     try:
-        given = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{ENVIRONMENT}: cannot be read as JSON: {error}") from error
+        given = parse_json(os.fsencode(text), Path(ENVIRONMENT))
+    except TensorError as error:
+        raise ConfigError(str(error)) from error
     return _on_top(settings, given, ENVIRONMENT, over=f"{COMMAND_LINE} or {FILE}")
 
 

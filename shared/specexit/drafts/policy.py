@@ -350,6 +350,8 @@ class PolicyFile(Config):
                     f"serving.tenants has a name of {len(key)} characters, {key[:4]!r}..., expected the first 16 "
                     "hexadecimal digits of an API key's SHA-256 in lower case: printf %s KEY | sha256sum | cut -c-16"
                 )
+        if "" in serving.loras:
+            raise ValueError("serving.loras has an adapter without a name, expected that of one")
         for place in ("efforts", "loras", "tenants"):
             for key, name in getattr(serving, place).items():
                 if name not in names and (name != "off" or place == "efforts"):

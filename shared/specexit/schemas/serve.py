@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from specexit.config import Config
 
@@ -22,6 +22,18 @@ class ServeConfig(Config):
     draft: Path | None = Field(default=None, description="draft directory; its calibrated policy is the default of all")
     num_speculative_tokens: int = Field(default=3, gt=0, description="draft tokens per step")
     arguments: tuple[str, ...] = Field(default=(), description="further arguments of `vllm serve`, as a list")
+
+    @field_validator("arguments")
+    @classmethod
+    def _can_be_given(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Join the halves of a character, as JSON escapes them, and refuse what no program can be given."""
+        for number, argument in enumerate(arguments):
+            if "\0" in argument:
+                raise ValueError(f"number {number} is {argument!r}, expected a text without a NUL character")
+        try:
+            return tuple(one.encode("utf-16", "surrogatepass").decode("utf-16") for one in arguments)
+        except UnicodeDecodeError as error:
+            raise ValueError("one holds half a character, expected text") from error
 
     @model_validator(mode="after")
     def _what_to_serve(self) -> ServeConfig:

@@ -130,5 +130,6 @@ class Endpoints:
 
 def is_operator(given: str | None) -> bool:
     """Whether a header holds the operator's key. Without a key in the environment nobody is."""
-    key = os.environ.get(OPERATOR_KEY, "")
-    return bool(key) and given is not None and secrets.compare_digest(given.encode(), key.encode())
+    key = os.fsencode(os.environ.get(OPERATOR_KEY, ""))
+    # A header's bytes come as so many letters.
+    return bool(key) and given is not None and secrets.compare_digest(given.encode("latin-1"), key)
