@@ -1,6 +1,7 @@
 """``make figures``: the tables and pictures of README and docs, from the results that lie under ``runs``.
 
-Results that are absent are named, and their table or picture stays as it is.
+Results that are absent are named, and their table or picture stays as it is. The sentences beside a table, and what a
+picture is called, are people's to write: a line says on what was measured, so that they can.
 """
 
 from __future__ import annotations
@@ -66,10 +67,17 @@ def regenerate(root: Path) -> Iterator[str]:
         if (root / place.results).exists():
             found = read_results(root / place.results)
             write_between(root / place.page, place.begin, place.end, place.table(found))
-            yield f"{place.page}: table of {place.results}, {found.n} problems"
+            where = f"measured on {_where(found)}: see that the sentences beside it say so, and the commit"
+            yield f"{place.page}: table of {place.results}, {found.n} problems, {where}"
         else:
             yield f"{place.results} is absent: {place.page} keeps its table"
     yield from _pictures(root / "runs" / "demo", root / "docs" / "images")
+
+
+def _where(results: Results) -> str:
+    processor, cores = (results.hardware.get(key, "unknown") for key in ("processor", "cores"))
+    versions = (f"{name} {version}" for name, version in results.versions.items() if name.startswith("vllm"))
+    return ", ".join([f"{processor} (cores: {cores})", *versions])
 
 
 def _pictures(demo: Path, images: Path) -> Iterator[str]:
@@ -91,7 +99,7 @@ def _pictures(demo: Path, images: Path) -> Iterator[str]:
             file = drawn / f"{name}.svg"
             if file.exists():
                 shutil.copy(file, images / file.name)
-                yield f"{images / file.name}: drawn from {demo}"
+                yield f"{images / file.name}: drawn from {demo}: see that pages name its commit"
             else:
                 yield f"{demo} has nothing to draw {name} from: {images} keeps its picture"
 
