@@ -60,6 +60,8 @@ SETTINGS = [
     Setting("V1, synchronous, transition", "draft", 3, 160, TRANSITION, {}),
     Setting("V2, asynchronous, transition", "draft", 3, 30, ON_A_CPU | V2 | ASYNC | TRANSITION, {}),
     Setting("V1, synchronous, handed over", "draft", 3, 160, {}, {}),
+    Setting("V2, synchronous, handed over", "draft", 3, 30, ON_A_CPU | V2, {}),
+    Setting("V2, asynchronous, handed over", "fc", 3, 30, ON_A_CPU | V2 | ASYNC, {}),
 ]
 
 
