@@ -385,6 +385,23 @@ def test_an_export_that_is_a_draft_directory_is_not_judged_by_its_training_promp
         refuse_trained(out, [trace], tmp_path / "traces.parquet")
 
 
+def test_an_imported_draft_is_not_judged_by_the_prompts_that_its_folder_lists(
+    tmp_path, target, write_random_draft, make_trace
+):
+    """`import` dropped the list of an `eagle3` folder: it was calibrated and judged on what it was trained on."""
+    folder, trace = write_random_draft(tmp_path / "draft", "draft", **SHAPE), make_trace()
+    write_prompts(folder, list(outlines([trace]).prompts()))
+    _, _, published = exported(folder, tmp_path, "eagle3", target)
+    import_draft(ImportConfig(draft=published, target=target, out=tmp_path / "again"))
+    with pytest.raises(OverlapError, match="1 of 1 prompts were trained on"):
+        refuse_trained(tmp_path / "again", [trace], tmp_path / "traces.parquet")
+    assert "trained on 1 prompts" in describe(tmp_path / "again")["origin"]
+    _, _, out = exported(tmp_path / "again", tmp_path / "b", "eagle3", target)
+    card = (out / "README.md").read_text()
+    assert "It came with a list of 1 prompts that it was trained on" in card
+    assert "What it was trained on is not known here" not in card
+
+
 def test_the_plugins_form_says_where_the_draft_came_from(tmp_path, target, write_random_draft):
     """As the directory does: ``convert`` multiplies by its ``aux_rms`` again. Nothing of it names this machine."""
     folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)

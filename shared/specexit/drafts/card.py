@@ -80,9 +80,11 @@ n, whatever `config.json` says."""
 def _data(folder: Path, target: TargetConfig) -> str:
     origin, prompts = read_origin(folder), read_prompts(folder)
     if origin is not None:
-        said = (
-            f"Imported: it was published in the layout of {_code(origin.layout)}. What it was trained on is not known "
-            "here."
+        said = f"Imported: it was published in the layout of {_code(origin.layout)}. " + (
+            "What it was trained on is not known here."
+            if prompts is None
+            else f"It came with a list of {len(prompts):,} prompts that it was trained on; whether it was on others as "
+            "well is not known here."
         )
         if origin.target_said is not None:
             said += f" Its config names another target, {_code(origin.target_said)}."

@@ -78,15 +78,17 @@ def describe(folder: Path, target: str | None = None) -> dict[str, str]:
         policy = read_policy(folder)
         rows |= _policy(policy, doubts_of(folder, policy, model))
         rows |= _serving(policy, held_points(folder, policy))
-    rows["origin"] = _imported(origin) if origin else _trained(folder)
+    rows["origin"] = _imported(folder, origin) if origin else _trained(folder)
     rows["verified"] = _verified(folder, model)
     rows["exports to"] = ", ".join(formats_of(draft, folder, stored))
     return rows
 
 
-def _imported(origin: Origin) -> str:
+def _imported(folder: Path, origin: Origin) -> str:
+    prompts = read_prompts(folder)
+    on = "" if prompts is None else f", trained on {len(prompts):,} prompts that are listed"
     other = "" if origin.target_said is None else f"; its config names another target, {cut(origin.target_said)}"
-    return f"imported, layout {cut(origin.layout)}{other}"
+    return f"imported, layout {cut(origin.layout)}{on}{other}"
 
 
 def _trained(folder: Path) -> str:

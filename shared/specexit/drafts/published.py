@@ -1,7 +1,8 @@
 """``specexit import``: an EAGLE-3 draft that somebody published becomes a draft directory, tensor by tensor.
 
 The weights keep their type and every bit. ``import.json`` in the new directory says which layout they came in, under
-which names and with which config, so that `specexit export` can write the original again.
+which names and with which config, so that `specexit export` can write the original again. A list of the prompts
+that it was trained on, as an export in format ``eagle3`` has it, goes along.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from rich.console import Console
 
 from specexit.config import Config, write_text
+from specexit.data.overlap import copy_prompts
 from specexit.data.teacher import EMBEDDING, HEAD, is_tied
 from specexit.drafts.config import MAX_CONFIG, PLAIN_ARCHITECTURES, DraftConfig, DraftError, check_target
 from specexit.drafts.directory import check_shapes, vocabulary_tensors, weights_path, write_into
@@ -143,6 +145,7 @@ def import_draft(config: ImportConfig) -> Origin:
       DraftError: the layout is unknown, a key, a value or a tensor is not understood, or the target is another one.
       ConfigError: the target cannot be read, or does not say how many layers it has.
       FileExistsError: ``out`` is there and not empty.
+      OverlapError, TensorError: its list of training prompts cannot be read, see `specexit.data.overlap.read_prompts`.
     """
     target = load_target_config(config.target)
     with safetensors_of(config.draft) as folder:
@@ -152,6 +155,7 @@ def import_draft(config: ImportConfig) -> Origin:
             origin = draft.origin(written)
             write_text(beside / FILE, json.dumps(origin.model_dump(mode="json"), indent=2) + "\n")
             save_target(beside, target)
+            copy_prompts(config.draft, beside)
     layers, console = list(draft.config.eagle_aux_hidden_state_layer_ids), Console(stderr=True)
     for note in draft.notes:
         console.print(note, style="yellow", soft_wrap=True, markup=False, highlight=False)
