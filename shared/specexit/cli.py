@@ -282,7 +282,8 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
     A flag that is true or false needs no value: ``--check`` is ``check=true``. Any other takes the next argument.
 
     Raises:
-      ConfigError: a second file, one that is neither on disk nor in gs://, or a flag without its value.
+      ConfigError: an empty argument, a second file, one that is neither on disk nor in gs://, or a flag without its
+        value.
 
     Example:
       >>> from specexit.schemas.demo import DemoConfig
@@ -302,6 +303,8 @@ def parse(arguments: list[str], schema: type[BaseModel]) -> tuple[Path | None, l
             overrides.append(f"{key}={value if equals else _value(schema, key, waiting)}")
         elif "=" in argument and "/" not in argument.partition("=")[0]:  # no key has one; folders are called lr=1
             overrides.append(argument)
+        elif not argument:  # a shell variable that is not set: the path would be the working directory
+            raise ConfigError("argument '' is empty, expected a path or key=value")
         elif path is None:
             path = located(argument)
         else:
@@ -361,7 +364,7 @@ def run(name: str, arguments: list[str]) -> None:
         schema = _load(command.schema)
         path, overrides = parse(arguments, schema)
         if path is not None and command.subject is not None:
-            path, overrides = None, [f"{command.subject}={path}", *overrides]
+            path, overrides = None, _with_subject(command.subject, path, overrides)
         if path is not None and command.configs is not None:
             path = find(command.configs, str(path))
         config = load(schema, path, overrides)
@@ -381,6 +384,19 @@ def run(name: str, arguments: list[str]) -> None:
         if error.errno not in DISK and not (error.filename and error.strerror):
             raise
         _fail(f"{error.filename or 'a file'}: cannot be written or read: {error.strerror}")
+
+
+def _with_subject(key: str, path: Path, overrides: list[str]) -> list[str]:
+    """Overrides with what was given alone as the value of its key.
+
+    Raises:
+      ConfigError: the key is given as well.
+    """
+    from specexit.config import ConfigError
+
+    if again := next((override for override in overrides if override.startswith(f"{key}=")), None):
+        raise ConfigError(f"{key} is given twice, as {path} and as {again}, expected it once")
+    return [f"{key}={path}", *overrides]
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)

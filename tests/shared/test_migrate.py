@@ -87,3 +87,23 @@ def test_the_older_hash_of_shards(tmp_path):
         (tmp_path / name).write_text(name)
     each = [hashlib.sha256(name.encode()).hexdigest() for name in ("1.safetensors", "2.safetensors")]
     assert sha256_of(tmp_path) == hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+
+def test_no_folder_is_not_the_working_directory(older, monkeypatch, capsys):
+    """`specexit migrate "$UNSET"` rewrote the draft that it was called in."""
+    monkeypatch.chdir(older)
+    files = {path.name: path.read_bytes() for path in older.iterdir()}
+    with pytest.raises(SystemExit):
+        run("migrate", [""])
+    assert capsys.readouterr().err == "error: argument '' is empty, expected a path or key=value\n"
+    assert {path.name: path.read_bytes() for path in older.iterdir()} == files
+
+
+@pytest.mark.parametrize("again", [["draft={other}"], ["--draft", "{other}"]])
+def test_a_draft_that_is_named_twice_is_refused(older, again, capsys):
+    """One of the two was passed over without a word."""
+    other = older.parent / "other"
+    with pytest.raises(SystemExit):
+        run("migrate", [*(argument.format(other=other) for argument in again), str(older)])
+    said = f"error: draft is given twice, as {older} and as draft={other}, expected it once\n"
+    assert capsys.readouterr().err == said
