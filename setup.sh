@@ -3,11 +3,21 @@
 # PYTHON names an interpreter; without it the first that can work is taken, and where there is none, uv brings one.
 set -euo pipefail
 venv=$1 extras=$2
+pins='' log='' half=''
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 die() {
   echo "error: $1" >&2
   exit 1
+}
+
+# pip makes an exit code of Ctrl-C, which would pass for a package that could not be installed.
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap clean_up EXIT
+clean_up() {
+  rm -f "$pins" "$log"
+  [ -z "$half" ] || rm -rf "$venv"
 }
 
 # From 3.11 to 3.13, and able to make a virtual environment (Debian's own python3 is not, without python3-venv).
@@ -34,6 +44,7 @@ if [ -e "$venv" ] && [ -n "$(ls -A "$venv")" ]; then
     die "$venv is there, but has no Python from 3.11 to 3.13 with pip. Move it away, and run the same command again"
 else
   python=$(find_python)
+  half=$made
   if [ -n "$python" ]; then
     "$python" -m venv "$venv"
   elif [ -n "${PYTHON:-}" ]; then
@@ -45,6 +56,7 @@ else
 (Debian, Ubuntu: apt install python3-venv), or uv, which brings its own, and run the same command again"
   fi
 fi
+half=
 version=$("$venv/bin/python" --version)
 release=${version#Python } # such as 3.12.9
 
@@ -70,7 +82,6 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
 # The versions of these two are vLLM's for CPUs. torch for CUDA, which `serve` brings and `dev` alone, too, asks for others.
 pins=$(mktemp) log=$(mktemp)
-trap 'rm -f "$pins" "$log"' EXIT
 case ",$extras," in
   *,serve-cpu,*) cat constraints.txt >"$pins" ;;
   *) grep -vE '^(triton|apache-tvm-ffi)==' constraints.txt >"$pins" ;;

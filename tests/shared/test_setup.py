@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("bash", "cat", "grep", "sed", "mktemp", "rm", "env", "ls", "mkdir", "cp", "chmod")
@@ -31,12 +34,31 @@ if [ "$2" = venv ]; then
 fi
 """
 
+STUB_INTERRUPTED = """#!/usr/bin/env bash
+# A Python that is at work until Ctrl-C, of which it makes an exit code, as pip does.
+trap 'echo "ERROR: Operation cancelled by user" >&2; exit 1' INT
+echo "$@" >>{calls}
+case "$*" in
+  --version) echo "Python 3.12.9" ;;
+  *" install "*) while :; do sleep 0.05; done ;;
+esac
+"""
+
 STUB_UV = """#!/usr/bin/env bash
 # uv venv ... FOLDER
 echo "uv $@" >>{calls}
 for folder; do :; done
 mkdir -p "$folder/bin"
 cp {python} "$folder/bin/python"
+"""
+
+
+STUB_UV_AT_WORK = """#!/usr/bin/env bash
+# uv venv ... FOLDER, until Ctrl-C
+for folder; do :; done
+mkdir -p "$folder/bin"
+echo "uv $@" >>{calls}
+while :; do sleep 0.05; done
 """
 
 
@@ -68,6 +90,33 @@ class Machine:
         return subprocess.run(
             command, cwd=ROOT, env={"PATH": str(self.bin)} | environment, capture_output=True, text=True
         )
+
+
+def interrupted(machine: Machine, at: str) -> subprocess.CompletedProcess[str]:
+    """Ctrl-C at the call that ``at`` is a part of. As from a terminal, all that runs is told."""
+    (machine.bin / "sleep").symlink_to(shutil.which("sleep") or "")
+    temporary = machine.bin.parent / "temporary"
+    temporary.mkdir()
+    command = [str(machine.bin / "bash"), "setup.sh", str(machine.venv), "train,serve-cpu"]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={"PATH": str(machine.bin), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests are in a background
+    ) as process:
+        wait_for(lambda: process.poll() is not None or (machine.calls.exists() and at in machine.calls.read_text()))
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # it went on
+            raise
+    assert not list(temporary.iterdir())
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.fixture
@@ -208,3 +257,21 @@ def test_the_pins_name_a_torch_to_look_for() -> None:
     assert any(line.startswith("torch==") for line in pins)
     assert any(line.startswith("torchvision==") for line in pins)
     assert os.access(ROOT / "setup.sh", os.X_OK)
+
+
+def test_ctrl_c_while_pip_is_at_work_ends_it_without_a_false_reason(machine: Machine) -> None:
+    """It went on with PyTorch's index, and a second Ctrl-C ended it with an error about wheels."""
+    python = machine.add("stub-python", STUB_INTERRUPTED.format(calls=machine.calls))
+    machine.add("uv", STUB_UV.format(calls=machine.calls, python=python))
+    done = interrupted(machine, at=" install ")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert "trying PyTorch's own" not in done.stdout
+    assert machine.calls.read_text().count(" install ") == 1
+    assert (machine.venv / "bin" / "python").exists()  # the same command goes on from here
+
+
+def test_ctrl_c_while_the_environment_is_made_leaves_no_half_of_it(machine: Machine) -> None:
+    """The next run would refuse it as somebody's own."""
+    machine.add("uv", STUB_UV_AT_WORK.format(calls=machine.calls))
+    assert interrupted(machine, at="uv").returncode in (130, -signal.SIGINT)
+    assert not machine.venv.exists()
