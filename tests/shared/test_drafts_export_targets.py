@@ -83,3 +83,17 @@ def test_a_target_in_the_hub_s_cache_has_its_name_there(tmp_path, target, write_
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "Qwen/Qwen3-4B"
     assert "vllm serve Qwen/Qwen3-4B --speculative-config" in card
     assert "0123abc" not in card
+
+
+@pytest.mark.parametrize("form", ["plugin", "eagle3"])
+def test_a_target_without_a_name_on_the_hub_is_not_served_by_its_folder_s(form, tmp_path, target, write_random_draft):
+    """The card's command asked the Hub for a model that is called as a folder of this machine, or as nothing."""
+    folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
+    _, _, out = exported(folder, tmp_path, form, target)
+    card = (out / "README.md").read_text()
+    assert "vllm serve TARGET --speculative-config" in card
+    assert "`TARGET` is the folder of small, or its name on the Hub." in card
+    _, _, out = exported(folder, tmp_path / "b", form, target, base_model="models/my target #2")
+    card = (out / "README.md").read_text()
+    assert "vllm serve 'models/my target #2' --speculative-config" in card
+    assert "`TARGET`" not in card

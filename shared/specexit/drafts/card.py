@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,8 @@ def _model_of(target: TargetConfig) -> str:
 
 
 def _serving(config: ExportConfig, target: TargetConfig, *, exits: bool) -> str:
-    served = config.base_model or _model_of(target)
+    known = config.base_model or (None if target.path in EMBEDDED else hub_name(target.folder))
+    served = "TARGET" if known is None else shlex.quote(known)
     k = config.num_speculative_tokens
     speculative = json.dumps({"method": "eagle3", "model": "FOLDER", "num_speculative_tokens": k})
     vllm = f"vllm serve {served} --speculative-config '{speculative}'"
@@ -241,4 +243,7 @@ def _serving(config: ExportConfig, target: TargetConfig, *, exits: bool) -> str:
         "angelslim": "# AngelSlim's SpecExit benchmark, with FOLDER as its EAGLE model",
         "original": "# as its authors say",
     }
-    return f"## Serving\n\n```sh\n{commands[config.format]}\n```"
+    said = f"## Serving\n\n```sh\n{commands[config.format]}\n```"
+    if known is None and vllm in commands[config.format]:
+        said += f"\n\n`TARGET` is the folder of {target.name}, or its name on the Hub."
+    return said
