@@ -299,7 +299,8 @@ def location(value: str | Path) -> Path:
     """A path on disk, where ``~`` is the home folder, or in a bucket, by what it begins with.
 
     Raises:
-      ValueError: it is an address of anything else.
+      ValueError: it is an address of anything else, or one in a bucket with a ``#`` or a ``?``: TensorStore and
+        ArrayRecord take what is behind these for no part of the name, and write and read elsewhere.
 
     Example:
       >>> str(location("gs://bucket/run") / "run.yaml"), location("runs/x").name
@@ -312,6 +313,8 @@ def location(value: str | Path) -> Path:
         raise ValueError("expected a path on disk, or gs:// for one in a bucket")
     if not BucketPath(value).parts[1:]:
         raise ValueError("expected the name of a bucket behind gs://")
+    if odd := [sign for sign in "#?" if sign in str(value)]:
+        raise ValueError(f"has a {odd[0]!r}, which ends the name in an address: expected gs:// without '#' and '?'")
     return BucketPath(value)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,7 @@ from specexit.config import ConfigError, append_text, load, write_text
 from specexit.data import parts
 from specexit.data.parts import PartsWriter, parts_of
 from specexit.outputs import MoveError, new_folder
+from specexit.schemas.convert import ConvertConfig
 from specexit.schemas.score import ScoreConfig
 
 pytestmark = pytest.mark.usefixtures("storage_server")
@@ -38,6 +40,17 @@ def test_a_path_keeps_its_two_slashes(bucket: BucketPath) -> None:
             location(wrong)
     with pytest.raises(ValueError, match="name of a bucket"):
         location("gs://")
+
+
+@pytest.mark.parametrize("name", ["h#1", "h?1", "h#1/run", "h/?"])
+def test_a_sign_that_ends_the_name_in_an_address_is_refused_in_a_bucket_alone(name: str) -> None:
+    """The weights of several runs went to one place beside their folders, and nothing could read packed data there."""
+    with pytest.raises(ValueError, match=r"has a '[#?]'.*expected gs:// without '#' and '\?'"):
+        location(f"gs://open/odd/{name}")
+    with pytest.raises(ConfigError, match=rf"out is 'gs://open/odd/{re.escape(name)}': has a '[#?]'"):
+        load(ConvertConfig, None, [f"out=gs://open/odd/{name}", "draft=draft"])
+    assert str(location(f"runs/{name}")) == f"runs/{name}"
+    assert load(ConvertConfig, None, [f"out=runs/{name}", "draft=draft"]).out == Path("runs") / name
 
 
 def test_what_is_written_is_read(bucket: BucketPath) -> None:
