@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax_specexit.model.target import Target
 from jax_specexit.planning.hbm import fitting
 from jax_specexit.sharding import BATCH, ROWS
 from jax_specexit.training.data import FIRST_ROWS
+from specexit.data.features import FeatureError, check_hashes, read_manifest
 from specexit.data.sequences import Example
 from specexit.errors import InputError
 
@@ -66,36 +68,48 @@ def measure_aux(
     none = ((0, rows_measured(mesh, len(rows["tokens"])) - len(rows["tokens"])), (0, 0))
     batch = [jax.device_put(np.pad(rows[name], none), NamedSharding(mesh, BATCH)) for name in NAMES]
     with fitting("measure"):
-        found = measurement(layers, mesh, dtype)(target, *batch)
-    return _powers_of_two(layers, np.asarray(found))
+        found = np.asarray(measurement(layers, mesh, dtype)(target, *batch))
+    if wrong := _wrong(layers, found):
+        raise InputError(
+            f"the target's hidden states have {wrong} (a damaged download, or a dtype that its weights are "
+            "too large for)"
+        )
+    return _powers_of_two(found)
 
 
 def measure_stored(
-    layers: tuple[int, ...],
-    stored: tuple[int, ...],
-    rows: Example,
-    states: Float[np.ndarray, "batch time layer hidden"],
+    layers: tuple[int, ...], folder: Path, rows: Example, states: Float[np.ndarray, "batch time layer hidden"]
 ) -> tuple[float, ...]:
     """What `measure_aux` finds, from states that are stored.
 
     Args:
       layers: ids of the aux layers.
-      stored: ids of the layers of ``states``.
-      rows: a few packed examples.
+      folder: of the stored features.
+      rows: the first packed examples.
       states: theirs.
 
     Raises:
-      InputError: see `measure_aux`.
+      FeatureError: the states are not finite, or all of them 0 somewhere; it names a shard that is damaged.
     """
+    manifest = read_manifest(folder)
     rms = np.sqrt(np.mean(states.astype(np.float32) ** 2, axis=-1))[rows["segment_ids"] > 0]
-    return _powers_of_two(layers, np.median(rms, axis=0)[[stored.index(k) for k in layers]])
-
-
-def _powers_of_two(layers: tuple[int, ...], found: np.ndarray) -> tuple[float, ...]:
-    if not (np.all(np.isfinite(found)) and np.all(found > 0)):
-        rms = ", ".join(f"{size:g} at layer {layer}" for layer, size in zip(layers, found, strict=True))
-        raise InputError(
-            f"the target's hidden states have an RMS of {rms}: expected finite ones above 0 (a damaged download, or a "
-            "dtype that its weights are too large for)"
+    found = np.median(rms, axis=0)[[manifest.layers.index(k) for k in layers]]
+    if wrong := _wrong(layers, found):
+        check_hashes(folder, manifest, range(len(states)))
+        raise FeatureError(
+            f"{folder}: the stored hidden states have {wrong}, and their shards are as `specexit features` wrote them: "
+            "choose a target and a `dtype` that go together, and store its states anew"
         )
+    return _powers_of_two(found)
+
+
+def _wrong(layers: tuple[int, ...], found: np.ndarray) -> str:
+    """What is wrong with the RMS of each layer; empty where nothing is."""
+    if np.all(np.isfinite(found)) and np.all(found > 0):
+        return ""
+    rms = ", ".join(f"{size:g} at layer {layer}" for layer, size in zip(layers, found, strict=True))
+    return f"an RMS of {rms}: expected finite ones above 0"
+
+
+def _powers_of_two(found: np.ndarray) -> tuple[float, ...]:
     return tuple(2.0 ** int(np.rint(np.log2(x))) for x in found)

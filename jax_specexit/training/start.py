@@ -60,6 +60,7 @@ def start(
     Raises:
       ConfigError, DraftError: ``init_from`` cannot be read, or was made for another target or shape; or the mesh does
         not divide the models.
+      FeatureError: stored hidden states that are not finite.
       InputError: on a TPU, another JAX than its attention was checked with; or hidden states that are not finite.
     """
     if jax.default_backend() == "tpu":
@@ -79,7 +80,8 @@ def start(
     elif shape.aux_norm_shapes:
         aux_rms = (1.0,) * len(layers)  # the draft's own norms scale the states
     elif isinstance(target, CachedTarget):
-        aux_rms = measure_stored(layers, target.layers, rows, decode(rows))
+        assert config.features is not None
+        aux_rms = measure_stored(layers, config.features, rows, decode(rows))
     else:
         aux_rms = measure_aux(target, layers, rows, mesh, config.dtype)
     draft = Draft(shape, rngs=nnx.Rngs(config.seed), aux_rms=aux_rms)

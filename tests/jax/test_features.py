@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from jax.sharding import AbstractMesh, NamedSharding
+from safetensors.numpy import load_file, save_file
 
 from jax_specexit.model.cached import CachedTarget
 from jax_specexit.planning.aot import lower_step, shapes_of, stored_example
@@ -28,6 +29,7 @@ from specexit.data.features import (
     FILE,
     FeatureError,
     Features,
+    Shard,
     begin,
     decode,
     encode,
@@ -35,6 +37,7 @@ from specexit.data.features import (
     write_shard,
 )
 from specexit.data.packed import FIELDS, open_rows, read_example, read_meta
+from specexit.differences import file_sha256
 from specexit.errors import InputError
 from specexit.schemas.target import load_target_config
 from specexit.schemas.train import TrainConfig
@@ -123,14 +126,40 @@ def test_a_tied_target_that_does_not_say_so_is_told_by_its_weights(
     assert planned.target.tie_word_embeddings
 
 
-def test_states_that_are_no_numbers_are_named_by_their_layer() -> None:
-    """As those of a target that was damaged on its way; what is measured of them is what a run begins with."""
-    states = np.ones((1, 4, 3, 8), np.float32)
-    rows = {"segment_ids": np.ones((1, 4), np.int32)}
-    assert measure_stored((1, 3), (1, 2, 3), rows, states) == (1.0, 1.0)
+def spoilt(stored: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy of the features whose first shard has a state that is no number, of the same size; and that shard."""
+    shutil.copytree(stored, folder)
+    shard = folder / read_manifest(folder).names[0]
+    tensors = load_file(shard)
+    tensors["states"][0, 0, 2] = np.nan
+    save_file(tensors, shard, metadata={"dtype": "float32", "layers": "[1, 2, 3]"})
+    return folder, shard
+
+
+def test_a_damaged_shard_of_features_is_named(cached: TrainConfig, stored: Path, tmp_path: Path) -> None:
+    """The target was blamed, whose states are not computed at all, for a damaged download."""
+    folder, shard = spoilt(stored, tmp_path / "features")
+    with pytest.raises(
+        FeatureError, match=rf"^{shard}: is damaged: its SHA-256 is .*\.\.\., expected .* features\.json"
+    ):
+        train(cached.model_copy(update={"features": folder}))
+    assert not list(cached.out.glob("checkpoints/*"))
+
+
+def test_stored_states_that_are_no_numbers_are_named_by_their_folder_and_layer(stored: Path, tmp_path: Path) -> None:
+    """Where every shard is what was written."""
+    folder, shard = spoilt(stored, tmp_path / "features")
+    manifest = read_manifest(folder)
+    written = Shard(size=shard.stat().st_size, sha256=file_sha256(shard))
+    text = manifest.model_copy(update={"shards": manifest.shards | {shard.name: written}}).model_dump_json()
+    (folder / FILE).write_text(text)
+    states = np.ones((8, 4, 3, 8), np.float32)
+    rows = {"segment_ids": np.ones((8, 4), np.int32)}
+    assert measure_stored((1, 3), folder, rows, states) == (1.0, 1.0)
     states[0, 2, 2] = np.nan
-    with pytest.raises(InputError, match=r"have an RMS of 1 at layer 1, nan at layer 3: expected finite ones above 0"):
-        measure_stored((1, 3), (1, 2, 3), rows, states)
+    said = rf"^{folder}: the stored hidden states have an RMS of 1 at layer 1, nan at layer 3: expected finite ones"
+    with pytest.raises(FeatureError, match=said):
+        measure_stored((1, 3), folder, rows, states)
 
 
 def test_a_batch_that_is_left_behind_is_read_without_its_states(cached: TrainConfig) -> None:
