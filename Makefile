@@ -176,7 +176,7 @@ layouts: $(VENV)/.dev-ready  ## A draft of every published layout in vLLM, again
 features: $(VENV)/.dev-ready  ## Train on stored features against online ones: what each storage type changes (minutes)
 	@SPECEXIT_FEATURES=1 $(BIN)/python -m pytest tests/parity/test_features.py -s $(ARGS)
 
-WITH_TPU = PYTHONPATH=$(abspath $(VENV)-tpu)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python
+WITH_TPU = PYTHONPATH="$(abspath $(VENV)-tpu)$${PYTHONPATH:+:$$PYTHONPATH}" $(BIN)/python
 
 test-tpu-small: $(VENV)-tpu/.ready  ## Compile the programs of a small model for a TPU slice, no TPU needed (minutes)
 	@$(WITH_TPU) -m pytest tests/jax/test_plan.py -m small -n logical $(ARGS)

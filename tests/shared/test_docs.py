@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -427,3 +428,16 @@ def test_the_help_says_of_int8_what_was_measured() -> None:
     assert len(off) == 12
     said = TrainConfig.model_fields["target_int8"].description or ""
     assert f"{min(off):.0f} to {max(off):.0f} %" in " ".join(said.split())
+
+
+def test_a_checkout_may_lie_in_a_folder_with_a_space(tmp_path: Path) -> None:
+    """`make test-tpu` ended at once: the shell took what stands behind the space for a command."""
+    folder = tmp_path / "my checkout"
+    folder.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$PYTHONPATH"\n')
+    (tmp_path / "python").chmod(0o755)
+    command = ["make", "--silent", "--eval", "shown: ; @$(WITH_TPU)", "shown", f"BIN={tmp_path}", "VENV=.venv"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(command, cwd=folder, env=kept | {"PYTHONPATH": "more"}, capture_output=True, text=True)
+    assert done.stdout == f"{folder / '.venv-tpu'}:more\n", done.stderr
