@@ -1,4 +1,5 @@
-"""YAML as configs have it: numbers as in YAML 1.2, no key there twice, and what aliases stand for is bounded."""
+"""YAML as configs have it: numbers as in YAML 1.2, no key there twice, JSON's escapes read as JSON reads them, and what
+aliases stand for is bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ _POINT = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key hides another, and numbers are those of YAML 1.2: 010 is ten."""
+    """YAML in which no key hides another, numbers are those of YAML 1.2 (010 is ten), and characters are whole."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, form) for tag, form in forms if tag not in (INT, FLOAT)]
@@ -43,8 +44,18 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         return int(node.value) if re.fullmatch(r"[-+]?0\d+", node.value) else super().construct_yaml_int(node)
 
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        # JSON writes a character beyond U+FFFF as two escapes, which PyYAML leaves apart.
+        try:
+            return super().construct_yaml_str(node).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise yaml.MarkedYAMLError(
+                problem="holds half a character, expected text", problem_mark=node.start_mark
+            ) from error
+
 
 _Loader.add_constructor(INT, _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
 _Loader.add_implicit_resolver(INT, _WHOLE, list("-+0123456789"))
 _Loader.add_implicit_resolver(FLOAT, _POINT, list("-+.0123456789"))
 

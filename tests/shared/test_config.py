@@ -1,6 +1,7 @@
 """One schema is YAML, flags and error messages at once."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -177,6 +178,16 @@ def test_a_number_may_have_an_exponent_and_no_point(recipe, text):
     recipe.write_text(f"rate: {text}\n")
     assert read_yaml(recipe) == {"rate": 1e-6}
     assert load(Recipe, None, [f"optimizer.rate={text}"]).optimizer.rate == 1e-6
+
+
+def test_a_character_is_whole_where_json_escapes_it_in_halves(recipe):
+    """PyYAML leaves them apart, and no file or argument can be written with one."""
+    recipe.write_text(json.dumps({"name": "😀", "é": ["a😀"]}))
+    assert "\\ud83d" in recipe.read_text()
+    assert read_yaml(recipe) == {"name": "😀", "é": ["a😀"]}
+    recipe.write_text('name: "\\ud83d"\n')
+    with pytest.raises(ConfigError, match=r"cannot be read as YAML: holds half a character, expected text"):
+        read_yaml(recipe)
 
 
 def test_a_time_of_day_is_no_number(recipe):

@@ -25,15 +25,11 @@ class ServeConfig(Config):
 
     @field_validator("arguments")
     @classmethod
-    def _can_be_given(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """Join the halves of a character, as JSON escapes them, and refuse what no program can be given."""
+    def _hold_no_nul(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
         for number, argument in enumerate(arguments):
-            if "\0" in argument:
+            if "\0" in argument:  # which ends an argument
                 raise ValueError(f"number {number} is {argument!r}, expected a text without a NUL character")
-        try:
-            return tuple(one.encode("utf-16", "surrogatepass").decode("utf-16") for one in arguments)
-        except UnicodeDecodeError as error:
-            raise ValueError("one holds half a character, expected text") from error
+        return arguments
 
     @model_validator(mode="after")
     def _what_to_serve(self) -> ServeConfig:
