@@ -91,6 +91,7 @@ def test_a_target_without_a_name_on_the_hub_is_not_served_by_its_folder_s(form, 
     folder = write_random_draft(tmp_path / "draft", "draft", **SHAPE)
     _, _, out = exported(folder, tmp_path, form, target)
     card = (out / "README.md").read_text()
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])
     assert "vllm serve TARGET --speculative-config" in card
     assert "`TARGET` is the folder of small, or its name on the Hub." in card
     _, _, out = exported(folder, tmp_path / "b", form, target, base_model="models/my target #2")

@@ -41,12 +41,13 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
       InputError: a file of the draft directory cannot be used; its class is that of whatever reads the file.
     """
     exits = draft.specexit is not None and config.format in ("plugin", "speculators", "angelslim")
-    front: dict[str, Any] = {
-        "base_model": config.base_model or _model_of(target),
-        "base_model_relation": "adapter",
+    model = config.base_model or _on_the_hub(target)
+    front: dict[str, Any] = {} if model is None else {"base_model": model, "base_model_relation": "adapter"}
+    front |= {
         "pipeline_tag": "text-generation",
         "tags": ["eagle3", "speculative-decoding", "draft", *(["early-exit", "specexit"] if exits else [])],
-    } | ({} if config.license is None else {"license": config.license})
+    }
+    front |= {} if config.license is None else {"license": config.license}
     parts = [
         f"# EAGLE-3 draft for {target.name}",
         "A speculative draft: it proposes tokens, the target decides. "
@@ -59,7 +60,7 @@ def write_card(folder: Path, config: ExportConfig, draft: DraftConfig, target: T
         _data(config.draft, target),
         *([RELEASED] if config.format == "angelslim" else [_exit(config.draft, target.folder)] if exits else []),
         _verification(config.draft, target.folder, exits=exits),
-        _serving(config, target, exits=exits),
+        _serving(config, target, model, exits=exits),
         "## Limits\n\nFor this target and its tokenizer: beside a model of other sizes vLLM refuses it, and beside "
         "another of the same it accepts fewer of the drafted tokens"
         + (", and what is read off for an early exit means nothing." if exits else ".")
@@ -222,15 +223,14 @@ def _accepted(found: Accepted) -> str:
     )
 
 
-def _model_of(target: TargetConfig) -> str:
-    """The target's name without a path of this machine: in the Hub's cache, whose folders are called by a commit's
-    hash, its name on the Hub, and elsewhere its folder's."""
-    return target.name if target.path in EMBEDDED else hub_name(target.folder) or target.folder.name
+def _on_the_hub(target: TargetConfig) -> str | None:
+    """The target's name on the Hub, by its folder in the Hub's cache; None where it lies elsewhere. A folder's own name
+    is nobody else's."""
+    return None if target.path in EMBEDDED else hub_name(target.folder)
 
 
-def _serving(config: ExportConfig, target: TargetConfig, *, exits: bool) -> str:
-    known = config.base_model or (None if target.path in EMBEDDED else hub_name(target.folder))
-    served = "TARGET" if known is None else shlex.quote(known)
+def _serving(config: ExportConfig, target: TargetConfig, model: str | None, *, exits: bool) -> str:
+    served = "TARGET" if model is None else shlex.quote(model)
     k = config.num_speculative_tokens
     speculative = json.dumps({"method": "eagle3", "model": "FOLDER", "num_speculative_tokens": k})
     vllm = f"vllm serve {served} --speculative-config '{speculative}'"
@@ -244,6 +244,6 @@ def _serving(config: ExportConfig, target: TargetConfig, *, exits: bool) -> str:
         "original": "# as its authors say",
     }
     said = f"## Serving\n\n```sh\n{commands[config.format]}\n```"
-    if known is None and vllm in commands[config.format]:
+    if model is None and vllm in commands[config.format]:
         said += f"\n\n`TARGET` is the folder of {target.name}, or its name on the Hub."
     return said
