@@ -250,6 +250,14 @@ def test_nothing_else_is_a_whole_number(draft, field, value):
         read_config(draft)
 
 
+@pytest.mark.parametrize("value", ["1", 1.0, True])
+def test_nothing_else_is_a_format_version(draft, value):
+    block = json.loads((draft / "config.json").read_text())["specexit"]
+    edit_config(draft, specexit=block | {"format_version": value})
+    with pytest.raises(DraftError, match=rf"field specexit\.format_version is {re.escape(repr(value))}: ."):
+        read_config(draft)
+
+
 @pytest.mark.parametrize("value", ["1e6", "10000", True, [1.0], {}])
 @pytest.mark.parametrize("field", ["rms_norm_eps", "rope_theta"])
 def test_nothing_else_is_a_number(draft, field, value):

@@ -222,9 +222,10 @@ def _trained(config: AblateConfig) -> dict[str, Ablation]:
         for label, draft in drafts.items():
             traces, left_out = _judging(draft.traces)
             scored = _scored(traces, open_scores(draft.scores))
-            full, own = mean_known(scored.replay.correct), draft.traces != config.traces
+            full = mean_known(scored.replay.correct)
             variant = _variant(label, _validity(scored), full, config.tolerances)
-            more = {"acceptance_length": draft.acceptance_length, "left_out": left_out if own else {}}
+            own = left_out if draft.traces != config.traces else {}  # the table's are said once
+            more = {"acceptance_length": draft.acceptance_length, "left_out": own}
             variants.append(variant.model_copy(update=more))
         assert config.trained is not None
         found[name] = Ablation(question=config.trained.questions[name].asks, variants=tuple(variants))

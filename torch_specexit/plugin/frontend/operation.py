@@ -391,7 +391,7 @@ class Operation:
 
     def _offered(self, arguments: RequestArguments, lora: str | None, caller: str | None) -> OperatingPoint | None:
         """The operator's point for a request that asks for nothing, or for an effort alone; None for no exits."""
-        assigned = [of.get(who) for of, who in ((self.serving.loras, lora), (self.serving.tenants, caller)) if who]
+        assigned = [self.serving.loras.get(lora or ""), self.serving.tenants.get(caller or "")]
         if "off" in assigned:
             return None
         name = next((name for name in assigned if name is not None), self.name)
