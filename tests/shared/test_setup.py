@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ echo "uv $@" >>{calls}
 while :; do sleep 0.05; done
 """
 
+# Tests in a shell's background ignore Ctrl-C, and so does what they start. (A preexec_fn would fork this process, whose
+# JAX warns of that.)
+HEARS_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 class Machine:
     """A PATH that holds a shell, a few tools, and what a test adds."""
@@ -99,14 +108,13 @@ def interrupted(machine: Machine, at: str) -> subprocess.CompletedProcess[str]:
     temporary.mkdir()
     command = [str(machine.bin / "bash"), "setup.sh", str(machine.venv), "train,serve-cpu"]
     with subprocess.Popen(
-        command,
+        [sys.executable, "-c", HEARS_CTRL_C, *command],
         cwd=ROOT,
         env={"PATH": str(machine.bin), "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests are in a background
     ) as process:
         wait_for(lambda: process.poll() is not None or (machine.calls.exists() and at in machine.calls.read_text()))
         os.killpg(process.pid, signal.SIGINT)
