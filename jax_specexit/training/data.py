@@ -164,6 +164,7 @@ class Batches:
             return grain.MapDataset.source(rows).seed(config.seed).shuffle().repeat()
 
         self.examples, self.packed = shuffled(Rows(records, features)), shuffled(Rows(records, None))
+        self.order, self.features = shuffled(range(len(records))), features
         self.size, self.sharding = config.batch_size, sharding
         self.rows = rows_of_process(config.batch_size, sharding)
 
@@ -174,6 +175,16 @@ class Batches:
     def whole(self, step: int) -> Example:
         """The packed examples of a step, of all processes; stored features of all would be more than a host holds."""
         return self._stacked(self.packed, step, range(self.size))
+
+    def check_features(self, step: int) -> None:
+        """Check that the stored features of a step, of all processes, are finite; row by row, see `whole`.
+
+        Raises:
+          FeatureError: some are not, or cannot be read.
+        """
+        if self.features is not None:
+            for place in range((step - 1) * self.size, step * self.size):
+                self.features.check_finite(int(self.order[place]), self.packed[place])
 
     def _stacked(self, examples: Any, step: int, rows: Sequence[int] | np.ndarray) -> Example:
         found = [examples[(step - 1) * self.size + int(row)] for row in rows]

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from jax_specexit.cluster import is_first
 from specexit.config import write_bytes
+from specexit.data.features import FeatureError
 from specexit.data.packed import write_example
 from specexit.data.sequences import Example
 from specexit.errors import InputError
@@ -35,11 +36,20 @@ class NonFiniteStop:
         packed example, for ``numpy.load`` or `specexit.data.packed.read_example`.
       limit: updates in a row that may be skipped.
       read: the batch of a step, with the rows of all processes.
+      check_features: raises a `FeatureError` where stored features of a step, of all processes, are not finite.
       target: the target's parameters, on the run's mesh.
     """
 
-    def __init__(self, run: Path, limit: int, read: Callable[[int], Example], target: Any):
+    def __init__(
+        self,
+        run: Path,
+        limit: int,
+        read: Callable[[int], Example],
+        check_features: Callable[[int], None],
+        target: Any,
+    ):
         self.folder, self.limit, self.read, self.target = run / "nonfinite", limit, read, target
+        self.check_features = check_features
         self.in_a_row = 0
 
     def check(self, step: int, loss: float, gradient_norm: float) -> bool:
@@ -53,7 +63,7 @@ class NonFiniteStop:
             return True
         self.in_a_row += 1
         path, fault = self.folder / f"step-{step:08d}.npz", ""
-        kept, damaged = f"is in {path}", _damaged(self.target)
+        kept, damaged, stored = f"is in {path}", _damaged(self.target), ""
         if is_first():
             try:
                 batch = self.read(step)  # with the rows of other hosts, which this one has not read yet
@@ -61,16 +71,22 @@ class NonFiniteStop:
                 write_bytes(path, write_example(batch))
             except (OSError, InputError) as error:  # no reason to end: what is, is said below
                 kept = f"could not be read or written ({error})"
+            try:
+                self.check_features(step)
+            except FeatureError as error:
+                stored = str(error)
         what = f"step {step}: loss {loss}, gradient norm {gradient_norm}; update skipped, its batch {kept}{fault}"
         what += f"; the target's own {damaged[0]} is not finite" if damaged else ""
+        what += f"; {stored}" if stored else ""
         if self.in_a_row <= self.limit:
             if is_first():
                 Console(stderr=True).print(what, soft_wrap=True, markup=False)
             return False
-        mend = "Mend the data or lower the rates and start again, or let a few be skipped with max_nonfinite"
+        mend = "mend the data or lower the rates and start again, or let a few be skipped with max_nonfinite"
+        mend = "get the target's weights anew" if damaged else "mend the stored features" if stored else mend
         raise NotFiniteError(
             f"{what}. Stopped behind {self.in_a_row} such steps (max_nonfinite={self.limit}); the last checkpoint is "
-            f"good. {'The target is damaged: get its weights anew' if damaged else mend}"
+            f"good: {mend}"
         )
 
 

@@ -170,7 +170,9 @@ class Loop:
     ):
         self.config, self.step, self.frozen, self.batches = config, step, frozen, batches
         self.checkpoints, self.held_out, self.watch, self.preemption = checkpoints, held_out, watch, preemption
-        self.guard = NonFiniteStop(config.out, config.max_nonfinite, batches.whole, frozen.target)
+        self.guard = NonFiniteStop(
+            config.out, config.max_nonfinite, batches.whole, batches.check_features, frozen.target
+        )
 
     def run(self, begin: int, state: TrainState) -> tuple[Status, int]:
         """Train from the step after ``begin`` to the end or a preemption notice; returns which, and the last step done.

@@ -163,7 +163,7 @@ def test_a_trace_that_a_bucket_refuses_stays_on_the_disk(
 def test_a_nan_is_said_where_its_batch_cannot_be_written(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = {"signal_labels": np.array([[0.5], [np.nan]])}
     monkeypatch.setattr(BucketPath, "write_bytes", refused)
-    guard = NonFiniteStop(bucket, 0, lambda step: batch, target={})
+    guard = NonFiniteStop(bucket, 0, lambda step: batch, Mock(), target={})
     said = r"its batch could not be read or written \(no connection\), in which signal_labels of row 1 is not finite"
     with pytest.raises(NotFiniteError, match=said):
         guard.check(5, float("nan"), 1.0)
@@ -174,7 +174,7 @@ def test_a_nan_whose_batch_cannot_be_read_may_be_let_pass(
     error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """The first process ended alone, by what only other hosts had read, and the second NaN was never said."""
-    guard = NonFiniteStop(tmp_path, 1, Mock(side_effect=error), target={})
+    guard = NonFiniteStop(tmp_path, 1, Mock(side_effect=error), Mock(), target={})
     assert not guard.check(5, float("nan"), 1.0)
     assert "its batch could not be read or written (row 7 is damaged)\n" in capsys.readouterr().err
     with pytest.raises(NotFiniteError, match=r"step 6: loss nan, .*\(row 7 is damaged\)\. Stopped behind 2 such steps"):

@@ -21,6 +21,7 @@ from jax_specexit.planning.work import step_work
 from jax_specexit.sharding import AXES, BATCH, make_mesh
 from jax_specexit.training.data import Batches, first_rows, open_features
 from jax_specexit.training.measure import measure_stored
+from jax_specexit.training.nonfinite import NotFiniteError
 from jax_specexit.training.run import check_folder
 from jax_specexit.training.train import train
 from jax_specexit.weights import load_ends
@@ -126,12 +127,12 @@ def test_a_tied_target_that_does_not_say_so_is_told_by_its_weights(
     assert planned.target.tie_word_embeddings
 
 
-def spoilt(stored: Path, folder: Path) -> tuple[Path, Path]:
-    """A copy of the features whose first shard has a state that is no number, of the same size; and that shard."""
+def spoilt(stored: Path, folder: Path, which: int = 0) -> tuple[Path, Path]:
+    """A copy of the features in which a state of each row of a shard is no number, of the same size; and that shard."""
     shutil.copytree(stored, folder)
-    shard = folder / read_manifest(folder).names[0]
+    shard = folder / read_manifest(folder).names[which]
     tensors = load_file(shard)
-    tensors["states"][0, 0, 2] = np.nan
+    tensors["states"][:, 0, 2] = np.nan
     save_file(tensors, shard, metadata={"dtype": "float32", "layers": "[1, 2, 3]"})
     return folder, shard
 
@@ -144,6 +145,26 @@ def test_a_damaged_shard_of_features_is_named(cached: TrainConfig, stored: Path,
     ):
         train(cached.model_copy(update={"features": folder}))
     assert not list(cached.out.glob("checkpoints/*"))
+
+
+def test_a_damaged_shard_of_features_is_named_where_its_nan_stops_the_run(
+    cached: TrainConfig, stored: Path, tmp_path: Path
+) -> None:
+    """What a start has not read: the batch was called finite, and its data the thing to mend."""
+    folder, shard = spoilt(stored, tmp_path / "features", which=-1)
+    said = rf"all of which is finite; {shard}: is damaged: .* the last checkpoint is good: mend the stored features$"
+    with pytest.raises(NotFiniteError, match=said):
+        train(cached.model_copy(update={"features": folder}))
+
+
+def test_features_whose_shard_is_as_written_are_stored_anew(stored: Path, packed: Path, tmp_path: Path) -> None:
+    folder, shard = spoilt(stored, tmp_path / "features")
+    written = Shard(size=shard.stat().st_size, sha256=file_sha256(shard))
+    manifest = read_manifest(folder)
+    features = Features(folder, manifest.model_copy(update={"shards": {shard.name: written}}))
+    example = read_example(open_rows(packed, read_meta(packed))[1])
+    with pytest.raises(FeatureError, match=r"states of row 1 are not finite, and its shard is as .* store the states"):
+        features.check_finite(1, example)
 
 
 def test_stored_states_that_are_no_numbers_are_named_by_their_folder_and_layer(stored: Path, tmp_path: Path) -> None:

@@ -334,3 +334,16 @@ class Features:
                     f"{FILE} says"
                 )
         return found | {"states": found["states"].view(wanted)}
+
+    def check_finite(self, row: int, example: Example) -> None:
+        """Check that the stored states of a packed row are finite, as all are that `encode` lets through.
+
+        Raises:
+          FeatureError: they are not; it says whether their shard is damaged.
+        """
+        if not np.isfinite(decode(self.read(row, example))).all():
+            check_hashes(self.folder, self.manifest, [row])
+            raise FeatureError(
+                f"{self.folder}: the stored states of row {row} are not finite, and its shard is as "
+                "`specexit features` wrote it: store the states anew"
+            )

@@ -27,6 +27,7 @@ class Run:
     says: str
     """How far it is."""
     curves: tuple[Figure, ...]
+    """None where no step is on record yet."""
     watched: Watched
     left_out: tuple[int, ...]
     """Numbers of the lines of ``metrics.jsonl`` that cannot be read, from 1 on."""
@@ -43,13 +44,13 @@ def read_run(folder: Path) -> Run:
     """
     status, step, steps = read_status(folder)
     path = folder / "metrics.jsonl"
-    lines, left_out = read_lines(path)
-    rows = training_rows(path, lines)
+    lines, left_out = read_lines(path) if step or path.exists() else ([], ())
+    rows = training_rows(path, lines) if step or lines else []  # of a run that has just begun there are none
     return Run(
         folder=folder,
         target=_target_of(folder / TARGET_FILE),
         says=f"{status}, step {step:,} of {steps:,}",
-        curves=training(rows),
+        curves=training(rows) if rows else (),
         watched=watched(rows),
         left_out=left_out,
         evaluation=newest_evaluation(folder / "evaluation.json", lines),

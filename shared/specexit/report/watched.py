@@ -70,7 +70,7 @@ def _time(rows: Sequence[Row]) -> Table | None:
     The whole is the time of training over goodput.
     """
     spent = {kind: sum(row.get("seconds", {}).get(kind, 0.0) for row in rows) for kind in KINDS}
-    if not sum(spent.values()) or not rows[-1].get("goodput"):
+    if not rows or not sum(spent.values()) or not rows[-1].get("goodput"):
         return None
     whole = rows[-1]["trained_seconds"] / rows[-1]["goodput"]
     found = {label: spent[kind] for kind, label in KINDS.items()}

@@ -167,6 +167,19 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, file: str) -> None:
     assert not (run / "page.html").exists()
 
 
+@pytest.mark.parametrize("text", [None, ""])
+def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path, text: str | None) -> None:
+    """Whoever looked before the first step was logged was told of a damaged file."""
+    run = write_run(tmp_path / "train", [])
+    (run / "status.json").write_text(json.dumps({"status": "running", "step": 0, "steps": 30}))
+    if text is None:
+        (run / "metrics.jsonl").unlink()
+    html = page_of(run)
+    assert "running, step 0 of 30" in html
+    assert "No step is on record yet." in html
+    assert "Where the time went" not in html
+
+
 @pytest.mark.parametrize("text", ["", '{"step": 1\n', '{"loss": 1}\n', "[1]\n", '{"step": 1, "loss": 2}\n'])
 def test_unusable_metrics_name_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.jsonl"
