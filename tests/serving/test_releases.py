@@ -19,7 +19,7 @@ from tests.serving.fetch_releases import Recorded, Recorder
 from tests.serving.release_engines import torch_of
 from tests.serving.stand_ins import stand_in
 from torch_specexit.plugin.compat import hooks
-from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, is_hooked
+from torch_specexit.plugin.compat.fit import V1_RUNNER, Either, Has, Hook, Takes, Uses, install, is_hooked
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
 from torch_specexit.plugin.compat.hooks import ENGINE_HOOKS, HOOKS, V1_HOOKS, V2_HOOKS
 from torch_specexit.plugin.compat.repairs import REPAIRS
@@ -30,7 +30,7 @@ from torch_specexit.plugin.protocols import VllmConfig
 pytestmark = pytest.mark.vllm
 
 RECORDS = Path(__file__).parent / "releases"
-VERSIONS = ("0.24.0", "0.28.0", "0.32.0", "0.33.0")
+VERSIONS = ("0.24.0", "0.28.0", "0.32.0", "0.33.0", "0.34.0")
 UNPACKED = os.environ.get("SPECEXIT_RELEASES")
 
 ALL = (*HOOKS, *FRONTEND_HOOKS, *REPAIRS)
@@ -50,14 +50,18 @@ def recorded(version):
 def ask(release):
     """What a release answers to everything that the hooks ask of it."""
     recorder = Recorder(release)
-    misfits = [misfit for hook in ALL if (misfit := hook.misfit(recorder))]
+    misfits = [misfit for hook in ALL if (misfit := hook.misfit(recorder)) and hook.concerns(recorder)]
     return recorder.answers | {"version": None}, misfits
 
 
 def assert_fits(release, version):
-    """Every hook fits from the version on that it says, and is one that exits can do without before."""
+    """Every hook fits from the version on that it says, and exits can do without it before; V1's hooks end with V1."""
     for hook in ALL:
         misfit = hook.misfit(release)
+        if not hook.concerns(release):
+            assert hook.only_with == V1_RUNNER
+            assert number(version) >= [0, 34]
+            continue
         if number(hook.since) <= number(version):
             assert misfit is None
         else:
@@ -163,6 +167,12 @@ CHILD = "vllm.child:Child"
             f"{CHILD}.step uses ['early', 'late'], expected ['late', 'early']",
         ),
         (Uses(f"{CHILD}.gone", ("early",)), f"{CHILD}.gone does not exist"),
+        (Either((Has(CHILD, ("rows",)),), (Has(CHILD, ("gone",)),)), None),
+        (Either((Has(CHILD, ("gone",)),), (Has(CHILD, ("rows",)), Has(CHILD, ("field",)))), None),
+        (
+            Either((Has(CHILD, ("gone",)),), (Has(CHILD, ("rows",)), Has(CHILD, ("lost",)))),
+            f"{CHILD} has no gone, nor: {CHILD} has no lost",
+        ),
     ],
 )
 def test_a_fact_is_read_off_sources_and_the_same_off_a_record_of_them(fake, fact, misfit):

@@ -106,6 +106,7 @@ def test_the_repaired_function_expands_what_vllms_own_does():
 
 def test_an_engine_that_cannot_be_repaired_refuses_to_sample_and_serves_the_rest(monkeypatch):
     engine = {"speculative_config": object(), "device_config": stand_in(DeviceConfig, device_type="cpu")}
+    engine |= {"use_v2_model_runner": False}
     monkeypatch.setattr(repairs, "is_hooked", lambda owner, method: False)
     problem = repairs.cannot_sample(stand_in(VllmConfig, **engine))
     with pytest.raises(ArgumentError, match="expected 0: this vLLM samples wrongly") as error:
@@ -119,11 +120,12 @@ def test_an_engine_that_cannot_be_repaired_refuses_to_sample_and_serves_the_rest
 @pytest.mark.parametrize(
     ("engine", "refused"),
     [
-        ({"speculative_config": object()}, True),
+        ({"speculative_config": object(), "use_v2_model_runner": False}, True),
         ({"speculative_config": object(), "use_v2_model_runner": True}, False),
+        ({"speculative_config": object()}, False),
         ({"speculative_config": None}, False),
     ],
-    ids=["V1 with a draft", "V2 with a draft", "V1 without"],
+    ids=["V1 with a draft", "V2 with a draft", "V2 alone, as of 0.34", "V1 without"],
 )
 def test_what_v1_would_die_of_beside_a_draft_is_refused(engine, refused):
     """One call of `/generative_scoring`, for which vLLM asks no API key, ended the engine and all that ran in it."""

@@ -25,7 +25,6 @@ from torch_specexit.plugin.protocols import (
 from torch_specexit.plugin.worker import exits as module
 from torch_specexit.plugin.worker.exits import Exits
 from torch_specexit.plugin.worker.protocols import (
-    CachedRequests,
     NewRequest,
     Runner,
     SchedulerOutput,
@@ -124,7 +123,7 @@ def new(name: str, prompt=(START,), prefill=None, **params: Any) -> Any:
 
 
 def scheduled(*requests: Any, finished=(), resumed: dict[str, list[int]] | None = None) -> Any:
-    cached = stand_in(CachedRequests, resumed_req_ids=set(resumed or ()), all_token_ids=resumed or {})
+    cached = SimpleNamespace(resumed_req_ids=set(resumed or ()), all_token_ids=resumed or {})
     return stand_in(
         SchedulerOutput,
         scheduled_new_reqs=list(requests),

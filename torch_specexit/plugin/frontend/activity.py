@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch_specexit.plugin.compat.fit import misfits
 from torch_specexit.plugin.compat.hooks import needed
-from torch_specexit.plugin.protocols import VllmConfig
+from torch_specexit.plugin.protocols import VllmConfig, runs_v2
 
 logger = logging.getLogger("vllm.specexit")
 
@@ -58,4 +58,4 @@ class Activity:
 
 def misfit_of(vllm_config: VllmConfig) -> str | None:
     """Why this vLLM would serve without exits; None where every hook that exits need fits."""
-    return misfits(needed(v2=getattr(vllm_config, "use_v2_model_runner", True)))
+    return misfits(needed(v2=runs_v2(vllm_config)))

@@ -26,7 +26,7 @@ from torch_specexit.plugin.worker.loops import LoopSearch
 from torch_specexit.plugin.worker.protocols import Draft, Empty, Runner, SamplerOutput, SchedulerOutput
 from torch_specexit.plugin.worker.ranks import Group, Ranks
 from torch_specexit.plugin.worker.reading import Reader
-from torch_specexit.plugin.worker.requests import Requests
+from torch_specexit.plugin.worker.requests import Requests, resumed
 from torch_specexit.plugin.worker.rule import RECORD, STEPS_BACK, Markers, Rule, Sampled
 from torch_specexit.plugin.worker.slots import Slots
 from torch_specexit.plugin.worker.twin import Twin
@@ -188,11 +188,7 @@ class Exits:
         """Take in new requests, those that come back, and finished ones, before a step."""
         if self.failure is not None:
             self.requests.forget(list(self.slots.row_of))
-        if (
-            scheduled.finished_req_ids
-            or scheduled.scheduled_new_reqs
-            or scheduled.scheduled_cached_reqs.resumed_req_ids
-        ):
+        if scheduled.finished_req_ids or scheduled.scheduled_new_reqs or resumed(scheduled):
             self._attempt("could not take in requests", lambda: self.requests.track(scheduled))
 
     def look_through(self, requests: Sequence[str], opens: Callable[[str, int], Bool[Tensor, ""]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch_specexit.plugin.protocols import VllmConfig
+from torch_specexit.plugin.protocols import VllmConfig, runs_v2
 
 
 def forbids(params: object, closing: Sequence[int]) -> bool:
@@ -48,7 +48,7 @@ def closes_with_text(vllm_config: VllmConfig, marker: Sequence[int]) -> bool:
     V1's runner counts the tokens that it has still to write, so behind an exit within that text the rest of it, and a
     second marker, would be in the answer. V2's looks at what stands there.
     """
-    if getattr(vllm_config, "use_v2_model_runner", False):
+    if runs_v2(vllm_config):
         return False
     reasoning = getattr(vllm_config, "reasoning_config", None)
     written = getattr(reasoning, "reasoning_end_token_ids", None) or marker

@@ -27,6 +27,7 @@ from torch_specexit.plugin.compat.checks import (
     folder_of,
 )
 from torch_specexit.plugin.compat.hooks import install_worker_hooks
+from torch_specexit.plugin.protocols import runs_v2
 from torch_specexit.plugin.settings import check_ends_nothing, check_transition, serving_over
 from torch_specexit.plugin.worker.weights import Weights
 
@@ -120,8 +121,7 @@ class WithSignals(Eagle3):
         """Buffers during a sleep."""
         self.apart: dict[str, Tensor] = {}
         """See `as_in_directory`."""
-        v2 = getattr(vllm_config, "use_v2_model_runner", True)
-        install_worker_hooks(v2=v2, required=self.serving.required)
+        install_worker_hooks(v2=runs_v2(vllm_config), required=self.serving.required)
 
     @property
     def signal_weight(self) -> Float[Tensor, "signals width"]:

@@ -33,20 +33,12 @@ class NewRequest(Protocol):
 
 
 @runtime_checkable
-class CachedRequests(Protocol):
-    """`vllm.v1.core.sched.output.CachedRequestData`."""
-
-    resumed_req_ids: set[str]
-    """V1: requests that come back after a preemption."""
-    all_token_ids: dict[str, list[int]]
-
-
-@runtime_checkable
 class SchedulerOutput(Protocol):
     """`vllm.v1.core.sched.output.SchedulerOutput`."""
 
     scheduled_new_reqs: Sequence[NewRequest]
-    scheduled_cached_reqs: CachedRequests
+    scheduled_cached_reqs: object
+    """Requests that go on; V1's say which of them come back, see `requests.resumed`."""
     num_scheduled_tokens: Mapping[str, int]
     finished_req_ids: set[str]
 

@@ -62,9 +62,8 @@ class Requests:
                 self._come_back(new.req_id, new.prefill_token_ids)
             else:
                 self._admit(new, size)
-        for name in scheduled.scheduled_cached_reqs.resumed_req_ids:
-            tokens = scheduled.scheduled_cached_reqs.all_token_ids.get(name)
-            if tokens is not None and name in self.slots.admissions:
+        for name, tokens in resumed(scheduled).items():
+            if name in self.slots.admissions:
                 self._come_back(name, tokens)
 
     def forget(self, requests: Collection[str]) -> None:
@@ -158,6 +157,13 @@ class Requests:
     def places_of_asking(self, requests: Sequence[str]) -> Int[Tensor, " asking"]:
         """Which of a step's requests are `asking`, by their place in it, on the device."""
         return self.slots.to_device([i for i, name in enumerate(requests) if name in self.asking]).long()
+
+
+def resumed(scheduled: SchedulerOutput) -> dict[str, Sequence[int]]:
+    """Requests of V1 that come back after a preemption, with all their tokens; V2's come as new ones."""
+    cached = scheduled.scheduled_cached_reqs
+    names, tokens = getattr(cached, "resumed_req_ids", ()), getattr(cached, "all_token_ids", {})
+    return {name: tokens[name] for name in names if name in tokens}
 
 
 def _prompt_size(new: NewRequest) -> int:
