@@ -33,6 +33,9 @@ CPU_ARGUMENTS = ["--enforce-eager", "--block-size", "32"]
 """On a CPU compiling takes half a minute of every start, and attention is fast at multiples of 32."""
 
 TOKENIZER = "--tokenizer"
+MOST_SAID = 3
+"""Hooks that do not fit and that an error names; of what is no vLLM at all it would be every one."""
+
 TEMPLATE = "--default-chat-template-kwargs"
 """What a request's prompt is rendered with, beside what the request says itself."""
 
@@ -59,7 +62,9 @@ def serve(config: ServeConfig) -> None:
         Console().print(hook_table(hooks, release))
     misfits = [misfit for hook in hooks if hook.without is None and (misfit := hook.misfit(release))]
     if misfits:
-        raise ServeError(f"vLLM {release.version} is served without exits: {'; '.join(misfits)}")
+        more = len(misfits) - MOST_SAID
+        rest = [f"and {more} hooks more, all of them in the table of `specexit serve --check`"] if more > 0 else []
+        raise ServeError(f"vLLM {release.version} is served without exits: {'; '.join(misfits[:MOST_SAID] + rest)}")
     if config.check:
         return
     command = serve_command(config, on_cpu=on_cpu)
