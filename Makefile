@@ -45,12 +45,12 @@ test-full-size: $(VENV)/.dev-ready  ## Run every command on a stand-in of the si
 test-gpu: $(VENV)/.dev-ready  ## Run the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-compat: $(VENV)/.dev-ready  ## Check the hooks against the sources of released vLLM versions (downloads 0.7 GB)
+compat: $(VENV)/.dev-ready  ## Check the hooks against the sources of released vLLM versions (downloads 0.9 GB)
 	@$(BIN)/python tests/serving/fetch_releases.py $(RELEASES)
 	@SPECEXIT_RELEASES=$(RELEASES) $(BIN)/python -m pytest tests/serving/test_releases.py
 
-compat-engines: $(VENV)/.dev-ready  ## Run engines of older vLLM builds, each in an environment of its own (3 GB each)
-	@$(BIN)/python tests/serving/release_engines.py runs/vllm-engines
+compat-engines: $(VENV)/.dev-ready  ## Run engines of other vLLM versions (two environments of 3 GB, and sources)
+	@$(BIN)/python -m tests.serving.release_engines runs/vllm-engines
 
 lint: $(VENV)/.dev-ready  ## Check style (ruff), types (pyright) and the import rules
 	@$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from specexit.processes import unsaid
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig
 from torch_specexit.kv_cache import GIB, bytes_per_token
+from torch_specexit.plugin.compat.fit import V1_RUNNER
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -48,6 +50,14 @@ def vllm_platform() -> Any:
             "on a machine without, `make install` in a checkout of SpecExit brings the one for CPUs"
         )
     return current_platform
+
+
+def has_v1_runner() -> bool:
+    """Whether the installed vLLM has its V1 model runner: 0.34 has V2's alone. Nothing of it is imported."""
+    found = importlib.util.find_spec("vllm")
+    folders = found.submodule_search_locations if found else None
+    module = V1_RUNNER.partition(":")[0].split(".")[1:]
+    return any(Path(folder, *module).with_suffix(".py").is_file() for folder in folders or ())
 
 
 def accelerator_name() -> str | None:

@@ -27,11 +27,9 @@ from specexit.method.signals import NAMES
 from specexit.schemas.engine import EngineConfig
 from specexit.schemas.target import TargetConfig, load_target_config
 from torch_specexit.draft import Draft
-from torch_specexit.engine import start_engine
+from torch_specexit.engine import has_v1_runner, start_engine
 from torch_specexit.features import TargetFeatures
 
-RUNNER = "V1"
-"""Model runner of the engine; a draft's tensors and config are read alike for both."""
 NEW_TOKENS = 64
 TRACES = 4
 """Tokens that are written for a trace, and of how many traces: an engine on a CPU may be slow."""
@@ -49,9 +47,10 @@ class Run(NamedTuple):
 
 
 def watch(worker: Any) -> None:
-    """Have the draft of a worker note what it computes. Runs in the worker, and expects its model runner to be V1."""
-    model = worker.model_runner.drafter.model
-    seen = worker.model_runner.specexit_seen = {"logits": [], "signals": []}
+    """Have the draft of a worker note what it computes. Runs in the worker, with either model runner."""
+    runner = worker.model_runner
+    model = (runner.drafter if hasattr(runner, "drafter") else runner.speculator).model  # V1's, or V2's
+    seen = runner.specexit_seen = {"logits": [], "signals": []}
     source = model.block.source if hasattr(model, "block") else None
     compute = model.compute_logits
 
@@ -90,7 +89,7 @@ def collect(worker: Any) -> dict[str, list[np.ndarray]]:
     return taken
 
 
-def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str | None) -> tuple[str, list[Run]]:
+def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str | None) -> tuple[str, str, list[Run]]:
     """Start an engine and have it go on from the traces.
 
     Args:
@@ -99,9 +98,11 @@ def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str 
       source: of the draft's signals; None for a plain draft.
 
     Returns:
-      vLLM's version, and a run for each trace.
+      vLLM's version, its model runner, and a run for each trace.
     """
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what is watched is that of `RUNNER`
+    runner = "V1" if has_v1_runner() else "V2"
+    if runner == "V1":  # which runs everywhere; where it is gone vLLM refuses to be asked for it
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     longest = min(target.max_model_len, read_config(arguments.draft).max_position_embeddings)
     length = min(longest, arguments.tokens + NEW_TOKENS)
     extra = {"max_model_len": length, "max_num_batched_tokens": length, "max_num_seqs": 1, "enforce_eager": True}
@@ -121,7 +122,7 @@ def run_engine(arguments: argparse.Namespace, target: TargetConfig, source: str 
         text = [*prompt, *output.outputs[0].token_ids]
         signals = np.array(seen["signals"]).reshape(-1, len(NAMES))
         runs.append(Run(text, len(prompt), np.array(seen["logits"]), signals))
-    return __version__, runs
+    return __version__, runner, runs
 
 
 class Compared(NamedTuple):
@@ -194,9 +195,9 @@ def main() -> None:
     """Write what was found, see `specexit.drafts.verify`."""
     arguments = parse(__doc__)
     target, block = load_target_config(arguments.target), read_config(arguments.draft).specexit
-    version, runs = run_engine(arguments, target, block.source if block else None)
+    version, runner, runs = run_engine(arguments, target, block.source if block else None)
     gc.collect()
-    found = {"vllm": version, "runner": RUNNER, "dtype": target.dtype, "n": len(runs), "new_tokens": NEW_TOKENS}
+    found = {"vllm": version, "runner": runner, "dtype": target.dtype, "n": len(runs), "new_tokens": NEW_TOKENS}
     (arguments.out / ENGINE).write_text(json.dumps(found | compare(arguments, target, runs)))
 
 

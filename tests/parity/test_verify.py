@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from specexit.drafts.verify import _arrays, _probe, verify
 from specexit.outputs import Ended
 from specexit.schemas.target import load_target_config, save_target
 from specexit.schemas.verify import VerifyConfig
-from torch_specexit.engine_probe import run_engine
+from torch_specexit.engine_probe import collect, run_engine, watch
 from torch_specexit.probe import probe
 
 TINY = {
@@ -343,6 +344,17 @@ def test_an_engine_is_asked_for_no_more_than_the_draft_s_own_length(tmp_path, wr
     with pytest.raises(RuntimeError, match="is not started"):
         run_engine(Namespace(draft=draft, tokens=4096, steps=3), load_target_config("tiny-reasoner"), "draft")
     assert asked["max_model_len"] == asked["max_num_batched_tokens"] == 300
+
+
+@pytest.mark.parametrize("owner", ["drafter", "speculator"])
+def test_what_a_draft_computes_is_noted_in_either_model_runner(owner):
+    model = SimpleNamespace(compute_logits=lambda hidden_states: hidden_states * 2)
+    worker = SimpleNamespace(model_runner=SimpleNamespace(**{owner: SimpleNamespace(model=model)}))
+    watch(worker)
+    model.compute_logits(torch.ones(1, 3))
+    (noted,) = collect(worker)["logits"]
+    np.testing.assert_array_equal(noted, [2, 2, 2])
+    assert collect(worker) == {"logits": [], "signals": []}
 
 
 @pytest.mark.parametrize(("most", "said"), [(50, True), (200, False)])

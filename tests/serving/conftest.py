@@ -27,6 +27,7 @@ from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.tiny import problems, prompt_text
 from tests.marks import SLOW
 from tests.ports import hold_port
+from torch_specexit.engine import has_v1_runner
 from torch_specexit.plugin.worker.checking import SWITCH
 from torch_specexit.serve import KV_CACHE_SPACE
 
@@ -114,6 +115,8 @@ SAMPLED = (WARM, WARM, CUT)
 ON_A_CPU = {"PYTHONPATH": os.pathsep.join([str(HERE / "interpreter"), *filter(None, [os.environ.get("PYTHONPATH")])])}
 V2 = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 V1 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+ANY_RUNNER: dict[str, str] = {} if has_v1_runner() else ON_A_CPU | V2
+"""What an engine needs that is to run with whatever runner there is."""
 ASYNC = {"SPECEXIT_TEST_ASYNC": "1"}
 """Environments for what vLLM does not do on a CPU by itself; see ``interpreter/sitecustomize.py``."""
 

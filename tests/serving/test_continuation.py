@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from specexit.tiny import problems, prompt_text
-from tests.serving.conftest import ASYNC, ON_A_CPU, V2, serve
+from tests.serving.conftest import ANY_RUNNER, ASYNC, ON_A_CPU, V2, serve
 
 pytestmark = [
     pytest.mark.vllm,
@@ -118,7 +118,7 @@ def test_behind_each_exit_the_text_is_what_plain_vllm_writes_there(shared, draft
         behind.append((request["ids"] + answer["ids"][:kept], answer["ids"][kept:]))
     plain = [{"ids": ids, "params": {"max_tokens": max(len(text), 1)}} for ids, text in behind]
     job = {"engine": {}, "batches": [{"requests": plain}]}
-    written = serve(shared / f"continuation-plain-{number}", job)["batches"][0]["requests"]
+    written = serve(shared / f"continuation-plain-{number}", job, ANY_RUNNER)["batches"][0]["requests"]
     wrong = sum(text != other["ids"][: len(text)] for (_, text), other in zip(behind, written, strict=True))
     label = f"{setting.name}, {setting.source}, {setting.k} tokens"
     COUNTS[label] = {"requests": len(sent), "exits": len(exits), "preemptions": preempted, "mismatches": wrong}

