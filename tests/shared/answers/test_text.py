@@ -28,6 +28,21 @@ EXTRACTED = [
     ("**Answer：**北京", "北京"),
     ("**Answer:**Paris", "Paris"),
     ("The answer is 北京。", "北京"),
+    # a heading of four signs
+    ("#### Answer: Paris", "Paris"),
+    ("#### **Final Answer**\n\nParis", "Paris"),
+    ("#### The answer is Paris", "Paris"),
+    ("#### Step 3: conclude\nSo it is.\n\n**Answer:** Paris", "Paris"),
+    ("#### Paris\nThe answer is simple", "Paris"),
+    # what begins, and what only introduces
+    ("The answer is: **\nParis**", "Paris"),
+    ("**Answer:**\n\n---\n\nParis", "Paris"),
+    ("The answer is as follows:\nParis", "Paris"),
+    ("Answer: Sure! Here it is:\nParis", "Paris"),
+    ("Answer: (a) Paris\n(b) is wrong", "(a) Paris"),
+    ("Answer: [1, 2", "[1, 2"),
+    ("Answer: {", None),
+    ("Answer:\n```\n```", None),
     ("I know the answer\nParis", None),
     ("Paris", None),
     (r"\boxed{", None),
@@ -251,6 +266,35 @@ DIFFERENT = [
 @pytest.mark.parametrize(("text", "answer"), EXTRACTED)
 def test_where_the_answer_stands(text, answer):
     assert extract_answer(text, "text") == answer
+
+
+BLOCKS = [
+    "The answer is:\n```\n@\n```",
+    "Answer:\n```python\n@\n```\nIt is in France.",
+    "Answer: ```@```",
+    "Answer:\n~~~\n@\n~~~",
+    'Answer:\n"""\n@\n"""',
+    "Answer:\n$$\n@\n$$",
+    "Answer:\n\\[\n@\n\\]",
+    "Answer:\n\\begin{align*}\n@\n\\end{align*}",
+    "Answer:\n```latex\n\\begin{array}{l}\n@\n\\end{array}\n```",
+    "Answer:\n<pre>\n@\n</pre>",
+    "## Answer\n\n```\n@\n```\n",
+    "####\n```\n@\n```",
+    "#### Answer\n\n```\n@\n```",
+]
+
+
+@pytest.mark.parametrize("form", BLOCKS)
+def test_an_answer_in_a_block_is_what_the_block_holds(form):
+    assert extract_answer(form.replace("@", "Paris"), "text") == "Paris"
+    assert extract_answer(form.replace("@", "{1,\n 2}"), "text") == "{1, 2}"
+
+
+@pytest.mark.parametrize(("opens", "closes"), [("{", "}"), ("[", "]"), ("[{", "}]")])
+def test_a_list_on_several_lines_is_read_to_its_end(opens, closes):
+    said = [extract_answer(f'Answer:\n{opens}\n  "x": {city}\n{closes}\nDone.', "text") for city in ("Paris", "Rome")]
+    assert said == [f'{opens} "x": {city} {closes}' for city in ("Paris", "Rome")]
 
 
 @pytest.mark.parametrize(("a", "b"), SAME)

@@ -9,9 +9,9 @@
 | ``function:module:name`` | what a Python function of the user's says | what it says |
 
 Each kind has a file, and `function` is the user's own; `base` is what kinds have in common. Comparisons that take long,
-or may not end, are made `apart`; programs run in a `sandbox`. Mathematics is read step by step, each in a file, from
-`math_text` (words) and `math_latex` (spellings) to `math_parsed` (latex2sympy and math-verify). `trial` says where an
-answer ends that a model was made to state.
+or may not end, are made `apart`; programs run in a `sandbox`. What a short text holds where a block begins is in
+`text_blocks`. Mathematics is read step by step, each in a file, from `math_text` (words) and `math_latex` (spellings)
+to `math_parsed` (latex2sympy and math-verify). `trial` says where an answer ends that a model was made to state.
 """
 
 from __future__ import annotations

@@ -7,11 +7,15 @@ import unicodedata
 from collections.abc import Sequence
 
 from specexit.data.answers.base import AnswerKind, in_ascii, last_box
+from specexit.data.answers.text_blocks import first_statement
 
 _HEADING = r"^#*[ \t]*(?:the\s+)?(?:final\s+)?answer[^\S\n]*\n\s*+(?!.*\banswer\b)"
 _BULLET = r"(?:(?<=\n)(?:> ?|- (?=[^\W\d_]{2})))?"
 _COLON = r"\s*[:=：＝]\*{0,3}"
 _STATED = re.compile(rf"(?:\b(?:final\s+)?answer\b(?:\s+is\b|{_COLON})+|{_HEADING})\s*{_BULLET}(.+)", re.I | re.M)
+_NAMED = r"(?:the\s+)?(?:final\s+)?answer"
+_TITLE = re.compile(rf"(?:\A{_NAMED}\s+is\b|^{_NAMED}(?:{_COLON}|[^\S\n]*\n))(?:\s+is\b|{_COLON})*", re.I | re.M)
+"""What stands before the answer where ``####`` is a heading, its own or one above it."""
 _FONT = r"\\(?:text|textbf|textit|mathbf|mathrm|mbox)\b"
 _STYLED = re.compile(_FONT + r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})([^\s*](?:[^*\n]*[^\s*])?)\1(?![\w*])")
@@ -51,15 +55,16 @@ class Text(AnswerKind):
 
     def extract(self, text: str, choices: Sequence[str] | None = None) -> str | None:
         r"""The last ``\boxed{}``, what follows ``####``, the rest of the line behind "answer is" or "Answer:", or the
-        line below the heading "Answer"."""
+        line below the heading "Answer". Where a block begins there, a fence for example, its content."""
         del choices
         if r"\boxed" in text or r"\fbox" in text:
             return _clean(last_box(text) or "")
+        text = _EMPHASIS.sub(r"\2", text)
         _, hashes, rest = text.rpartition("####")
         if hashes:
-            return _clean((rest.strip().splitlines() or [""])[0])
-        found = _STATED.findall(_EMPHASIS.sub(r"\2", text))
-        return _clean(found[-1]) if found else None
+            return _clean(first_statement(_TITLE.split(rest.strip())[-1]))
+        found = list(_STATED.finditer(text))
+        return _clean(first_statement(text[found[-1].start(1) :])) if found else None
 
     def plainly_same(self, a: str, b: str) -> bool:
         """Whether they are equal after `normal`, initials with points or without.
