@@ -8,6 +8,9 @@ from specexit.data.answers import plainly_same, same_answer
 from specexit.data.answers.math_readable import readable
 
 SAME = [
+    (r"\text{red and blue}", r"\text{red}\text{ and }\text{blue}"),
+    ("red and blue", "red, blue"),
+    (r"\sqrt2 and -\sqrt2", r"\sqrt2 or -\sqrt2"),
     # decimals that are computed with, digit by digit
     ("0.1+0.2", "0.3"),
     (r"1.1^2", "1.21"),
@@ -291,6 +294,10 @@ SAME = [
 ]
 
 DIFFERENT = [
+    # words that join words
+    (r"\text{red and blue}", r"\text{red or blue}"),
+    ("Alice and Bob", "Alice or Bob"),
+    (r"A \text{ and } B", r"A \text{ or } B"),
     ("0.1+0.2", "0.31"),
     ("1.0000001^2", "1"),
     ("1.0000001^2", "1.0"),

@@ -2,6 +2,7 @@ r"""Mathematical answers: the last ``\boxed{}``, compared by math-verify where t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -14,7 +15,7 @@ from specexit.data.answers.math_chains import same_chains
 from specexit.data.answers.math_inequalities import as_intervals
 from specexit.data.answers.math_names import says_names
 from specexit.data.answers.math_numbers import as_decimal, is_decimal, number, same_number
-from specexit.data.answers.math_text import COMMA, apart, is_word, normal, prose, squeezed, without_and_or
+from specexit.data.answers.math_text import COMMA, apart, is_word, joints, normal, prose, squeezed, without_and_or
 from specexit.data.answers.math_unit_names import same_unit
 from specexit.data.answers.math_units import in_full, split_list, without_symbol
 
@@ -66,14 +67,20 @@ class Math(AnswerKind):
             return False
         if one.prose or other.prose:
             return one.prose == other.prose
+        joined_by = joints(one.quantity), joints(other.quantity)
+        if all(joined_by) and joined_by[0] != joined_by[1]:
+            return False
         if is_word(one.quantity) and is_word(other.quantity):
             return one.quantity.casefold() == other.quantity.casefold()
         if max(len(one.quantity), len(other.quantity)) > _LONGEST:
             return False
         if (same := same_chains(one.quantity, other.quantity)) is not None:
             return same
-        if one.value is None or other.value is None or (one.unit != other.unit and "%" in (one.unit, other.unit)):
+        if one.value is None or other.value is None:
             return None
+        if one.is_percent != other.is_percent:
+            percent, plain = (one.value, other.value) if one.is_percent else (other.value, one.value)
+            return same_number(percent, plain) or same_number(percent / 100, plain)
         return same_number(one.value, other.value)
 
     def compare(self, a: str, b: str) -> bool:
@@ -81,11 +88,12 @@ class Math(AnswerKind):
         from specexit.data.answers import math_parsed
 
         one, other = _read_pair(a, b)
-        # A percentage may be meant as its number, or as the hundredth.
-        texts = [each.expression(percent=one.unit != other.unit) for each in (one, other)]
+        pairs = [(one.expression(), other.expression())]
+        if one.is_percent != other.is_percent:
+            pairs.append((one.expression(hundredths=True), other.expression(hundredths=True)))
         if one.in_letters or other.in_letters:
-            texts = map(digits_as_names, texts)
-        return math_parsed.same(*texts)
+            pairs = [(digits_as_names(left), digits_as_names(right)) for left, right in pairs]
+        return any(math_parsed.same(*pair) for pair in pairs)
 
 
 MATH = Math()
@@ -126,14 +134,38 @@ class _Reading(NamedTuple):
             return self
         return self._replace(quantity=str(self.value / 100), unit="dollar", value=self.value / 100)
 
-    def expression(self, percent: bool) -> str:
-        """The quantity as a parser reads it."""
-        if percent and self.unit == "%":
-            return ",".join(rf"{member}\%" for member in apart(self.quantity, COMMA))
-        if self.value is None:
-            return without_and_or(self.quantity)
+    @property
+    def is_percent(self) -> bool:
+        """Whether it holds percentages; beside an answer that holds none, their numbers or the hundredths are meant."""
+        return self.unit == "%" or "%" in self.quantity
+
+    def expression(self, hundredths: bool = False) -> str:
+        """The quantity as a parser reads it, with the numbers of its percentages, or with the hundredths."""
+        if hundredths and self.unit == "%":
+            return ",".join(rf"\frac{{{_improper(member)}}}{{100}}" for member in apart(self.quantity, COMMA))
+        if self.value is None:  # a parser reads a percent sign as the hundredth
+            return without_and_or(self.quantity if hundredths else _of_percentages(self.quantity))
         # A decimal may be the rounding of a root, as a fraction is not.
         return as_decimal(self.value) if "." in self.quantity and is_decimal(self.value) else str(self.value)
+
+
+def _improper(text: str) -> str:
+    """A number as one that can stand in a fraction, anything else as it is."""
+    value = number(text)
+    return text if value is None else str(value)
+
+
+def _of_percentages(text: str) -> str:
+    r"""A tuple, a set or an interval with the numbers in front of its percent signs.
+
+    Example:
+      >>> _of_percentages(r"(12.5\%,5)"), _of_percentages(r"100(1+5\%)")
+      ('(12.5,5)', '100(1+5\\%)')
+    """
+    listed = re.fullmatch(r"(\\?[\[({])(.*?)(\\?[\])}])", text)
+    if listed is None:
+        return text
+    return listed[1] + ",".join(re.sub(r"\\?%\Z", "", member) for member in apart(listed[2], COMMA)) + listed[3]
 
 
 def _read_pair(a: str, b: str) -> tuple[_Reading, _Reading]:

@@ -81,7 +81,7 @@ def _ratio(text: str) -> str:
 
 
 def _equal(a: str, b: str) -> bool:
-    from sympy import And, Eq, FiniteSet, Interval, Tuple
+    from sympy import And, Eq, FiniteSet, Ge, Gt, Interval, Le, Lt, Tuple
     from sympy.logic.boolalg import BooleanAtom
 
     one, other = _ratio(a), _ratio(b)
@@ -93,8 +93,8 @@ def _equal(a: str, b: str) -> bool:
     one, other = pair = [_as_one_value(_parsed(text, how)) for text in (a, b)]
     if any(each is None or isinstance(each, BooleanAtom) for each in pair):
         return False
-    # An open interval, also as a chain of inequalities, is a pair too, but a set is not.
-    ranges = Tuple | Interval | And
+    # For math-verify an open interval, or an inequality that it is solved by, is the set of its end points.
+    ranges = Tuple | Interval | And | Gt | Ge | Lt | Le
     if any(isinstance(each, FiniteSet) for each in pair) and any(isinstance(each, ranges) for each in pair):
         return False
     if len({_holds_sets(each) for each in pair}) > 1:  # math-verify takes a set of one number for the number
@@ -102,7 +102,20 @@ def _equal(a: str, b: str) -> bool:
     # Two equations without solutions have the same ones, which says nothing.
     if isinstance(one, Eq) and isinstance(other, Eq) and not (_has_solutions(one) and _has_solutions(other)):
         return _say_the_same(one, other)
+    inequalities = And | Gt | Ge | Lt | Le
+    if isinstance(one, inequalities) and isinstance(other, inequalities):
+        return _verified(one, other) or _solved_alike(one, other)
     return _verified(one, other)
+
+
+def _solved_alike(one: Any, other: Any) -> bool:
+    """Whether two inequalities of one real letter, or chains of them, are solved by the same numbers."""
+    if one.free_symbols != other.free_symbols or len(one.free_symbols) != 1:
+        return False
+    try:
+        return one.as_set() == other.as_set()
+    except Exception:  # sympy's solvers raise what they like
+        return False
 
 
 def _say_the_same(one: Any, other: Any) -> bool:

@@ -194,6 +194,18 @@ def without_and_or(text: str) -> str:
     return _AND_OR.sub(",", text)
 
 
+def joints(text: str) -> set[str]:
+    r"""The words that join a list of words or letters; none of a list of numbers or equations, where "and" and "or" say
+    the same.
+
+    Example:
+      >>> joints(r"\text{red and blue}"), joints("A or B"), joints("x=1 or x=2")
+      ({'and'}, {'or'}, set())
+    """
+    words = re.findall("[A-Za-z]+", re.sub(WRAPPER, "", text))
+    return {"and", "or"} & set(words) if re.fullmatch(r"[A-Za-z'{}, -]+", re.sub(WRAPPER, "", text)) else set()
+
+
 def apart(text: str, sign: re.Pattern[str]) -> list[str]:
     """A text cut at a sign, but not within brackets.
 
