@@ -213,6 +213,17 @@ def test_copies_of_a_trace_are_refused_whatever_they_are_called(build):
         judged_by([*traces, traces[0]], [*signals, signals[0]])
 
 
+def test_samples_of_a_question_are_one_prompt_or_refused(build):
+    """As a template writes them that knows the day: the same question in other tokens."""
+    kind = {"n": 6, "prompts": 2, "finish_reason": "stop", "answer": "7"} | STATES
+    traces, signals = build([kind])
+    traces = [replace(trace, id="one question", sample=sample) for sample, trace in enumerate(traces)]
+    with pytest.raises(
+        SampleError, match="1 ids have samples of different prompt tokens, the first is 'one question' with 2"
+    ):
+        judged_by(traces, signals)
+
+
 STATES = {"states": ["agrees"], "cut_off": None, "validity": [0.95, 0.0, 0.0]}
 
 

@@ -49,12 +49,13 @@ class Sample:
       grouped: whether every prompt belongs to a group (``group``, by default its task).
 
     Raises:
-      SampleError: a trace is there twice or, if grouped, a prompt is of several groups or of none, or there is a group
-        in which no trace can judge.
+      SampleError: a trace is there twice, samples of one id stand behind different prompts or, if grouped, a prompt is
+        of several groups or of none, or there is a group in which no trace can judge.
     """
 
     def __init__(self, traces: Outlines, *, unjudged: Unjudged = "refuse", grouped: bool = False):
         _check_once(traces)
+        _check_one_prompt(traces)
         self.traces = traces.only(barred=None)
         self.unjudged = Counter({why: n for why, n in traces.counted("barred").items() if why is not None})
         """Reasons, and how many traces each of them bars."""
@@ -140,6 +141,20 @@ def _check_once(traces: Outlines) -> None:
         raise SampleError(
             f"{n} traces stand there more than once, the first is {name!r} (sample {sample}): expected each sample of "
             "a prompt once"
+        )
+
+
+def _check_one_prompt(traces: Outlines) -> None:
+    """Refuse samples of one question that stand behind different tokens: each would count as a prompt of its own, and
+    a certificate as drawn from more questions than were asked."""
+    several = "group by id having min(prompt) != max(prompt) order by min(row)"
+    names = list(traces.ask("id, count(distinct prompt)", f"{several} limit 1"))
+    if names:
+        [(name, prompts)], n = names, sum(1 for _ in traces.ask("1", several))
+        raise SampleError(
+            f"{n} ids have samples of different prompt tokens, the first is {name!r} with {prompts}: expected one "
+            "prompt of each id; where a chat template writes the day's date, collect all samples of a prompt on one "
+            "day, or write a fixed date into the template"
         )
 
 
