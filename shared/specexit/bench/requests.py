@@ -132,18 +132,27 @@ def write_requests(path: Path, runs: Mapping[str, Run]) -> None:
 
 
 def read_requests(path: Path, method: str, batch: int | None = None) -> dict[str, Request]:
-    """The requests of one method at a batch size, by default its largest, by problem; of samples, the last.
+    """`read_responses`, by problem; of samples, the last.
 
     Raises:
       ResultsError: not there, or a line is not a request.
     """
-    found: dict[str, Request] = {}
+    return {request.id: request for request in read_responses(path, method, batch)}
+
+
+def read_responses(path: Path, method: str, batch: int | None = None) -> list[Request]:
+    """The requests of one method at a batch size, by default its largest, every sample of each problem.
+
+    Raises:
+      ResultsError: not there, or a line is not a request.
+    """
+    found: list[Request] = []
     wanted = batch or 0
     for _, size, request in requests_in(path, (method,)):
         if batch is None and size > wanted:
-            found, wanted = {}, size
+            found, wanted = [], size
         if size == wanted:
-            found[request.id] = request
+            found.append(request)
     return found
 
 

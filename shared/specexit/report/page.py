@@ -6,6 +6,7 @@ drawings come from `charts`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from specexit.bench.ablate import Ablations
 from specexit.bench.inputs import read_scores_of
 from specexit.bench.replay import ReplayCheck
-from specexit.bench.requests import read_requests
+from specexit.bench.requests import read_responses
 from specexit.bench.results import ALL_ALIKE, NO_INTERVAL, Results, Triple, is_interval, read_results
 from specexit.config import write_text
 from specexit.data.scores import Scores, read_scores
@@ -32,7 +33,7 @@ from specexit.report.checks import checks, tests
 from specexit.report.figures import Figure, Table, latencies, thresholds
 from specexit.report.readme import write_images, write_table
 from specexit.report.run import Run, read_run
-from specexit.report.shown import TITLES, ReportError, Shown, choose, exited, follows, show
+from specexit.report.shown import TITLES, ReportError, Response, Shown, choose, exited, follows, saved, show
 from specexit.report.verdict import percent, verdict
 from specexit.schemas.report import ReportConfig
 from specexit.schemas.target import TargetConfig, find_target
@@ -242,27 +243,34 @@ def show_traces(
     if "specexit" not in results.methods:
         return ()
     path = bench / "requests.jsonl"
-    requests = read_requests(path, "specexit")
-    traces = {id: trace for id, trace in first_samples(read_traces(benched)).items() if id in requests}
-    if not traces:
+    traces = first_samples(read_traces(benched))
+    responses = [(traces[one.id], one) for one in read_responses(path, "specexit") if one.id in traces]
+    if not responses:
         raise ReportError(f"{benched}: holds none of the problems of {path}, expected the traces that it ran on")
-    chosen = choose(list(traces.values()), requests)
+    chosen = choose(responses)
     if config.trace_id:
-        left = [id for id in traces if exited(traces[id], requests[id])]
-        could = [id for id in left if follows(traces[id], requests[id])]
-        if config.trace_id not in could:
-            did = "took another path up to its exit" if config.trace_id in left else "did not exit at a boundary"
-            some = ", ".join(sorted(could)[:5])
-            others = f"expected one of {some}, ..." if could else "and no other one can be shown"
-            raise ReportError(f"{path}: trace {config.trace_id!r} {did}, {others}")
-        chosen = {"asked": config.trace_id}
+        chosen = {"asked": _asked(config.trace_id, responses, path)}
     scores = _scores(config.scores, config.draft, measured) if config.scores else None
     policy = draft.specexit.policy if draft and draft.specexit else None
     tokenizer = _target(config, bench, benched, results).tokenizer()
     return tuple(
-        show(kind, traces[id], requests[id], tokenizer, scores.of([traces[id]])[0] if scores else None, policy)
-        for kind, id in chosen.items()
+        show(kind, trace, request, tokenizer, scores.of([trace])[0] if scores else None, policy)
+        for kind, (trace, request) in chosen.items()
     )
+
+
+def _asked(id: str, responses: Sequence[Response], path: Path) -> Response:
+    """The response to one problem that is to be shown; of samples, the one that saved the most."""
+    ended = [(trace, request) for trace, request in responses if exited(trace, request)]
+    could = [(trace, request) for trace, request in ended if follows(trace, request)]
+    asked = [(trace, request) for trace, request in could if trace.id == id]
+    if asked:
+        return max(asked, key=lambda one: saved(*one))
+    exits = any(trace.id == id for trace, _ in ended)
+    did = "took another path up to its exit" if exits else "did not exit at a boundary"
+    some = ", ".join(sorted({trace.id for trace, _ in could})[:5])
+    others = f"expected one of {some}, ..." if could else "and no other one can be shown"
+    raise ReportError(f"{path}: trace {id!r} {did}, {others}")
 
 
 def _target(config: ReportConfig, bench: Path, traces: Path, results: Results) -> TargetConfig:

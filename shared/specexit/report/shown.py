@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,23 +83,37 @@ TITLES = {
 }
 
 
-def choose(traces: Sequence[Trace], requests: Mapping[str, Request]) -> dict[str, str]:
-    """Kind -> id of the trace that shows it; kinds without one are left out.
+Response = tuple[Trace, Request]
+"""A response to a problem, and the recorded trace of that problem."""
 
-    Only requests that walked the very path of the trace, as under greedy decoding they do, can be set beside it.
+
+def choose(responses: Sequence[Response]) -> dict[str, Response]:
+    """Kind -> the response that shows it; kinds without one are left out.
+
+    Only a request that walked the very path of the trace, as under greedy decoding all do, can be set beside it.
     """
-    own = [(t, requests[t.id]) for t in traces if t.id in requests and follows(t, requests[t.id])]
-    saved = {t.id: len(t.think_ids) - request.thinking_tokens for t, request in own if exited(t, request)}
-    right = [t for t, request in own if t.id in saved and request.correct]
-    wrong = [t for t, request in own if t.id in saved and not request.correct and t.correct]
-    whole = [t for t, request in own if request.reason == "natural_end"]
-    could = {t.id: len(t.think_ids) - exit_point(t.boundaries, t.boundary_agrees, len(t.think_ids)) for t in whole}
-    missed = [t for t in whole if could[t.id] > 0]
+    own = [(trace, request) for trace, request in responses if follows(trace, request)]
+    ended = [(trace, request) for trace, request in own if exited(trace, request)]
+    right = [(trace, request) for trace, request in ended if request.correct]
+    wrong = [(trace, request) for trace, request in ended if not request.correct and trace.correct]
+    missed = [(trace, request) for trace, request in own if request.reason == "natural_end" and _could_save(trace) > 0]
     found = {}
-    for kind, traces_, most in (("best", right, saved), ("wrong", wrong, saved), ("missed", missed, could)):
-        if traces_:
-            found[kind] = max(traces_, key=lambda trace, most=most: most[trace.id]).id
+    if right:
+        found["best"] = max(right, key=lambda one: saved(*one))
+    if wrong:
+        found["wrong"] = max(wrong, key=lambda one: saved(*one))
+    if missed:
+        found["missed"] = max(missed, key=lambda one: _could_save(one[0]))
     return found
+
+
+def saved(trace: Trace, request: Request) -> int:
+    """Thinking tokens of the trace that a response did without."""
+    return len(trace.think_ids) - request.thinking_tokens
+
+
+def _could_save(trace: Trace) -> int:
+    return len(trace.think_ids) - exit_point(trace.boundaries, trace.boundary_agrees, len(trace.think_ids))
 
 
 def show(

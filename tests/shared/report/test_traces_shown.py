@@ -1,5 +1,6 @@
 """The traces that the report shows: which ones, cut where the request exited, with their text as it is."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -89,8 +90,30 @@ def test_three_traces_are_worth_looking_at(trace: Trace) -> None:
         ),
         "circled": replace(exited(traces["circled"], 0), ended_by="loop"),
     }
-    assert choose(list(traces.values()), requests) == {"best": "best", "wrong": "wrong", "missed": "missed"}
-    assert choose([traces["whole"]], requests) == {}
+    responses = [(traces[name], requests[name]) for name in names]
+    chosen = choose(responses)
+    assert {kind: trace.id for kind, (trace, _) in chosen.items()} == {
+        name: name for name in ("best", "wrong", "missed")
+    }
+    assert choose([(traces["whole"], requests["whole"])]) == {}
+
+
+def test_every_sample_of_a_problem_is_looked_at(bench: Path, trace: Trace) -> None:
+    """The last one alone was, and where it had taken another path there was nothing to be shown."""
+    rows = [json.loads(line) for line in (bench / "requests.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if (row["method"], row["batch"]) == ("specexit", 16)]
+    other = row | {"sample": 1, "token_ids": [trace.think_ids[0] + 1, *row["token_ids"][1:]], "correct": False}
+    for samples, shown in (([row, other], 1), ([other | {"sample": 0}, row | {"sample": 1}], 2)):
+        others = [one for one in rows if one is not row]
+        (bench / "requests.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*others, *samples]))
+        found = json.loads((bench / "results.json").read_text())
+        (bench / "results.json").write_text(json.dumps(found | {"samples": 2}))
+        report(config(bench))
+        html = (bench / "report.html").read_text()
+        assert f"<bdi>a</bdi>, response {shown} of 2</p>" in html
+        assert html.count('<h2 id="trace-') == 1
+        report(config(bench, trace_id="a"))
+        assert f"<bdi>a</bdi>, response {shown} of 2</p>" in (bench / "report.html").read_text()
 
 
 def test_a_trace_of_500_steps_is_folded_and_keeps_its_line_breaks(trace: Trace) -> None:
