@@ -67,10 +67,27 @@ def misread_by_transformers(target: TargetConfig) -> str | None:
     how = misread(theirs, target.tokenizer(), target.think_start, target.think_end)
     if how is None:
         return None
+    made = type(theirs).__name__
     return (
-        f"{target.folder / 'tokenizer_config.json'}: of its tokenizer_class transformers, and vLLM with it, makes a "
-        f'{type(theirs).__name__} that {how}; what tokenizer.json says is read with "tokenizer_class": '
-        '"PreTrainedTokenizerFast" there'
+        f"{target.folder / 'tokenizer_config.json'}: transformers, and vLLM with it, makes a {made} that {how}; "
+        f"{_read_as_it_is(target, made)}"
+    )
+
+
+def _read_as_it_is(target: TargetConfig, made: str) -> str:
+    """What has transformers read a ``tokenizer.json`` as it is, where it has made another class of it.
+
+    For some types of models, Qwen2's among them, it takes a class of its own whatever ``tokenizer_class`` says.
+    """
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    named = get_tokenizer_config(target.folder).get("tokenizer_class")
+    if str(named).removesuffix("Fast") == made.removesuffix("Fast"):
+        return 'what tokenizer.json says is read with "tokenizer_class": "PreTrainedTokenizerFast" there'
+    return (
+        f"that comes of the model's type, though tokenizer_class says {named}: what tokenizer.json says is read where "
+        "no config.json lies beside it: copy the tokenizer's files into a folder without one, with tokenizer_class "
+        "PreTrainedTokenizerFast, and name it as the engine's tokenizer (serve: --tokenizer, elsewhere: engine.extra)"
     )
 
 

@@ -17,7 +17,7 @@ from specexit.schemas.collect import CollectConfig
 from specexit.schemas.features import FeaturesConfig
 from specexit.schemas.target import load_target_config
 from tests.torch.pretend import TARGET, THINK, TOKENIZER, config
-from torch_specexit.chat import load_chat_tokenizer, prompt_ids
+from torch_specexit.chat import check_read, load_chat_tokenizer, misread_by_transformers, prompt_ids
 from torch_specexit.collecting import collect
 from torch_specexit.collecting.tracer import check_lengths
 from torch_specexit.collecting.work import (
@@ -358,6 +358,20 @@ def _with_tokenizer(tmp_path, **fields):
     path = tmp_path / "model" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     return TARGET.model_copy(update={"path": str(tmp_path / "model")})
+
+
+def test_what_is_read_wrongly_for_the_models_type_is_read_rightly_where_the_refusal_says(tmp_path):
+    """A Qwen2 gets a class of its own whatever its tokenizer_class says: the remedy was the class that stood there."""
+    target = _with_tokenizer(tmp_path)
+    config, tokenizer = (tmp_path / "model" / name for name in ("config.json", "tokenizer.json"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "qwen2"}))
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(
+        ConfigError, match=r"makes a Qwen2Tokenizer that .* says PreTrainedTokenizerFast: .*--tokenizer"
+    ):
+        check_read(target, {})
+    config.unlink()
+    assert misread_by_transformers(target) is None
 
 
 def test_a_folder_that_brings_code_of_its_own_asks_no_question(tmp_path, monkeypatch):
