@@ -247,6 +247,14 @@ def test_labels_that_leave_nothing_to_cut_are_refused(think, tmp_path):
     assert annotate(config.model_copy(update={"least_cut": 0.0})).oracle_earliest.thinking_cut == 0
 
 
+def test_where_each_trace_has_one_boundary_no_share_of_them_is_made_up(think, tmp_path):
+    """It said that 0.0% of the boundaries agree."""
+    write_traces(tmp_path / "traces" / "traces.parquet", [think(("z.", "2"))])
+    config = AnnotateConfig(traces=tmp_path / "traces", out=tmp_path / "labelled")
+    with pytest.raises(TraceError, match=r"of 1 trials 0 were cut off and no boundary .* has a verdict"):
+        annotate(config)
+
+
 def test_a_file_that_is_damaged_in_the_middle_leaves_nothing(think, tmp_path):
     trace = think(("The answer is 2.", "2"), ("z.", "2"))
     file = tmp_path / "traces" / "traces.parquet"

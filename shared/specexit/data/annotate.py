@@ -161,9 +161,16 @@ def _check_cut(config: AnnotateConfig, statistics: Statistics) -> None:
     raise TraceError(
         f"{config.traces}: an ideal exit would cut {cut:.2%} of the thinking, expected at least least_cut="
         f"{config.least_cut:g}: of {statistics.trials} trials {statistics.undecided} were cut off and "
-        f"{statistics.valid_boundaries or 0:.1%} of the boundaries agree. Trial answers that are never finished "
+        f"{_agreeing(statistics)}. Trial answers that are never finished "
         "(trial.*.max_tokens, trial.*.text of the target) or never found (answer_kind) look like this"
     )
+
+
+def _agreeing(statistics: Statistics) -> str:
+    share = statistics.valid_boundaries
+    if share is None:
+        return "no boundary in front of the natural end has a verdict"
+    return f"{share:.1%} of the boundaries agree"
 
 
 DROP_REASONS = (FAILED, "unfinished", "no answer", "no boundary")

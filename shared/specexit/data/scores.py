@@ -397,7 +397,9 @@ def _values(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str
     for batch in batches:
         for key, flat in zip(batch["id"].to_pylist(), values_of(batch["signals"], np.float32), strict=True):
             if flat.size % len(NAMES) or not np.isfinite(flat).all():
-                raise ScoreError(f"{path}: signals of trace {key!r} hold NaN or do not come in rows of {len(NAMES)}")
+                raise ScoreError(
+                    f"{path}: signals of trace {key!r} hold NaN or infinity, or do not come in rows of {len(NAMES)}"
+                )
             yield key, flat.reshape(-1, len(NAMES))
 
 

@@ -1,8 +1,10 @@
 """Short texts: where the answer stands, and what normalisation forgives."""
 
+import re
+
 import pytest
 
-from specexit.data.answers import extract_answer, same_answer
+from specexit.data.answers import extract_answer, kind, same_answer
 
 EXTRACTED = [
     (r"\boxed{Paris}", "Paris"),
@@ -307,3 +309,11 @@ def test_same_texts(a, b):
 def test_different_texts(a, b):
     assert not same_answer(a, b, "text")
     assert not same_answer(b, a, "text")
+
+
+def test_a_reference_is_the_answer_alone():
+    """One as a response states it was taken, and no answer was ever right."""
+    for stated in (r"\boxed{Paris}", "It is Paris.\n#### Paris", "Answer: Paris", "**Final answer:** Paris"):
+        assert re.search("alone: 'Paris'$", kind("text").why_no_reference(stated) or ""), stated
+    for alone in ("Paris", "The Answer Is Love", "answer", "C#", "the answer to it: love"):
+        assert kind("text").why_no_reference(alone) is None

@@ -16,6 +16,7 @@ _STATED = re.compile(rf"(?:\b(?:final\s+)?answer\b(?:\s+is\b|{_COLON})+|{_HEADIN
 _NAMED = r"(?:the\s+)?(?:final\s+)?answer"
 _TITLE = re.compile(rf"(?:\A{_NAMED}\s+is\b|^{_NAMED}(?:{_COLON}|[^\S\n]*\n))(?:\s+is\b|{_COLON})*", re.I | re.M)
 """What stands before the answer where ``####`` is a heading, its own or one above it."""
+_AS_STATED = re.compile(rf"\\(?:boxed|fbox)\b|####|\A\s*\**{_NAMED}{_COLON}", re.I)
 _FONT = r"\\(?:text|textbf|textit|mathbf|mathrm|mbox)\b"
 _STYLED = re.compile(_FONT + r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})([^\s*](?:[^*\n]*[^\s*])?)\1(?![\w*])")
@@ -65,6 +66,12 @@ class Text(AnswerKind):
             return _clean(first_statement(_TITLE.split(rest.strip())[-1]))
         found = list(_STATED.finditer(text))
         return _clean(first_statement(text[found[-1].start(1) :])) if found else None
+
+    def why_no_reference(self, reference: str, choices: Sequence[str] | None = None) -> str | None:
+        """As for any kind; an answer as a response states it is refused too, as no answer would ever be equal to it."""
+        if _AS_STATED.search(reference):
+            return f"is an answer as a response states it, expected it alone: {self.extract(reference)!r}"
+        return super().why_no_reference(reference, choices)
 
     def plainly_same(self, a: str, b: str) -> bool:
         """Whether they are equal after `normal`, initials with points or without.
