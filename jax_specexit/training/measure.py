@@ -35,7 +35,9 @@ def measurement(layers: tuple[int, ...], mesh: Mesh, dtype: DTypeLike) -> Callab
         assert aux is not None
         states = aux.reshape(*tokens.shape, len(layers), -1).astype(jnp.float32)
         rms = jnp.sqrt(jnp.mean(states**2, axis=-1))
-        return jnp.nanmedian(jnp.where(segments[..., None] > 0, rms, jnp.nan), axis=(0, 1))
+        real = segments[..., None] > 0
+        broken = jnp.any(real & ~jnp.isfinite(rms), axis=(0, 1))
+        return jnp.where(broken, jnp.nan, jnp.nanmedian(jnp.where(real, rms, jnp.nan), axis=(0, 1)))
 
     return jax.jit(medians, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -93,7 +95,8 @@ def measure_stored(
     """
     manifest = read_manifest(folder)
     rms = np.sqrt(np.mean(states.astype(np.float32) ** 2, axis=-1))[rows["segment_ids"] > 0]
-    found = np.median(rms, axis=0)[[manifest.layers.index(k) for k in layers]]
+    median = np.where(np.isfinite(rms).all(axis=0), np.median(rms, axis=0), np.nan)
+    found = median[[manifest.layers.index(k) for k in layers]]
     if wrong := _wrong(layers, found):
         check_hashes(folder, manifest, range(len(states)))
         raise FeatureError(

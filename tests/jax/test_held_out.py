@@ -26,7 +26,7 @@ from jax_specexit.weights import abstract_target, load_target
 from specexit.config import ConfigError
 from specexit.data.packed import PackMeta, read_meta
 from specexit.data.traces import TOKENIZER, WEIGHTS, TraceError, read_labelled, write_traces
-from specexit.errors import lasts
+from specexit.errors import InputError, lasts
 from specexit.method.signals import SIGNALS
 from specexit.schemas.target import TargetConfig, load_target_config
 from specexit.schemas.train import MeshConfig, TrainConfig
@@ -191,3 +191,14 @@ def test_rows_that_fill_a_mesh_change_no_measure(target: TargetConfig, packed: P
     few = run(model, *(rows[name] for name in measure.NAMES))
     many = run(model, *(np.pad(rows[name], ((0, 5), (0, 0))) for name in measure.NAMES))
     np.testing.assert_allclose(few, many, rtol=1e-5)  # float32, of products of other sizes
+
+
+def test_a_state_of_one_token_that_is_no_number_is_said_before_a_run(target: TargetConfig, packed: Path) -> None:
+    """A median passes it over, and the first step of the run would be the one to fail."""
+    rows, mesh = first_rows(packed, read_meta(packed)), make_mesh(MeshConfig(), jax.devices()[:1])
+    model = load_target(target.folder)
+    seen = np.bincount(rows["tokens"][rows["segment_ids"] > 0])
+    rare = np.flatnonzero(seen == seen[seen > 0].min())[0]
+    model.embedding[...] = model.embedding[...].at[rare].set(jax.numpy.nan)
+    with pytest.raises(InputError, match=r"hidden states have an RMS of nan at layer 1, nan at layer 2"):
+        measure.measure_aux(model, (1, 2), rows, mesh, "float32")

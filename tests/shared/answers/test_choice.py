@@ -201,6 +201,17 @@ EXTRACTED = [
     ("It is hot.\n\nB (42 km)", "B"),
     (r"\boxed{f(x) = 1}", None),
     (r"\boxed{(A), (B)}", None),
+    # below the statement, in a block
+    *[
+        (text, "B")
+        for text in (
+            "The answer is:\n\\[\n\\text{(B)}\n\\]\nas it is hot",
+            "**Answer:**\n~~~text\nB. 42 km\n~~~",
+            "Answer:\n<pre>\nB\n</pre>",
+            "The correct answer is:\n\n---\n\n**B**",
+        )
+    ],
+    ("Answer:\n\\[\nA \\text{ and } B\n\\]", None),
     # marked, or said to be right
     ("<answer>B</answer>", "B"),
     ("The answer is A, they say.\n<answer>\n(B) 42 km\n</answer>", "B"),

@@ -8,6 +8,7 @@ from collections.abc import Sequence, Set
 from specexit.data.answers.base import AnswerKind, in_ascii
 from specexit.data.answers.math_boxes import last_boxes
 from specexit.data.answers.text import normal
+from specexit.data.answers.text_blocks import first_statement
 
 _LETTERS = "A-J"
 MOST_OPTIONS = 10
@@ -36,6 +37,8 @@ _SURELY = re.compile(
 """A word between "is" and the letter. It is not part of `_STATED`, as an option may begin with it."""
 _BLANKS = re.compile(r"(?<=[(\[])\s++|(?<!\s)\s++(?=[)\]])")
 """Inside of a bracket: a trial may be forced up to the bracket, and a model begin a word with its space."""
+_STATEMENT = 2000
+"""Characters behind "the answer is" that are read: a model may open a fence there a thousand times and close none."""
 _SMALL = _LETTERS.lower()
 _FIRST = re.compile(
     r"(?i:option|choice|(?:the\s+)?letter)?\s*[:(\[\"']*(?P<letter>"
@@ -93,7 +96,7 @@ class Choice(AnswerKind):
         marked = [found["json"] or found["tag"] or "" for found in _MARKED.finditer(text)]
         if marked and (letter := _letter(marked[-1], choices)):
             return letter
-        said = [_BLANKS.sub("", rest.partition("\n")[0]) for rest in _STATED.split(text)[1:]]
+        said = [_BLANKS.sub("", first_statement(rest[:_STATEMENT])) for rest in _STATED.split(text)[1:]]
         for rest in dict.fromkeys(reversed(said)):  # a model in a loop says one thing thousands of times
             bare = rest.rstrip(" .*_")
             first = _FIRST.match(_SURELY.sub("", _STYLE.sub("", rest)))
