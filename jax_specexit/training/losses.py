@@ -158,10 +158,14 @@ def _local(hidden, head, teacher_hidden, teacher_head, labels, weights, *, chunk
 
 
 def _first_choice(z: Array, vocab: str | tuple[()], first: Array | int) -> Array:
-    """Id of the largest logit, the lowest among equals, where this device's columns begin with id ``first``."""
-    place, highest = jnp.argmax(z, axis=-1), jnp.max(z, axis=-1)
-    leads = highest == jax.lax.pmax(highest, vocab)
-    return jax.lax.pmin(jnp.where(leads, first + place, jnp.iinfo(jnp.int32).max), vocab)
+    """Id of the largest logit, the lowest among equals, where this device's columns begin with id ``first``.
+
+    By the largest and a minimum, not by an argmax, which XLA's CPU compiler does not vectorise: of the whole loss it
+    took a third.
+    """
+    highest = jax.lax.pmax(jnp.max(z, axis=-1, keepdims=True), vocab)
+    ids = first + jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
+    return jax.lax.pmin(jnp.min(jnp.where(z == highest, ids, jnp.iinfo(jnp.int32).max), axis=-1), vocab)
 
 
 def first_choices(

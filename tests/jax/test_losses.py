@@ -9,6 +9,7 @@ from jax_specexit.training.losses import (
     Teacher,
     constant_losses,
     fades,
+    first_choices,
     linear_cross_entropy,
     signal_losses,
     signal_state_gradients,
@@ -73,6 +74,14 @@ def test_bfloat16_states_have_float32_logits(distance: float) -> None:
     for a, b in ((ours, theirs), (ours_head, theirs_head)):
         # Only the logits' gradient is rounded, once, to bfloat16: 2^-9 of itself. Rounded logits gave 4 to 40 %.
         assert jnp.linalg.norm(a.astype(jnp.float32) - b) < 5e-3 * jnp.linalg.norm(b)
+
+
+def test_of_equal_logits_the_lowest_id_is_the_first_choice() -> None:
+    """As a greedy sampler has it: vLLM's argmax takes the first."""
+    logits = np.random.default_rng(0).integers(0, 3, (STEPS, BATCH, TIME, VOCAB))
+    hidden = jnp.asarray(logits, jnp.float32)
+    chosen = first_choices(hidden, jnp.eye(VOCAB), 4)
+    np.testing.assert_array_equal(chosen, np.argmax(logits, axis=-1))
 
 
 def test_fused_cross_entropy_reports_what_it_says() -> None:
